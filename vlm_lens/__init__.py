@@ -1,0 +1,49 @@
+"""vlm_lens: name any place in a vision-language model's computation, and read it or change it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded when first used, so that `import vlm_lens` is quick.
+_HOMES = {
+    "HookedVLM": "vlm_lens.model",
+    "Prompt": "vlm_lens.prompt",
+    "RawPrompt": "vlm_lens.template",
+    "ActivationCache": "vlm_lens.cache",
+    "Point": "vlm_lens.points",
+    "Layout": "vlm_lens.layout",
+    "ActivationPatch": "vlm_lens.interventions",
+    "Ablate": "vlm_lens.interventions",
+    "Steer": "vlm_lens.interventions",
+    "Intervention": "vlm_lens.interventions",
+    "TaskVector": "vlm_lens.vectors",
+    "VectorEnsemble": "vlm_lens.vectors",
+    "LogitLens": "vlm_lens.lenses",
+    "All": "vlm_lens.positions",
+    "At": "vlm_lens.positions",
+    "Find": "vlm_lens.positions",
+    "Generated": "vlm_lens.positions",
+    "Images": "vlm_lens.positions",
+    "Last": "vlm_lens.positions",
+    "Patches": "vlm_lens.positions",
+    "Span": "vlm_lens.positions",
+    "Text": "vlm_lens.positions",
+    "VLMLensError": "vlm_lens.errors",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vlm_lens' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,165 @@
+"""Attention scores and patterns of a model that runs sdpa, without changing how it runs.
+
+While a run asks for them, transformers' attention functions are wrapped (the registry is made for
+that; the model and its config are not touched). In the layers asked, the model's own eager
+attention runs beside the one that the model uses, on the same queries, keys and mask. Reading so
+changes nothing. After a write, queries whose scores or pattern changed take eager attention's
+result; every other query keeps what it had, bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vlm_lens.errors import PointError
+
+SUPPORTED = ("sdpa", "eager")
+_SOFTMAX = {torch.softmax, nn.functional.softmax, Tensor.softmax}
+
+# stage ("scores" or "pattern"), activation -> its replacement, or None to leave it
+Tap = Callable[[str, Tensor], Tensor | None]
+_active: ContextVar[Mapping[nn.Module, Tap] | None] = ContextVar("vlm_lens_taps", default=None)
+_lock = threading.Lock()
+_users = 0
+_replaced: dict[str, Callable] = {}  # another library's own overrides, put back afterwards
+
+
+def check_supported(module: nn.Module, name: str) -> None:
+    """Refuses a model whose attention never forms a pattern.
+
+    Raises:
+        PointError: The model runs another attention than sdpa or eager.
+    """
+    used = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if used not in SUPPORTED:
+        raise PointError(
+            f"{name!r} asks for attention weights, and {used!r} attention forms none: load the "
+            "model with attn_implementation='sdpa' or 'eager'."
+        )
+    if _eager_of(module) is None:
+        raise PointError(
+            f"{name!r} asks for attention weights, and {type(module).__name__} has no eager "
+            "attention to take them from."
+        )
+
+
+@contextmanager
+def tapped(taps: Mapping[nn.Module, Tap]) -> Iterator[None]:
+    """While open, the attention of these modules shows its scores and pattern to their taps."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if not taps:
+        yield
+        return
+    _install(ALL_ATTENTION_FUNCTIONS)
+    token = _active.set(taps)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+        _uninstall(ALL_ATTENTION_FUNCTIONS)
+
+
+def _install(registry: Any) -> None:
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _replaced.update({k: f for k, f in registry._local_mapping.items() if k in SUPPORTED})
+            registry["sdpa"] = _wrap(registry["sdpa"])
+            registry["eager"] = _wrap(_replaced.get("eager"))
+
+
+def _uninstall(registry: Any) -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            for name in SUPPORTED:
+                del registry[name]
+            registry._local_mapping.update(_replaced)
+            _replaced.clear()
+
+
+def _wrap(base: Callable | None) -> Callable:
+    """An attention function that serves the taps; `base` is what runs, `None` for eager."""
+
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask, **kwargs):
+        taps = _active.get()
+        tap = None if taps is None else taps.get(module)
+        own_eager = _eager_of(module)
+        if tap is None or own_eager is None:
+            return (base or own_eager)(module, query, key, value, mask, **kwargs)
+        watch = _SoftmaxWatch(tap)
+        if base is None:
+            with watch:
+                return own_eager(module, query, key, value, mask, **kwargs)
+        out = base(module, query, key, value, mask, **kwargs)
+        additive = _additive_mask(module, query, key, mask, kwargs.get("is_causal"))
+        kwargs.pop("is_causal", None)
+        with watch:
+            eager_out, _ = own_eager(module, query, key, value, additive, **kwargs)
+        if not watch.changed_rows:
+            return out
+        changed = torch.stack(watch.changed_rows).any(0)  # [batch, head, query]
+        changed = changed.transpose(1, 2).unsqueeze(-1)
+        return (torch.where(changed, eager_out, out[0]), *out[1:])
+
+    return attention
+
+
+def _eager_of(module: nn.Module) -> Callable | None:
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+def _additive_mask(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None
+) -> Tensor | None:
+    """Sdpa's mask (none, causal by flag, boolean or additive) as eager attention wants it."""
+    lowest = torch.finfo(query.dtype).min
+    if mask is None:
+        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        n_query, n_key = query.shape[2], key.shape[2]
+        if not causal or n_query == 1:
+            return None
+        mask = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device).tril()[None, None]
+    if mask.dtype == torch.bool:
+        zero = torch.zeros((), dtype=query.dtype, device=query.device)
+        return torch.where(mask, zero, lowest)
+    return mask
+
+
+class _SoftmaxWatch(TorchFunctionMode):
+    """Shows the argument and the result of the softmax inside an attention function to a tap.
+
+    Every eager attention of transformers is one softmax over keys, whatever stands around it (soft
+    caps, biases, grouped heads), so this needs no code of its own for any family.
+    """
+
+    def __init__(self, tap: Tap):
+        super().__init__()
+        self.tap = tap
+        self.changed_rows: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in _SOFTMAX:
+            return func(*args, **kwargs)
+        scores = self._show("scores", args[0])
+        return self._show("pattern", func(scores, *args[1:], **kwargs))
+
+    def _show(self, stage: str, x: Tensor) -> Tensor:
+        new = self.tap(stage, x)
+        if new is None:
+            return x
+        self.changed_rows.append((new != x).any(-1))
+        return new

@@ -1,0 +1,221 @@
+"""Runs an untouched Hugging Face model with torch hooks at points, and takes every hook off again.
+
+Hooks are registered with `prepend=True`: transformers 5 records `hidden_states` with forward hooks
+of its own, and a hook that comes after them changes a layer's output only after the projector's
+copy has been taken.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from vlm_lens.engine.attention import check_supported, tapped
+from vlm_lens.errors import InterventionError
+from vlm_lens.points import Point, PointTable
+from vlm_lens.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
+
+
+@dataclass(frozen=True)
+class Firing:
+    """What a handler is told beside the activation.
+
+    Attributes:
+        point: The point that fires.
+        offset: Position in the whole sequence of the activation's first position: 0 in a plain
+            forward, the number of cached tokens when generating.
+    """
+
+    point: Point
+    offset: int
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A function called when a point fires.
+
+    Attributes:
+        call: `(activation, firing) -> replacement`, or `None` to leave it.
+        writes: Whether it may replace the activation.
+    """
+
+    call: Callable[[Tensor, Firing], Tensor | None]
+    writes: bool = True
+
+
+Action = tuple[InputSite | OutputSite, Callable[[Tensor], Tensor | None]]
+
+
+class HookedRun:
+    """A context in which a model's forward passes call handlers at points.
+
+    Args:
+        model: The model; nothing of it is changed but for hooks, taken off on exit, also after an
+            exception.
+        points: Its points.
+        handlers: Point name -> handlers, called in order. Readers should come after writers.
+    """
+
+    def __init__(
+        self, model: nn.Module, points: PointTable, handlers: Mapping[str, Sequence[Handler]]
+    ):
+        self._model = model
+        self._handlers = {name: handlers[name] for name in points if handlers.get(name)}
+        self._points = {name: points[name] for name in self._handlers}
+        self._inputs: dict[str, list[Action]] = defaultdict(list)
+        self._outputs: dict[str, list[Action]] = defaultdict(list)
+        self._mids: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        self._offset = 0
+        self._length: int | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        taps = self._plan()
+        try:
+            self._stack.enter_context(tapped(taps))
+            self._add_hook(
+                self._model.register_forward_pre_hook(
+                    self._start_forward, prepend=True, with_kwargs=True
+                )
+            )
+            for path, actions in self._inputs.items():
+                hook = partial(_run_inputs, actions)
+                self._add_hook(
+                    submodule(self._model, path).register_forward_pre_hook(
+                        hook, prepend=True, with_kwargs=True
+                    )
+                )
+            for path, actions in self._outputs.items():
+                hook = partial(_run_outputs, actions)
+                module = submodule(self._model, path)
+                self._add_hook(module.register_forward_hook(hook, prepend=True))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+        self._mids.clear()
+
+    def _add_hook(self, handle: Any) -> None:
+        self._stack.callback(handle.remove)
+
+    def _plan(self) -> dict[nn.Module, Callable]:
+        """Sorts the points into actions on inputs and outputs of modules and attention taps."""
+        attention: dict[nn.Module, dict[str, Point]] = defaultdict(dict)
+        tail: list[tuple[str, Action]] = []  # run after all handlers of the module
+        for point in self._points.values():
+            site = point.site
+            fire = partial(self._fire, point)
+            if isinstance(site, InputSite):
+                self._inputs[site.module].append((site, fire))
+            elif isinstance(site, OutputSite):
+                self._outputs[site.module].append((site, fire))
+            elif isinstance(site, AttentionSite):
+                module = submodule(self._model, site.module)
+                check_supported(module, point.name)
+                attention[module][site.stage] = point
+            elif isinstance(site, MidSite):
+                self._inputs[site.module].append((site.norm, fire))
+                if any(h.writes for h in self._handlers[point.name]):
+                    kept = self._mids[point.name]
+                    self._inputs[site.module][-1] = (
+                        site.norm,
+                        partial(self._fire_mid, point, kept),
+                    )
+                    self._outputs[site.block.module].insert(
+                        0, (site.block, partial(_complete_mid, kept))
+                    )
+                    tail.append((site.branch.module, (site.branch, partial(_keep_branch, kept))))
+        for path, action in tail:
+            self._outputs[path].append(action)
+        return {module: partial(self._tap, stages) for module, stages in attention.items()}
+
+    def _start_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        past = kwargs.get("past_key_values")
+        self._offset = int(past.get_seq_length()) if past is not None else 0
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        self._length = None if tokens is None else tokens.shape[1]
+
+    def _fire(self, point: Point, x: Tensor) -> Tensor | None:
+        view = point.site.view
+        value = view.split(x) if view else x
+        firing = Firing(point, self._offset_of(point, x))
+        changed = False
+        for handler in self._handlers[point.name]:
+            new = handler.call(value, firing)
+            if new is None or new is value:
+                continue
+            if new.shape != value.shape:
+                raise InterventionError(
+                    f"A write to {point.name} has shape {list(new.shape)}; the activation has "
+                    f"{list(value.shape)}."
+                )
+            value, changed = new.to(device=value.device, dtype=value.dtype), True
+        if not changed:
+            return None
+        return view.join(value, x) if view else value
+
+    def _offset_of(self, point: Point, x: Tensor) -> int:
+        if point.space != "text":
+            return 0
+        if point.on_demand or self._length is None:
+            return self._offset
+        # logits may be computed for the last positions only
+        return self._offset + self._length - x.shape[1]
+
+    def _fire_mid(self, point: Point, kept: dict[str, Tensor], x: Tensor) -> Tensor | None:
+        kept.clear()
+        new = self._fire(point, x)
+        if new is not None:
+            kept["mid"] = new
+        return new
+
+    def _tap(self, stages: Mapping[str, Point], stage: str, x: Tensor) -> Tensor | None:
+        return self._fire(stages[stage], x) if stage in stages else None
+
+
+def _keep_branch(kept: dict[str, Tensor], x: Tensor) -> None:
+    if "mid" in kept:
+        kept["branch"] = x
+
+
+def _complete_mid(kept: dict[str, Tensor], x: Tensor) -> Tensor | None:
+    return kept.pop("mid") + kept.pop("branch") if "mid" in kept else None
+
+
+def _run_inputs(actions: Sequence[Action], module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    changed = False
+    for site, act in actions:
+        value = site.get(args, kwargs)
+        if value is None:
+            continue
+        new = act(value)
+        if new is not None:
+            args, kwargs = site.put(args, kwargs, new)
+            changed = True
+    return (args, kwargs) if changed else None
+
+
+def _run_outputs(actions: Sequence[Action], module: nn.Module, args: tuple, output: Any) -> Any:
+    changed = False
+    for site, act in actions:
+        new = act(site.get(output))
+        if new is not None:
+            output = site.put(output, new)
+            changed = True
+    return output if changed else None
+
+
+def count_hooks(model: torch.nn.Module) -> int:
+    """How many forward hooks stand on a model; tests use it to see that none is left behind."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

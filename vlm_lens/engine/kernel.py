@@ -1,0 +1,100 @@
+"""The one place where an activation is changed. Imports nothing but torch.
+
+Every engine lowers interventions to `Op`s and applies them here, so that engines can be exchanged
+and tested against each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+SET, ADD, MEAN = "set", "add", "mean"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One change of one activation, in plain numbers.
+
+    Attributes:
+        point: The point's name.
+        kind: `"set"` replaces, `"add"` adds, `"mean"` replaces by a mean over positions.
+        rows: Index on the activation's first axis, one for each place.
+        positions: Position in the whole sequence, one for each place.
+        heads: Heads that are changed, `None` for all.
+        tensors: `value` `[places or 1, heads or 1, features]` (without the axis of heads where
+            the activation has none); for `"mean"`, `pool` `[n, 2]`: the (row, position) pairs
+            whose mean, row by row, is written.
+        since: With no places: every position from this one on (tokens generated after a prompt).
+    """
+
+    point: str
+    kind: str
+    rows: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+    heads: tuple[int, ...] | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    since: int | None = None
+
+
+def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
+    """The activation after an op; the one given is left as it is.
+
+    Args:
+        op: What to change.
+        x: The activation, `[rows, positions, (heads,) features]`.
+        offset: Position in the whole sequence of the activation's first position.
+
+    Returns:
+        The changed activation and how many elements were written; `x` itself and 0 where none of
+        the op's places lies in it.
+    """
+    rows, positions, places = _places(op, x, offset)
+    if rows.numel() == 0:
+        return x, 0
+    out = x.clone()
+    index = (rows, positions)
+    if op.heads is not None:
+        heads = torch.tensor(op.heads, device=x.device)
+        index = (rows[:, None], positions[:, None], heads[None, :])
+    current = out[index]
+    if op.kind == MEAN:
+        new = _row_means(op.tensors["pool"], x, offset, rows)
+        new = new[:, list(op.heads)] if op.heads is not None else new
+    else:
+        new = op.tensors["value"].to(device=x.device, dtype=x.dtype)
+        if len(new) > 1:
+            new = new[places]
+        if op.kind == ADD:
+            new = current + new
+        elif op.kind != SET:
+            raise ValueError(f"Unknown kind of op: {op.kind!r}.")
+    out[index] = new.expand_as(current)
+    return out, current.numel()
+
+
+def _places(op: Op, x: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, local positions and place numbers of the op's places that lie in this activation."""
+    length = x.shape[1]
+    if op.since is not None:
+        first = max(op.since - offset, 0)
+        pairs = torch.cartesian_prod(
+            torch.arange(x.shape[0]), torch.arange(min(first, length), length)
+        ).to(x.device)
+        return pairs[:, 0], pairs[:, 1], torch.zeros_like(pairs[:, 0])
+    local = torch.tensor(op.positions, device=x.device) - offset
+    places = ((local >= 0) & (local < length)).nonzero().flatten()
+    return torch.tensor(op.rows, device=x.device)[places], local[places], places
+
+
+def _row_means(pool: Tensor, x: Tensor, offset: int, rows: Tensor) -> Tensor:
+    """For each row asked, the mean over the pool's positions of that row."""
+    pool = pool.to(x.device)
+    pool = pool[(pool[:, 1] >= offset) & (pool[:, 1] < offset + x.shape[1])]
+    values = x[pool[:, 0], pool[:, 1] - offset].float()
+    total = values.new_zeros((x.shape[0], *values.shape[1:])).index_add_(0, pool[:, 0], values)
+    count = torch.bincount(pool[:, 0], minlength=x.shape[0]).clamp(min=1)
+    mean = total / count.view(-1, *[1] * (total.dim() - 1))
+    return mean.to(x.dtype)[rows]

@@ -1,0 +1,40 @@
+"""The errors a user can meet; each message says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VLMLensError(ValueError):
+    """Base of every error raised by vlm_lens about what it was asked to do."""
+
+
+class PromptError(VLMLensError):
+    """Text, pictures or tensors that do not make a prompt for this model."""
+
+
+class PointError(VLMLensError):
+    """A point that this model does not have, or that cannot be used as asked."""
+
+
+class PositionError(VLMLensError):
+    """A position that is not in this prompt."""
+
+
+class InterventionError(VLMLensError):
+    """An intervention that does not fit the model or the prompt, or that had no effect."""
+
+
+class VectorError(VLMLensError):
+    """A vector of the wrong width, layer, place or model, or a file that holds none."""
+
+
+class ModelError(VLMLensError):
+    """A model that cannot be wrapped or loaded as asked."""
+
+
+def near_matches(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """A clause that names the known names closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""

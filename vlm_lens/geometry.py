@@ -1,0 +1,123 @@
+"""Patches and pixels: which part of a picture, as the user gave it, a patch has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from vlm_lens.errors import PositionError
+
+Box = tuple[float, float, float, float]
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """How a processor maps the user's picture to the frame that is cut into patches.
+
+    `frame = picture * scale + offset`, per axis; the offset is negative where the frame is a crop.
+
+    Attributes:
+        picture: Width and height of the picture as given.
+        frame: Width and height of what the model sees, in pixels.
+        scale: Frame pixels for one pixel of the picture, per axis.
+        offset: Where the picture's top left corner lies in the frame.
+    """
+
+    picture: tuple[int, int]
+    frame: tuple[int, int]
+    scale: tuple[float, float]
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def to_frame(self, box: Box) -> Box:
+        """A box in pixels of the picture -> pixels of the frame."""
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        return box[0] * sx + ox, box[1] * sy + oy, box[2] * sx + ox, box[3] * sy + oy
+
+    def to_picture(self, box: Box) -> Box:
+        """A box in pixels of the frame -> pixels of the picture, cut to the picture."""
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        w, h = self.picture
+        x0, x1 = ((v - ox) / sx for v in (box[0], box[2]))
+        y0, y1 = ((v - oy) / sy for v in (box[1], box[3]))
+        return max(x0, 0.0), max(y0, 0.0), min(x1, float(w)), min(y1, float(h))
+
+    @property
+    def seen(self) -> Box:
+        """The part of the picture that the model sees, in pixels of the picture."""
+        return self.to_picture((0, 0, *self.frame))
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """A grid of patches, and at which positions of a sequence they stand.
+
+    Attributes:
+        rows: Number of patches from top to bottom.
+        cols: Number of patches from left to right.
+        positions: `rows * cols` positions, row by row.
+        row: Index on the activation's first axis: the prompt's row in a batch for the language
+            model, the picture's number in the whole batch for tower and projector.
+        pixels_of: How the picture became the frame that the grid covers.
+    """
+
+    rows: int
+    cols: int
+    positions: tuple[int, ...]
+    row: int
+    pixels_of: PixelMap
+
+    def patch(self, row: int, col: int) -> int:
+        """The position of one patch, counted from the top left; negative counts from the end."""
+        if not (-self.rows <= row < self.rows and -self.cols <= col < self.cols):
+            raise PositionError(
+                f"There is no patch ({row}, {col}): the grid has {self.rows} rows "
+                f"and {self.cols} columns."
+            )
+        return self.positions[(row % self.rows) * self.cols + col % self.cols]
+
+    def box(self, x0: float, y0: float, x1: float, y1: float) -> list[int]:
+        """Positions of the patches that overlap a box, in pixels of the picture as given.
+
+        Raises:
+            PositionError: An empty box, or one that the model does not see (outside the
+                picture, or cut away by the processor's crop).
+        """
+        if not (x0 < x1 and y0 < y1):
+            raise PositionError(f"The box {(x0, y0, x1, y1)} is empty: give x0 < x1 and y0 < y1.")
+        fx0, fy0, fx1, fy1 = self.pixels_of.to_frame((x0, y0, x1, y1))
+        w, h = (f / n for f, n in zip(self.pixels_of.frame, (self.cols, self.rows), strict=True))
+        inside = [
+            self.patch(r, c)
+            for r, c in product(range(self.rows), range(self.cols))
+            if min(fx1, (c + 1) * w) - max(fx0, c * w) > _EPS * w
+            and min(fy1, (r + 1) * h) - max(fy0, r * h) > _EPS * h
+        ]
+        if not inside:
+            seen = ", ".join(f"{v:.0f}" for v in self.pixels_of.seen)
+            raise PositionError(
+                f"The box {(x0, y0, x1, y1)} covers nothing that the model sees: of this "
+                f"{self.pixels_of.picture[0]} x {self.pixels_of.picture[1]} picture it sees "
+                f"the box ({seen})."
+            )
+        return inside
+
+    def cell(self, position: int) -> tuple[int, int]:
+        """Row and column of the patch at a position.
+
+        Raises:
+            PositionError: No patch stands there.
+        """
+        try:
+            return divmod(self.positions.index(position), self.cols)
+        except ValueError:
+            raise PositionError(
+                f"Position {position} holds no patch of this picture; its patches stand at "
+                f"{self.positions[0]}..{self.positions[-1]}."
+            ) from None
+
+    def pixels(self, position: int) -> Box:
+        """The box `(x0, y0, x1, y1)` of the patch at a position, in pixels of the picture."""
+        row, col = self.cell(position)
+        w, h = (f / n for f, n in zip(self.pixels_of.frame, (self.cols, self.rows), strict=True))
+        return self.pixels_of.to_picture((col * w, row * h, (col + 1) * w, (row + 1) * h))

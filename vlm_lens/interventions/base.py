@@ -1,0 +1,273 @@
+"""What every intervention is: a frozen value that lowers, on a model and a prompt, to plain ops."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vlm_lens.engine.kernel import Op
+from vlm_lens.errors import InterventionError, PointError, VLMLensError
+from vlm_lens.layout import Layout
+from vlm_lens.points import Point, PointTable, expand_name
+from vlm_lens.positions import Generated, Position
+from vlm_lens.serial import load, savable, save
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a value may ask about the model it is used on.
+
+    Attributes:
+        name: The model's name.
+        n_layers: Its number of blocks.
+        d_model: Its width.
+        unembed_hash: A hash of its unembedding; `None` where the weights cannot be read.
+    """
+
+    name: str
+    n_layers: int
+    d_model: int
+    unembed_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model and a prompt, as far as an intervention needs to know them."""
+
+    points: PointTable
+    layouts: tuple[Layout, ...]
+    model: ModelFacts
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions of the (padded) prompt."""
+        return len(self.layouts[0])
+
+
+class Intervention(ABC):
+    """A change to a run, usable on any prompt: frozen, hashable, composable by `+`."""
+
+    @abstractmethod
+    def lower(self, target: Target) -> list[Op]:
+        """The ops that this intervention means on a model and a prompt.
+
+        Raises:
+            VLMLensError: It does not fit the model or the prompt; the message says why.
+        """
+
+    def __add__(self, other: Intervention) -> Composed:
+        """Both, this one first where they touch the same place."""
+        if not isinstance(other, Intervention):
+            return NotImplemented
+        return Composed((*_parts(self), *_parts(other)))
+
+    def save(self, stem: str | Path) -> Path:
+        """Writes `stem.json` and, where there are tensors, `stem.safetensors`."""
+        return save(self, stem)
+
+    @classmethod
+    def load(cls, stem: str | Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            VLMLensError: No such file, or it holds something else.
+        """
+        return load(stem, cls)
+
+
+@savable
+@dataclass(frozen=True)
+class Composed(Intervention):
+    """Several interventions in one run, in order."""
+
+    parts: tuple[Intervention, ...]
+
+    def lower(self, target: Target) -> list[Op]:
+        """The ops of each part, in order."""
+        return [op for part in self.parts for op in part.lower(target)]
+
+    def __iter__(self) -> Iterator[Intervention]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.parts))
+
+
+def _parts(intervention: Intervention) -> tuple[Intervention, ...]:
+    return intervention.parts if isinstance(intervention, Composed) else (intervention,)
+
+
+def compose(interventions: Intervention | Iterable[Intervention] | None) -> Composed:
+    """One or many interventions as one value.
+
+    Raises:
+        InterventionError: Something in the list is not an intervention.
+    """
+    if interventions is None:
+        return Composed(())
+    if isinstance(interventions, Intervention):
+        return Composed(_parts(interventions))
+    found: list[Intervention] = []
+    for one in interventions:
+        if not isinstance(one, Intervention):
+            raise InterventionError(
+                f"interventions= takes ActivationPatch(...), Steer(...), Ablate(...) and the like; "
+                f"it got {type(one).__name__}. Plain functions go to run_with_hooks(fwd_hooks=...)."
+            )
+        found += _parts(one)
+    return Composed(tuple(found))
+
+
+def freeze_points(points: str | Sequence) -> tuple[str, ...]:
+    """Point names, globs or short forms as a tuple of full names and globs."""
+    if isinstance(points, str):
+        return (points,)
+    if isinstance(points, tuple) and len(points) in (2, 3) and isinstance(points[1], int):
+        return (expand_name(points),)
+    return tuple(expand_name(p) for p in points)
+
+
+def freeze_heads(heads: int | Iterable[int] | None) -> tuple[int, ...] | None:
+    """Heads as a tuple, `None` for all."""
+    if heads is None:
+        return None
+    return (heads,) if isinstance(heads, int) else tuple(heads)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an op acts: pairs of row and position, and the heads.
+
+    Attributes:
+        counts: Number of places in each prompt row (or for the generated tokens, empty).
+    """
+
+    point: Point
+    rows: tuple[int, ...]
+    positions: tuple[int, ...]
+    heads: tuple[int, ...] | None
+    counts: tuple[int, ...]
+    since: int | None
+
+    def op(self, kind: str, **tensors: Tensor) -> Op:
+        """An op at this place."""
+        return Op(self.point.name, kind, self.rows, self.positions, self.heads, tensors, self.since)
+
+
+def places(
+    target: Target, points: tuple[str, ...], at: Position, heads: tuple[int, ...] | None
+) -> list[Place]:
+    """The places that points, a position and heads mean on a prompt.
+
+    Raises:
+        PointError: No such point, one that cannot be written, or heads where there are none.
+        PositionError: No such position in one of the prompts.
+    """
+    found = []
+    for name in target.points.match(list(points)):
+        point = target.points[name]
+        if not point.writable:
+            raise PointError(f"{name} cannot be written: {point.read_only}.")
+        _check_heads(point, heads)
+        if isinstance(at, Generated):
+            at.resolve(target.layouts[0], point.space)
+            found.append(Place(point, (), (), heads, (), target.prompt_length))
+            continue
+        pairs, counts = [], []
+        for layout in target.layouts:
+            try:
+                mine = at.resolve(layout, point.space)
+            except VLMLensError as error:
+                where = f" (row {layout.row} of the batch)" if len(target.layouts) > 1 else ""
+                raise type(error)(f"{name}{where}: {error}") from None
+            pairs += mine
+            counts.append(len(mine))
+        if not pairs:
+            raise InterventionError(
+                f"{at} holds no position of this prompt, so a write to {name} would do nothing."
+            )
+        rows, positions = zip(*pairs, strict=True)
+        found.append(Place(point, rows, positions, heads, tuple(counts), None))
+    return found
+
+
+def _check_heads(point: Point, heads: tuple[int, ...] | None) -> None:
+    if heads is None:
+        return
+    if not point.has_heads:
+        raise PointError(
+            f"{point.name} has no axis of heads ({point.shape}); heads= works at attn.hook_q, "
+            "hook_k, hook_v, hook_z, hook_attn_scores and hook_pattern."
+        )
+    n_heads = point.sizes[point.axes.index("head")]
+    wrong = [h for h in heads if not 0 <= h < n_heads]
+    if wrong or not heads:
+        raise PointError(f"{point.name} has heads 0..{n_heads - 1}; {list(heads)} was asked.")
+
+
+def feature_shape(point: Point) -> tuple[int | None, ...]:
+    """The axes that one place of a point has, heads first: `(d_model,)` or `(n_heads, d_head)`."""
+    if "query" in point.axes:
+        return (point.sizes[point.axes.index("head")], None)
+    return point.sizes[2:]
+
+
+def shaped(value: Tensor, place: Place) -> Tensor:
+    """A value as the kernel wants it: `[places or 1, heads or 1, features]`.
+
+    Accepted are a number, one vector for every place, one for each place of a row (the same for
+    every row), or one for each place of each row, each with or without an axis of heads.
+
+    Raises:
+        InterventionError: A shape that fits none of these.
+    """
+    features = feature_shape(place.point)
+    if place.heads is not None:
+        features = (len(place.heads), *features[1:])
+    n = len(features)
+    if value.dim() == 0:
+        return value.reshape((1,) * (n + 1))
+    per_row = place.counts[0] if len(set(place.counts)) == 1 else None
+    leads = {0: [()], 1: [(per_row,), (1,)], 2: [(len(place.counts), per_row)]}
+    if per_row == 1:
+        leads[1].append((len(place.counts),))
+    for n_features in range(n, 0, -1):
+        lead = value.dim() - n_features
+        if lead not in leads or not _fits(value.shape[lead:], features[n - n_features :]):
+            continue
+        if lead and tuple(value.shape[:lead]) not in leads[lead]:
+            continue
+        tail = (1,) * (n - n_features) + tuple(value.shape[lead:])
+        if lead == 0:
+            return value.reshape(1, *tail)
+        rows = value.reshape(-1, *tail)
+        if len(rows) in (1, len(place.positions)):
+            return rows
+        return rows.repeat(len(place.counts), *[1] * n)
+    wanted = ", ".join("any" if f is None else str(f) for f in features)
+    raise InterventionError(
+        f"A value of shape {list(value.shape)} does not fit {place.point.name}: it takes "
+        f"[{wanted}], or that for each of the {per_row or 'chosen'} positions"
+        + (f" of each of the {len(place.counts)} prompts." if len(place.counts) > 1 else ".")
+    )
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return all(w is None or s in (w, 1) for s, w in zip(shape, wanted, strict=True))
+
+
+def pool_of(target: Target, place: Place) -> Tensor:
+    """All (row, position) pairs of the prompts that are not padding, `[n, 2]`."""
+    from vlm_lens.positions import All
+
+    pairs = [p for layout in target.layouts for p in All().resolve(layout, place.point.space)]
+    return torch.tensor(pairs, dtype=torch.long)

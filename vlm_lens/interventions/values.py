@@ -1,0 +1,63 @@
+"""What an intervention may write: a tensor, a vector for each layer, a slice of a cache."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vlm_lens.errors import InterventionError
+from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.points import Point
+from vlm_lens.positions import Position
+from vlm_lens.serial import FrozenTensor
+
+
+@runtime_checkable
+class PointValue(Protocol):
+    """A value that knows what to give for a point: a TaskVector, an ensemble, a cache's slice."""
+
+    def value_at(self, point: Point, model: ModelFacts, *, allow_transfer: bool = False) -> Tensor:
+        """The tensor for a point.
+
+        Raises:
+            VectorError: There is none for this point, or it does not fit this model.
+        """
+
+
+@runtime_checkable
+class Sliceable(Protocol):
+    """A value that must be cut at a position before it can be frozen: an ActivationCache."""
+
+    def slice_at(self, points: tuple[str, ...], at: Position) -> PointValue:
+        """The values of some points at a position, as a frozen value."""
+
+
+def freeze_value(value: Any, points: tuple[str, ...], at: Position) -> Any:
+    """Turns what the user gave into a frozen value.
+
+    Raises:
+        InterventionError: Not a number, tensor, vector or cache.
+    """
+    if isinstance(value, Sliceable):
+        return value.slice_at(points, at)
+    if isinstance(value, PointValue | FrozenTensor):
+        return value
+    if isinstance(value, Tensor):
+        return FrozenTensor(value)
+    if isinstance(value, int | float):
+        return FrozenTensor(torch.tensor(float(value)))
+    raise InterventionError(
+        f"A value is a tensor, a TaskVector, a VectorEnsemble or an ActivationCache, not "
+        f"{type(value).__name__}."
+    )
+
+
+def value_for(
+    value: PointValue | FrozenTensor, point: Point, model: ModelFacts, *, allow_transfer: bool
+) -> Tensor:
+    """The tensor that a frozen value gives for a point."""
+    if isinstance(value, FrozenTensor):
+        return value.data
+    return value.value_at(point, model, allow_transfer=allow_transfer)

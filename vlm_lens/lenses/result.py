@@ -1,0 +1,121 @@
+"""What a lens has seen: plain arrays, a table, and figures on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from vlm_lens.layout import Layout
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False)
+class LensRow:
+    """One prompt seen through a lens.
+
+    Attributes:
+        layout: The prompt's coordinates.
+        positions: The positions that were decoded.
+        top_ids: The most likely tokens, `[layers, positions, k]`.
+        top_probs: Their probabilities, likewise.
+        token_probs: Probabilities of the chosen tokens, `[layers, positions, tokens]`.
+        token_ranks: Their ranks in the whole vocabulary, 0 for the most likely, likewise.
+    """
+
+    layout: Layout
+    positions: tuple[int, ...]
+    top_ids: Tensor
+    top_probs: Tensor
+    token_probs: Tensor
+    token_ranks: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LensResult:
+    """Decodings by layer and position.
+
+    Attributes:
+        points: The decoded points, one a layer.
+        rows: One entry a prompt of the batch.
+        token_ids: The chosen tokens.
+        labels: Token id -> its text.
+        pictures: The pictures of each prompt.
+        model: The model's name.
+    """
+
+    points: tuple[str, ...]
+    rows: tuple[LensRow, ...]
+    token_ids: tuple[int, ...] = ()
+    labels: Mapping[int, str] = field(default_factory=dict, repr=False)
+    pictures: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
+    model: str = ""
+
+    def top(self, layer: int, position: int = -1, *, row: int = 0) -> list[tuple[str, float]]:
+        """The most likely tokens with their probabilities.
+
+        Args:
+            layer: Which of the decoded points, from 0.
+            position: Which of the decoded positions, by index into `rows[row].positions`.
+            row: Which prompt.
+        """
+        mine = self.rows[row]
+        ids, probs = mine.top_ids[layer, position], mine.top_probs[layer, position]
+        return [(self.labels[int(i)], float(p)) for i, p in zip(ids, probs, strict=True)]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each prompt, point, position and rank among the most likely tokens."""
+        import pandas as pd
+
+        records = []
+        for number, row in enumerate(self.rows):
+            for layer, point in enumerate(self.points):
+                for index, position in enumerate(row.positions):
+                    base: dict[str, Any] = {
+                        "row": number,
+                        "point": point,
+                        "layer": layer,
+                        "position": position,
+                        "at": row.layout.strings[position] if row.layout.strings else None,
+                        "kind": row.layout.kinds[position],
+                    }
+                    for t, token in enumerate(self.token_ids):
+                        label = self.labels[token]
+                        base[f"p({label!r})"] = float(row.token_probs[layer, index, t])
+                        base[f"rank({label!r})"] = int(row.token_ranks[layer, index, t])
+                    for rank in range(row.top_ids.shape[-1]):
+                        token = int(row.top_ids[layer, index, rank])
+                        prob = float(row.top_probs[layer, index, rank])
+                        records.append(
+                            {**base, "rank": rank, "token": self.labels[token], "prob": prob}
+                        )
+        return pd.DataFrame(records)
+
+    def plot(self, *, row: int = 0) -> go.Figure:
+        """Layers by positions, coloured by the top token's probability; hover shows the top ten."""
+        from vlm_lens.figures.lens import lens_figure
+
+        return lens_figure(self, row=row)
+
+    def plot_image(self, image: int = 0, *, row: int = 0) -> go.Figure:
+        """Decodings drawn over one picture, with a slider over layers."""
+        from vlm_lens.figures.lens import lens_image_figure
+
+        return lens_image_figure(self, image=image, row=row)
+
+    def __repr__(self) -> str:
+        places = sum(len(r.positions) for r in self.rows)
+        return (
+            f"LensResult({len(self.points)} layers, {places} position{'s' * (places != 1)}, "
+            f"{self.model})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.to_dataframe()
+        return table[table["rank"] == 0].drop(columns="rank").to_html(index=False, max_rows=40)

@@ -1,0 +1,62 @@
+"""Models and processors by zoo name, local folder or Hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlm_lens.errors import ModelError
+
+
+def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
+    """A model in evaluation mode and its processor.
+
+    Args:
+        name: A zoo name, a folder, or a Hub id.
+        **options: `revision`, `dtype`, `device_map`, `quantization_config`,
+            `attn_implementation`, `trust_remote_code` and whatever else transformers'
+            `from_pretrained` takes; `processor` overrides the checkpoint's own.
+
+    Raises:
+        ModelError: No family for this model, or nothing of that name.
+    """
+    from transformers import AutoConfig
+
+    from vlm_lens import zoo
+    from vlm_lens.families import family_of
+
+    processor = options.pop("processor", None)
+    if "torch_dtype" in options:
+        raise ModelError("Write dtype=..., not torch_dtype=...: transformers 5 renamed it.")
+    where = str(zoo.path(str(name))) if str(name) in zoo.names() else str(name)
+    hub = {k: options[k] for k in ("revision", "trust_remote_code", "token") if k in options}
+    try:
+        config = AutoConfig.from_pretrained(where, **hub)
+    except OSError as error:
+        raise ModelError(
+            f"{name!r} is not a zoo model ({', '.join(zoo.names())}), not a folder with a "
+            f"config.json, and could not be read from the Hub: {str(error).splitlines()[0]}"
+        ) from error
+    family_of(config)  # an unknown architecture is refused before gigabytes are read
+    model = _auto_class(config).from_pretrained(where, **options)
+    if processor is None:
+        processor = _load_processor(config, where, **hub)
+    return model.eval(), processor
+
+
+def _auto_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from vlm_lens.families import family_of
+
+    return AutoModelForImageTextToText if family_of(config).takes_images else AutoModelForCausalLM
+
+
+def _load_processor(config: Any, where: str, **hub: Any) -> Any:
+    from transformers import AutoProcessor, AutoTokenizer
+
+    from vlm_lens.families import family_of
+
+    if family_of(config).takes_images:
+        return AutoProcessor.from_pretrained(where, **hub)
+    return AutoTokenizer.from_pretrained(where, **hub)

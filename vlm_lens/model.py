@@ -1,0 +1,442 @@
+"""HookedVLM: a Hugging Face vision-language model with named activation points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from vlm_lens.cache import ActivationCache, gather
+from vlm_lens.config import HookedConfig
+from vlm_lens.describe import describe, unembed_hash
+from vlm_lens.engine.hooks import Firing, Handler, HookedRun
+from vlm_lens.engine.run import Counter, op_handlers, read_handler, user_handler
+from vlm_lens.errors import ModelError, PromptError
+from vlm_lens.families import family_of
+from vlm_lens.generation import Generation
+from vlm_lens.interventions.base import Composed, Intervention, ModelFacts, Target, compose
+from vlm_lens.points import NamesFilter, PointTable
+from vlm_lens.positions import Position, as_position
+from vlm_lens.prompt import Prompt, as_raw, from_chat, from_tensors, from_text, warn_if_training
+from vlm_lens.sites import submodule
+from vlm_lens.tokens import encode, first_token, single_token, string_tokens, tokenizer_of
+
+Promptable = Any  # a Prompt, text(s), RawPrompt(s), or a processor's own output
+Pictures = Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None
+Interventions = Intervention | Iterable[Intervention]
+FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable]]
+
+
+class HookedVLM:
+    """Any place in a vision-language model's computation, by name, to read or to change.
+
+    The Hugging Face model inside (`vlm.hf_model`) is never changed: hooks are put on for one run
+    and taken off after it, and its attention implementation stays as it is.
+
+    Args:
+        hf_model: A `LlavaForConditionalGeneration`, `LlamaForCausalLM`, ... of a registered family.
+        processor: Its processor (a tokenizer for a plain language model). Without one, prompts
+            must be a processor's own output.
+
+    Raises:
+        ModelError: A model of a family that is not registered.
+    """
+
+    def __init__(self, hf_model: nn.Module, processor: Any = None):
+        self.hf_model = hf_model
+        self.processor = processor
+        self.family = family_of(hf_model.config)
+        self.architecture = self.family.architecture(hf_model)
+        self._active: list[Composed | tuple] = []
+        warn_if_training(hf_model)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device | None = None, **options: Any
+    ) -> Self:
+        """Loads a model by zoo name (`"toy-llava"`), folder or Hub id.
+
+        Args:
+            name: What to load.
+            device: Where to put it; for several devices use `device_map` instead.
+            **options: Passed to transformers: `revision`, `dtype`, `device_map`,
+                `quantization_config`, `attn_implementation`, `trust_remote_code`, ...;
+                `processor` overrides the checkpoint's own.
+
+        Raises:
+            ModelError: Nothing of that name, or no family for it.
+        """
+        from vlm_lens.loading import load
+
+        if device is not None and options.get("device_map") is not None:
+            raise ModelError("Give device= or device_map=, not both.")
+        model, processor = load(name, **options)
+        vlm = cls(model if device is None else model.to(device), processor)
+        vlm.__dict__["name"] = str(name)
+        return vlm
+
+    # ------------------------------------------------------------------ what the model is
+
+    @cached_property
+    def name(self) -> str:
+        """The name under which it was loaded."""
+        return self.cfg.model_name
+
+    @property
+    def cfg(self) -> HookedConfig:
+        """Its sizes: `n_layers`, `d_model`, `n_heads`, `d_head`, `d_vocab`, and `vision`'s."""
+        return self.architecture.cfg
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, `None` without a processor."""
+        return tokenizer_of(self.processor)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that takes the tokens."""
+        weight = self.hf_model.get_input_embeddings().weight
+        return self.hf_model.device if weight.device.type == "meta" else weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its activations."""
+        return self.hf_model.dtype
+
+    def points(self, names: NamesFilter = "*") -> PointTable:
+        """The points that a name, glob, list or function selects, as a table.
+
+        Raises:
+            PointError: Nothing matches.
+        """
+        return self.architecture.points.select(names)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What a vector is checked against: name, layers, width, hash of the unembedding."""
+        return ModelFacts(self.name, self.cfg.n_layers, self.cfg.d_model, unembed_hash(self))
+
+    @torch.no_grad()
+    def unembed(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Logits of normed residual-stream vectors: the model's own output layer."""
+        return submodule(self.hf_model, self.architecture.unembed)(x)
+
+    @torch.no_grad()
+    def ln_final(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The language model's final norm, its statistics computed anew from `x`."""
+        return submodule(self.hf_model, self.architecture.final_norm)(x)
+
+    def to_tokens(self, text: str) -> list[int]:
+        """The token ids of a text, without special tokens."""
+        return encode(self.tokenizer, text)
+
+    def to_str_tokens(self, text: str | Promptable) -> list[str]:
+        """The tokens of a text, or of a prompt, as strings."""
+        if isinstance(text, str) and "<image>" not in text:
+            return list(string_tokens(self.tokenizer, self.to_tokens(text)))
+        return list(self.as_prompt(text).layout.strings)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            PromptError: It is several tokens.
+        """
+        return single_token(self.tokenizer, text)
+
+    def to_first_token(self, text: str) -> int:
+        """The id of the first token of a text."""
+        return first_token(self.tokenizer, text)
+
+    # ------------------------------------------------------------------ prompts
+
+    def prompt(
+        self, text: str | Sequence[str], images: Pictures = None, *, add_special_tokens: bool = True
+    ) -> Prompt:
+        """Text and pictures as tensors with coordinates.
+
+        Args:
+            text: A text, or a list of texts for a left-padded batch; `<image>` marks each picture's
+                place, on every family.
+            images: The pictures, in reading order, or one list a text.
+            add_special_tokens: Whether the tokenizer adds its own, such as `<s>`.
+
+        Raises:
+            PromptError: Pictures and placeholders do not match, or there is no processor.
+        """
+        text, images = as_raw(text, images)
+        return from_text(
+            text, images, family=self.family, arch=self.architecture, model=self.hf_model,
+            processor=self.processor, device=self.device, add_special_tokens=add_special_tokens,
+        )  # fmt: skip
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> Prompt:
+        """A conversation as a prompt, by the processor's own chat template.
+
+        Args:
+            messages: `[{"role": "user", "content": [{"type": "image", "image": picture},
+                {"type": "text", "text": "..."}]}]`.
+            add_generation_prompt: Whether the answer's beginning is appended.
+
+        Raises:
+            PromptError: The processor has no chat template.
+        """
+        text, images = from_chat(
+            messages, self.processor, add_generation_prompt=add_generation_prompt
+        )
+        if images:
+            text = text.replace(self.family.placeholder(self.processor), "<image>")
+        bos = getattr(self.tokenizer, "bos_token", None)
+        return self.prompt(
+            text, images or None, add_special_tokens=not (bos and text.startswith(bos))
+        )
+
+    def as_prompt(self, prompt: Promptable, images: Pictures = None) -> Prompt:
+        """A Prompt from whatever a user may give: one already made, text, or tensors.
+
+        Raises:
+            PromptError: A prompt made for another model, or tensors that are no prompt.
+        """
+        if isinstance(prompt, Prompt):
+            if prompt.made_for != self.cfg.model_name:
+                raise PromptError(
+                    f"This prompt was made for {prompt.made_for}, not for {self.cfg.model_name}: "
+                    "make it again with this model's prompt()."
+                )
+            return prompt
+        if isinstance(prompt, Mapping):
+            return from_tensors(
+                prompt, family=self.family, arch=self.architecture, model=self.hf_model,
+                processor=self.processor, device=self.device,
+            )  # fmt: skip
+        return self.prompt(prompt, images)
+
+    # ------------------------------------------------------------------ runs
+
+    def run(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        interventions: Interventions = (),
+        grad: bool = False,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits at every position.
+
+        Args:
+            prompt: A Prompt, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            interventions: What to change.
+            grad: Whether to record gradients.
+
+        Raises:
+            VLMLensError: The prompt or an intervention does not fit.
+        """
+        prompt = self.as_prompt(prompt, images)
+        with self._hooked(prompt, interventions, grad=grad):
+            return self._forward(prompt)
+
+    def run_with_cache(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        names_filter: NamesFilter = None,
+        positions: Position | int | Sequence[int] | None = None,
+        device: str | torch.device | None = None,
+        interventions: Interventions = (),
+        grad: bool = False,
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
+        """Logits, and the activations at the chosen points, as they are after interventions.
+
+        Args:
+            prompt: A Prompt, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            names_filter: A point, glob, list or function; by default every point but attention
+                scores and patterns.
+            positions: Keep these positions only (copied, so that the rest is freed).
+            device: Where to keep what is read; by default where it is computed.
+            interventions: What to change.
+            grad: Whether to record gradients; what is read then stays in the graph.
+
+        Raises:
+            VLMLensError: The prompt, a point or an intervention does not fit.
+        """
+        prompt = self.as_prompt(prompt, images)
+        names = self._readable(prompt, names_filter)
+        at = None if positions is None else as_position(positions)
+        store: dict[str, Tensor] = {}
+        keep = self._keeper(at, prompt, device)
+        if at is not None:
+            for name in names:  # a position that does not fit is refused before the run
+                for layout in prompt.layouts:
+                    at.resolve(layout, self.architecture.points[name].space)
+        readers = {name: [read_handler(store, keep)] for name in names}
+        with self._hooked(prompt, interventions, readers=readers, grad=grad):
+            logits = self._forward(prompt)
+        cache = ActivationCache(
+            store, self.architecture.points, prompt.layouts, at=at, source=self.name
+        )
+        return logits, cache
+
+    def run_with_hooks(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        fwd_hooks: FwdHooks = (),
+        interventions: Interventions = (),
+        grad: bool = False,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of a run in which functions see, and may replace, activations.
+
+        Args:
+            prompt: A Prompt, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            fwd_hooks: `(name, fn)` pairs as in TransformerLens: the name may be a glob or a
+                function of names, `fn(tensor, hook)` returns the replacement, or `None`;
+                `hook.name` and `hook.layer()` say where. Edits in place count.
+            interventions: What to change, before the functions are called.
+            grad: Whether to record gradients.
+
+        Raises:
+            VLMLensError: The prompt, a name or an intervention does not fit.
+        """
+        prompt = self.as_prompt(prompt, images)
+        with self.hooks(fwd_hooks), self._hooked(prompt, interventions, grad=grad):
+            return self._forward(prompt)
+
+    def generate(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        max_new_tokens: int,
+        interventions: Interventions = (),
+        **options: Any,
+    ) -> Generation:
+        """New tokens after a prompt, greedily unless `do_sample=True` is passed.
+
+        Interventions at places of the prompt act where the prompt is read; those at `Generated()`
+        act at each new token.
+
+        Args:
+            prompt: A Prompt, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            max_new_tokens: How many, at the most.
+            interventions: What to change.
+            **options: Passed to transformers' `generate`.
+
+        Raises:
+            VLMLensError: The prompt or an intervention does not fit.
+        """
+        if max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+        prompt = self.as_prompt(prompt, images)
+        settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens}
+        if not options.get("do_sample"):
+            settings |= {"temperature": None, "top_p": None, "top_k": None}
+        config = self.hf_model.generation_config
+        if config.pad_token_id is None:
+            settings["pad_token_id"] = getattr(self.tokenizer, "pad_token_id", None) or 0
+        with self._hooked(prompt, interventions, steps=max_new_tokens):
+            sequences = self.hf_model.generate(**prompt.inputs, **{**settings, **options})
+        tokens = sequences[:, prompt.length :]
+        text = () if self.tokenizer is None else tuple(
+            self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        )  # fmt: skip
+        return Generation(tokens, text)
+
+    # ------------------------------------------------------------------ contexts
+
+    @contextmanager
+    def intervening(self, interventions: Interventions) -> Iterator[Self]:
+        """While open, every run of this HookedVLM makes these interventions first."""
+        self._active.append(compose(interventions))
+        try:
+            yield self
+        finally:
+            self._active.pop()
+
+    @contextmanager
+    def hooks(self, fwd_hooks: FwdHooks) -> Iterator[Self]:
+        """While open, every run of this HookedVLM calls these functions; see `run_with_hooks`."""
+        pairs = [(n, fn) for names, fn in fwd_hooks for n in self.architecture.points.match(names)]
+        for name, _ in pairs:
+            self.architecture.points[name]
+        self._active.append(tuple(pairs))
+        try:
+            yield self
+        finally:
+            self._active.pop()
+
+    @contextmanager
+    def _hooked(
+        self,
+        prompt: Prompt,
+        interventions: Interventions,
+        *,
+        readers: Mapping[str, list[Handler]] | None = None,
+        grad: bool = False,
+        steps: int = 1,
+    ) -> Iterator[None]:
+        """The model with handlers on: contexts' first, then interventions, then readers."""
+        target = Target(self.architecture.points, prompt.layouts, self.facts)
+        handlers: dict[str, list[Handler]] = {}
+        counters: list[Counter] = []
+        for active in [*self._active, compose(interventions)]:
+            if isinstance(active, Composed):
+                added, counted = op_handlers(active, target, steps=steps)
+                counters += counted
+            else:
+                added = [(name, user_handler(fn)) for name, fn in active]
+            for name, handler in added:
+                handlers.setdefault(name, []).append(handler)
+        for name, more in (readers or {}).items():
+            handlers.setdefault(name, []).extend(more)
+        with (
+            torch.set_grad_enabled(grad),
+            HookedRun(self.hf_model, self.architecture.points, handlers),
+        ):
+            yield
+        for counter in counters:
+            counter.check()
+
+    def _forward(self, prompt: Prompt) -> Tensor:
+        return self.hf_model(**prompt.inputs, use_cache=False, return_dict=True).logits
+
+    def _readable(self, prompt: Prompt, names_filter: NamesFilter) -> list[str]:
+        """The names to read; without pictures the vision points do not fire."""
+        points = self.architecture.points
+        names = points.match(names_filter)
+        if any(layout.images for layout in prompt.layouts):
+            return names
+        unseen = [n for n in names if points[n].space != "text"]
+        if unseen and names_filter is not None and len(unseen) == len(names):
+            raise PromptError(f"{unseen[0]} is computed from pictures, and this prompt has none.")
+        return [n for n in names if points[n].space == "text"]
+
+    def _keeper(
+        self, at: Position | None, prompt: Prompt, device: str | torch.device | None
+    ) -> Callable[[Tensor, Firing], Tensor]:
+        def keep(value: Tensor, firing: Firing) -> Tensor:
+            if at is not None:
+                value = gather(value, firing.point, at, prompt.layouts)
+            return value if device is None else value.to(device)
+
+        return keep
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+
+__all__ = ["HookedVLM"]

@@ -1,0 +1,156 @@
+"""Frozen values on disk: JSON for what they are, safetensors for their tensors, never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlm_lens.errors import VLMLensError
+
+T = TypeVar("T")
+_CLASSES: dict[str, type] = {}
+# Modules whose classes may stand in a file; imported when a name is not known yet.
+_HOMES = ("vlm_lens.positions", "vlm_lens.interventions", "vlm_lens.vectors", "vlm_lens.cache")
+
+
+def savable(cls: type[T]) -> type[T]:
+    """Registers a frozen dataclass, so that `pack` and `unpack` know it by its name."""
+    name = cls.__name__
+    if name in _CLASSES and _CLASSES[name].__qualname__ != cls.__qualname__:
+        raise TypeError(f"Two savable classes are named {name}.")
+    _CLASSES[name] = cls
+    return cls
+
+
+@savable
+@dataclass(frozen=True, eq=False)
+class FrozenTensor:
+    """A tensor as a value: detached, on the CPU, compared and hashed by its content."""
+
+    data: Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, "data", self.data.detach().to("cpu", copy=True).contiguous())
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, FrozenTensor)
+            and self.data.dtype == other.data.dtype
+            and torch.equal(self.data, other.data)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def digest(self) -> str:
+        """A hash of shape, dtype and content."""
+        raw = (
+            self.data.view(torch.uint8)
+            if self.data.dim()
+            else self.data.reshape(1).view(torch.uint8)
+        )
+        head = f"{tuple(self.data.shape)}{self.data.dtype}".encode()
+        return hashlib.sha256(head + raw.numpy().tobytes()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"tensor{list(self.data.shape)}"
+
+
+def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as plain JSON data; its tensors are put into `tensors` under the keys named there."""
+    if isinstance(value, FrozenTensor):
+        key = f"t{len(tensors)}"
+        tensors[key] = value.data
+        return {"tensor": key}
+    if dataclasses.is_dataclass(value) and type(value).__name__ in _CLASSES:
+        fields = {
+            f.name: pack(getattr(value, f.name), tensors)
+            for f in dataclasses.fields(value)
+            if f.init
+        }
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [pack(v, tensors) for v in value]
+    if isinstance(value, dict):
+        return {"dict": {str(k): pack(v, tensors) for k, v in value.items()}}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise VLMLensError(f"{type(value).__name__} cannot be saved: {value!r}")
+
+
+def unpack(data: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `pack`; lists come back as tuples."""
+    if isinstance(data, list):
+        return tuple(unpack(v, tensors) for v in data)
+    if not isinstance(data, dict):
+        return data
+    if "tensor" in data:
+        return FrozenTensor(tensors[data["tensor"]])
+    if "dict" in data:
+        return {k: unpack(v, tensors) for k, v in data["dict"].items()}
+    cls = _class_named(data.get("type"))
+    return cls(**{k: unpack(v, tensors) for k, v in data.items() if k != "type"})
+
+
+def _class_named(name: str | None) -> type:
+    for home in _HOMES:
+        if name in _CLASSES:
+            break
+        import_module(home)
+    if name not in _CLASSES:
+        raise VLMLensError(
+            f"The file holds a {name!r}, which this version of vlm_lens does not know."
+        )
+    return _CLASSES[name]
+
+
+def save(value: Any, stem: str | Path) -> Path:
+    """Writes `stem.json` and, for tensors, `stem.safetensors`; returns the JSON path."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    data = pack(value, tensors)
+    path = Path(stem)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(path.name + ".safetensors")
+    if tensors:
+        save_file(tensors, side)
+    else:
+        side.unlink(missing_ok=True)
+    target = path.with_name(path.name + ".json")
+    target.write_text(json.dumps({"vlm_lens": 1, "value": data}, indent=1))
+    return target
+
+
+def load(stem: str | Path, expected: type[T]) -> T:
+    """Reads what `save` wrote.
+
+    Raises:
+        VLMLensError: No such file, not one of ours, or another kind of value.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(stem)
+    path = path.with_name(path.name.removesuffix(".json"))
+    target, side = path.with_name(path.name + ".json"), path.with_name(path.name + ".safetensors")
+    if not target.exists():
+        raise VLMLensError(f"There is no file {target}.")
+    try:
+        data = json.loads(target.read_text())
+    except json.JSONDecodeError as error:
+        raise VLMLensError(f"{target} is not JSON: {error}.") from None
+    if not isinstance(data, dict) or "vlm_lens" not in data:
+        raise VLMLensError(f"{target} was not saved by vlm_lens.")
+    value = unpack(data["value"], load_file(side) if side.exists() else {})
+    if not isinstance(value, expected):
+        raise VLMLensError(f"{target} holds a {type(value).__name__}, not a {expected.__name__}.")
+    return value

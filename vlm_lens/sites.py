@@ -1,0 +1,125 @@
+"""Where an activation lives in a Hugging Face module tree, and how to take it out and put it back.
+
+A family describes each of its points by one of these small values; an engine turns them into
+hooks. Nothing here knows of models, prompts or interventions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """Shows the last axis `[..., n_heads * d_head]` as `[..., n_heads, d_head]`."""
+
+    n_heads: int
+    d_head: int
+
+    def split(self, x: Tensor) -> Tensor:
+        """`[..., n_heads * d_head]` -> `[..., n_heads, d_head]`, a view."""
+        return x.unflatten(-1, (self.n_heads, self.d_head))
+
+    def join(self, x: Tensor, original: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return x.reshape(original.shape)
+
+
+@dataclass(frozen=True)
+class InputSite:
+    """An argument of a module's forward: positional `index`, or `keyword` where it is named."""
+
+    module: str
+    keyword: str = "hidden_states"
+    index: int = 0
+    view: HeadView | None = None
+
+    def get(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+        """The argument's value, `None` where this call does not pass it."""
+        if len(args) > self.index:
+            return args[self.index]
+        return kwargs.get(self.keyword)
+
+    def put(self, args: tuple, kwargs: dict[str, Any], value: Tensor) -> tuple[tuple, dict]:
+        """The call's arguments with the value replaced."""
+        if len(args) > self.index:
+            return (*args[: self.index], value, *args[self.index + 1 :]), kwargs
+        return args, {**kwargs, self.keyword: value}
+
+
+@dataclass(frozen=True)
+class OutputSite:
+    """What a module returns: the tensor itself, or the part of a tuple or output object at `path`.
+
+    With an empty path the tensor itself is meant, or the first entry where the module returns a
+    tuple: decoder layers return a tensor in transformers 5 and returned a tuple in 4, and
+    `output[0]` on the tensor would drop the batch dimension without a word.
+    """
+
+    module: str
+    path: tuple[str | int, ...] = ()
+    view: HeadView | None = None
+
+    def get(self, output: Any) -> Tensor:
+        """The tensor meant by this site."""
+        for key in self.path:
+            output = output[key]
+        return output if isinstance(output, Tensor) else output[0]
+
+    def put(self, output: Any, value: Tensor) -> Any:
+        """The output with the tensor replaced."""
+        return _replace(output, self.path, value)
+
+
+def _replace(output: Any, path: tuple[str | int, ...], value: Tensor) -> Any:
+    if not path:
+        return value if isinstance(output, Tensor) else (value, *output[1:])
+    key, rest = path[0], path[1:]
+    inner = _replace(output[key], rest, value)
+    if isinstance(output, tuple):
+        index = range(len(output))[key]
+        return (*output[:index], inner, *output[index + 1 :])
+    output[key] = inner  # a ModelOutput, made for this call alone
+    return output
+
+
+@dataclass(frozen=True)
+class MidSite:
+    """The residual stream between attention and MLP.
+
+    No module receives this value as its own: the second norm reads it, and the block adds the MLP's
+    output to it. So a write replaces the norm's input and the block's output becomes
+    `mid + mlp_out`, the same sum that the block itself would have made.
+    """
+
+    norm: InputSite
+    branch: OutputSite
+    block: OutputSite
+
+    @property
+    def module(self) -> str:
+        """Path of the module at which the value is read."""
+        return self.norm.module
+
+    view = None
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """Attention scores (masked and scaled, before softmax) or pattern (after) of a module."""
+
+    module: str
+    stage: str  # "scores" or "pattern"
+    view = None
+
+
+Site = InputSite | OutputSite | MidSite | AttentionSite
+
+
+def submodule(model: torch.nn.Module, path: str) -> torch.nn.Module:
+    """The module at a dotted path; the empty path is the model."""
+    return model.get_submodule(path)

@@ -1,0 +1,73 @@
+"""What the tasks that ship with the package are called and what they ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlm_lens.errors import near_matches
+from vlm_lens.tasks.rows import TaskError
+
+__all__ = ["EXTRA_TASKS", "PAPER_TASKS", "SPECS", "TaskSpec", "spec"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task asks, apart from its rows.
+
+    Attributes:
+        name: The task's name, `{domain}-{attribute}`.
+        domain: `country`, `animal` or `food`; tasks of one domain share rows and split.
+        instruction: The task in words; ends in a colon, at which a vector is read.
+        task_word: The one word for the task, looked for in what the logit lens decodes.
+    """
+
+    name: str
+    domain: str
+    instruction: str
+    task_word: str
+
+
+_PAPER = (
+    ("country-capital", "The capital city of the country:", "capital"),
+    ("country-currency", "The last word of the official currency of the country:", "currency"),
+    ("animal-latin", "The scientific name of the animal's species in latin:", "species"),
+    ("animal-young", "The term for the baby of the animal:", "baby"),
+    ("food-color", "The color of the food:", "color"),
+    ("food-flavor", "The flavor descriptor of the food:", "flavor"),
+)
+_EXTRA = (
+    ("country-continent", "The continent of the country:", "continent"),
+    ("country-language", "The main official language of the country:", "language"),
+    ("animal-class", "The broad class of the animal:", "class"),
+    ("animal-group", "The collective noun for a group of the animal:", "group"),
+    ("food-kind", "The kind of the food:", "kind"),
+    ("food-texture", "The texture descriptor of the food:", "texture"),
+)
+
+SPECS: dict[str, TaskSpec] = {
+    name: TaskSpec(name, name.partition("-")[0], instruction, word)
+    for name, instruction, word in _PAPER + _EXTRA
+}
+PAPER_TASKS: tuple[str, ...] = tuple(name for name, *_ in _PAPER)
+EXTRA_TASKS: tuple[str, ...] = tuple(name for name, *_ in _EXTRA)
+
+
+def spec(name: str) -> TaskSpec:
+    """Return what a shipped task asks.
+
+    Args:
+        name: One of `Task.names()`.
+
+    Returns:
+        The task's spec.
+
+    Raises:
+        TaskError: No shipped task has this name.
+    """
+    if name not in SPECS:
+        raise TaskError(
+            f"no shipped task is called {name!r}.{near_matches(name, SPECS)} "
+            f"There are: {', '.join(SPECS)}. "
+            "For your own data use Task.from_rows, Task.from_csv or Task.from_folder."
+        )
+    return SPECS[name]

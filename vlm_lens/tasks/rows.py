@@ -1,0 +1,165 @@
+"""One row of a task: an entity, its picture, and what is right to answer."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Literal, get_args
+
+from PIL import Image
+
+from vlm_lens.errors import VLMLensError
+
+__all__ = ["Modality", "Picture", "Row", "Split", "TaskError", "check_rows", "make_row"]
+
+Modality = Literal["text", "image"]
+Split = Literal["validation", "test"]
+Picture = Path | Traversable | Image.Image
+
+
+class TaskError(VLMLensError):
+    """A task, a row or a table that is not there or cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a task.
+
+    Attributes:
+        input: The entity's name: the input as text.
+        output: The label.
+        aliases: Other answers that are right too.
+        picture: The picture, or the file that holds it; None where there is none.
+        width: The width to which the picture is brought when opened, its aspect kept; None leaves
+            it as it is. The paper uses 224, which the shipped pictures already have.
+    """
+
+    input: str
+    output: str
+    aliases: tuple[str, ...] = ()
+    picture: Picture | None = field(default=None, hash=False, repr=False)
+    width: int | None = field(default=None, repr=False)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The label and its aliases: every answer that is right."""
+        return (self.output, *self.aliases)
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture as RGB, opened at the first use and kept.
+
+        Raises:
+            TaskError: The row has no picture, or its file cannot be read.
+        """
+        if self.picture is None:
+            raise TaskError(
+                f"the row {self.input!r} has no picture; ask for it with modality='text'"
+            )
+        if isinstance(self.picture, Image.Image):
+            image = self.picture.convert("RGB")
+        else:
+            try:
+                with self.picture.open("rb") as file, Image.open(file) as opened:
+                    image = opened.convert("RGB")
+            except FileNotFoundError as error:
+                raise TaskError(f"the picture of {self.input!r} is gone: {error}") from error
+            except (OSError, SyntaxError) as error:
+                raise TaskError(
+                    f"the picture of {self.input!r} cannot be read ({error}): {self.picture}; "
+                    "is it a whole PNG, JPEG or other picture that Pillow knows?"
+                ) from error
+        if self.width is not None and image.width != self.width:
+            height = max(1, int(self.width / image.width * image.height))
+            image = image.resize((self.width, height))
+        return image
+
+    def given(self, modality: Modality) -> str | Image.Image:
+        """The input in one modality.
+
+        Args:
+            modality: `"text"` for the name, `"image"` for the picture.
+
+        Returns:
+            The name or the picture.
+
+        Raises:
+            TaskError: There is no such modality, or the row has no picture.
+        """
+        if modality not in get_args(Modality):
+            raise TaskError(f"a modality is 'text' or 'image', not {modality!r}")
+        return self.input if modality == "text" else self.image
+
+
+def make_row(
+    given: str,
+    picture: Picture | str | os.PathLike[str] | None,
+    answers: str | Sequence[str],
+    *,
+    folder: Path | Traversable | None = None,
+    width: int | None = None,
+) -> Row:
+    """Make a row of data from outside, and check it.
+
+    Args:
+        given: The input as text.
+        picture: A picture, the path of one, or None.
+        answers: The label, or the label and its aliases.
+        folder: Where a relative path starts.
+        width: As in `Row`.
+
+    Returns:
+        The row; its picture is known to exist and to begin like a picture.
+
+    Raises:
+        TaskError: Something is missing, with what and where.
+    """
+    if not isinstance(given, str) or not given.strip():
+        raise TaskError(f"a row needs a text as input, not {given!r}")
+    accepted = (answers,) if isinstance(answers, str) else tuple(answers)
+    if not accepted or not all(isinstance(a, str) and a.strip() for a in accepted):
+        raise TaskError(f"the row {given!r} needs a text as output, not {answers!r}")
+    if isinstance(picture, (str, os.PathLike)):
+        path = Path(picture)
+        picture = folder / path if isinstance(folder, Path) else path
+        _check_picture(given, picture)
+    elif picture is not None and not isinstance(picture, (Image.Image, Traversable)):
+        raise TaskError(
+            f"the picture of {given!r} is a {type(picture).__name__}; "
+            "pass a PIL picture or the path of one"
+        )
+    return Row(given, accepted[0], accepted[1:], picture, width)
+
+
+def check_rows(name: str, rows: Sequence[Row]) -> None:
+    """Refuse rows that are there twice: a query could then be among its own examples.
+
+    Args:
+        name: The task's name, for the message.
+        rows: All rows of the task.
+
+    Raises:
+        TaskError: Two rows have the same input.
+    """
+    twice = [given for given, count in Counter(row.input for row in rows).items() if count > 1]
+    if twice:
+        shown = ", ".join(repr(t) for t in twice[:5]) + (", ..." if len(twice) > 5 else "")
+        raise TaskError(
+            f"the task {name!r} has rows with the same input: {shown}. A query could then be among "
+            "its own examples; drop the duplicates or give them different inputs."
+        )
+
+
+def _check_picture(given: str, path: Path) -> None:
+    if not path.is_file():
+        raise TaskError(f"the picture of {given!r} is not there: {path}")
+    try:
+        with Image.open(path):
+            pass
+    except OSError as error:
+        raise TaskError(f"the file of {given!r} is no picture that Pillow knows: {path}") from error
