@@ -16,50 +16,108 @@ TEXT, SPECIAL, PAD = "text", "special", "pad"
 
 
 @dataclass(frozen=True)
+class ImageSpace:
+    """One picture in one sequence: the language model's, the tower's or the projector's.
+
+    Attributes:
+        grids: Its patches; one grid for most families, a view of the whole picture and then tiles
+            for others, none where a position holds no single patch.
+        sequences: (row, positions) of everything that belongs to the picture, class tokens and
+            separators included; the row counts on the activation's first axis.
+        why_no_grid: Why there is no grid, if there is none.
+    """
+
+    grids: tuple[PatchGrid, ...] = ()
+    sequences: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    why_no_grid: str = ""
+
+    def grid(self, number: int = 0) -> PatchGrid:
+        """One of the grids, the view of the whole picture first.
+
+        Raises:
+            PositionError: There is no such grid.
+        """
+        if not self.grids:
+            reason = self.why_no_grid or "no position here holds a single patch of the picture"
+            raise PositionError(f"{reason}; address the whole picture with Images().")
+        try:
+            return self.grids[number]
+        except IndexError:
+            raise PositionError(
+                f"This picture has {len(self.grids)} grid(s) of patches; grid {number} was asked."
+            ) from None
+
+    def box(self, x0: float, y0: float, x1: float, y1: float) -> list[tuple[int, int]]:
+        """(row, position) of every patch, in any grid, that overlaps a box of pixels.
+
+        Raises:
+            PositionError: No grid sees anything of the box.
+        """
+        self.grid()
+        found, errors = [], []
+        for grid in self.grids:
+            try:
+                found += [(grid.row, p) for p in grid.box(x0, y0, x1, y1)]
+            except PositionError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return found
+
+    def pixels(self, position: int, row: int | None = None) -> Box:
+        """The box of pixels of the patch at a position.
+
+        Raises:
+            PositionError: No patch stands there.
+        """
+        self.grid()
+        for grid in self.grids:
+            if position in grid.positions and row in (None, grid.row):
+                return grid.pixels(position)
+        return self.grids[0].pixels(position)  # raises, and says where patches stand
+
+
+@dataclass(frozen=True)
 class ImageLayout:
     """One picture of a prompt and where its patches stand.
 
     Attributes:
         index: Which picture of the prompt, from 0.
-        positions: All its positions in the language model.
-        grid: The patches at those positions; `None` where a position has no single patch.
-        vision: The same patches in the tower's own sequence.
-        projector: The same patches in the projector's output.
-        vision_positions: All positions of the tower's sequence, class token included.
+        text: It in the language model's sequence.
+        vision: It in the tower's.
+        projector: It in the projector's output.
     """
 
     index: int
-    positions: tuple[int, ...]
-    grid: PatchGrid | None
-    vision: PatchGrid | None
-    projector: PatchGrid | None
-    vision_positions: tuple[int, ...] = ()
+    text: ImageSpace
+    vision: ImageSpace = ImageSpace()
+    projector: ImageSpace = ImageSpace()
 
-    def in_space(self, space: str) -> PatchGrid:
-        """The grid in the positions of `"text"`, `"vision"` or `"projector"`.
+    def space(self, name: str) -> ImageSpace:
+        """The picture in `"text"`, `"vision"` or `"projector"`."""
+        return {"text": self.text, "vision": self.vision, "projector": self.projector}[name]
 
-        Raises:
-            PositionError: A position of this space has no single patch on this model.
-        """
-        grid = {"text": self.grid, "vision": self.vision, "projector": self.projector}[space]
-        if grid is None:
-            raise PositionError(
-                f"On this model no position of the {space} sequence holds a single patch of a "
-                "picture; address the whole picture with Images()."
-            )
-        return grid
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """All its positions in the language model."""
+        return tuple(p for _, positions in self.text.sequences for p in positions)
+
+    @property
+    def grid(self) -> PatchGrid | None:
+        """Its patches in the language model; `None` where a position has no single patch."""
+        return self.text.grids[0] if self.text.grids else None
 
     def patch(self, row: int, col: int) -> int:
         """Position in the language model of one patch, counted from the top left."""
-        return self.in_space("text").patch(row, col)
+        return self.text.grid().patch(row, col)
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> list[int]:
         """Positions in the language model of the patches that overlap a box of pixels."""
-        return self.in_space("text").box(x0, y0, x1, y1)
+        return [position for _, position in self.text.box(x0, y0, x1, y1)]
 
     def pixels(self, position: int) -> Box:
         """The box of pixels, in the picture as given, of a position in the language model."""
-        return self.in_space("text").pixels(position)
+        return self.text.pixels(position)
 
 
 class _Images(tuple[ImageLayout, ...]):

@@ -113,13 +113,17 @@ class Patches(Position):
         image: Which picture of the prompt, from 0.
         rows: Rows of the grid, as `(start, stop)`, one number or `None` for all.
         cols: Columns of the grid, likewise.
-        box: `(x0, y0, x1, y1)` in pixels of the picture as given, instead of rows and columns.
+        box: `(x0, y0, x1, y1)` in pixels of the picture as given, instead of rows and columns; on a
+            model that cuts pictures into tiles, every tile that sees the box counts.
+        grid: Which grid `rows` and `cols` count in, on a model that cuts pictures into tiles; 0 is
+            the view of the whole picture.
     """
 
     image: int = 0
     rows: int | tuple[int, int] | None = None
     cols: int | tuple[int, int] | None = None
     box: tuple[float, float, float, float] | None = None
+    grid: int = 0
 
     def __post_init__(self):
         if self.box is not None and (self.rows is not None or self.cols is not None):
@@ -129,13 +133,12 @@ class Patches(Position):
         return [p for _, p in self._in_pictures(layout, "text")]
 
     def _in_pictures(self, layout: Layout, space: str) -> Pairs:
-        grid = layout.image[self.image].in_space(space)
+        picture = layout.image[self.image].space(space)
         if self.box is not None:
-            positions = grid.box(*self.box)
-        else:
-            rows, cols = _range(self.rows, grid.rows), _range(self.cols, grid.cols)
-            positions = [grid.patch(r, c) for r in rows for c in cols]
-        return [(grid.row, p) for p in positions]
+            return picture.box(*self.box)
+        grid = picture.grid(self.grid)
+        rows, cols = _range(self.rows, grid.rows), _range(self.cols, grid.cols)
+        return [(grid.row, grid.patch(r, c)) for r in rows for c in cols]
 
 
 @savable
@@ -157,11 +160,8 @@ class Images(Position):
         return [p for image in self._chosen(layout) for p in image.positions]
 
     def _in_pictures(self, layout: Layout, space: str) -> Pairs:
-        wanted = {image.index for image in self._chosen(layout)}
-        sequences = _picture_sequences(layout, space)
-        return [
-            (row, p) for i, (row, sequence) in enumerate(sequences) if i in wanted for p in sequence
-        ]
+        sequences = [s for image in self._chosen(layout) for s in image.space(space).sequences]
+        return [(row, p) for row, sequence in sequences for p in sequence]
 
 
 @savable
@@ -231,11 +231,6 @@ def _range(chosen: int | tuple[int, int] | None, size: int) -> range:
 
 
 def _picture_sequences(layout: Layout, space: str) -> list[tuple[int, tuple[int, ...]]]:
-    sequences = []
-    for image in layout.image:
-        grid = image.in_space(space)
-        positions = image.vision_positions if space == "vision" else grid.positions
-        sequences.append((grid.row, positions))
-    if not sequences:
+    if not layout.image:
         raise PositionError("This prompt has no picture.")
-    return sequences
+    return [sequence for image in layout.image for sequence in image.space(space).sequences]

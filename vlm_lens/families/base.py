@@ -152,11 +152,19 @@ class Architecture:
 
 
 class Family(ABC):
-    """An architecture family: knows where its models keep things, and nothing of experiments."""
+    """An architecture family: knows where its models keep things, and nothing of experiments.
+
+    Attributes:
+        name: Its name.
+        model_types: The values of Hugging Face's `config.model_type` that it describes.
+        takes_images: Whether its models read pictures.
+        residual_breaks: Why what leaves a block is not what enters the next one, where so.
+    """
 
     name: str
     model_types: tuple[str, ...]
     takes_images: bool = False
+    residual_breaks: str = ""
 
     @abstractmethod
     def architecture(self, model: torch.nn.Module) -> Architecture:

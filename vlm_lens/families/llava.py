@@ -21,7 +21,7 @@ from vlm_lens.families.decoders import (
 from vlm_lens.families.pixels import identity_map, resize_and_crop_map
 from vlm_lens.families.towers import Tower, describe_tower
 from vlm_lens.geometry import PatchGrid
-from vlm_lens.layout import ImageLayout
+from vlm_lens.layout import ImageLayout, ImageSpace
 from vlm_lens.points import Point, PointTable
 from vlm_lens.sites import InputSite, OutputSite
 
@@ -145,19 +145,20 @@ class LlavaFamily(Family):
                 if sizes is not None and processor is not None:
                     pixels = resize_and_crop_map(processor.image_processor, sizes[number], frame)
 
-                def grid(sequence: Sequence[int], skip: int, row: int, pixels=pixels):
-                    if skip < 0:  # a patch itself is dropped: no full grid is left
-                        return None
-                    return PatchGrid(rows, cols, tuple(sequence[skip:]), row, pixels)
+                def space(sequence: Sequence[int], skip: int, row: int, pixels=pixels):
+                    sequences = ((row, tuple(sequence)),)
+                    if skip < 0:
+                        why = "This model drops a patch as if it were a class token"
+                        return ImageSpace((), sequences, why)
+                    grid = PatchGrid(rows, cols, tuple(sequence[skip:]), row, pixels)
+                    return ImageSpace((grid,), sequences)
 
                 images.append(
                     ImageLayout(
                         index=len(images),
-                        positions=tuple(mine),
-                        grid=grid(mine, before, row),
-                        vision=grid(range(sequence), vision.n_class_tokens, number),
-                        projector=grid(range(per_image), before, number),
-                        vision_positions=tuple(range(sequence)),
+                        text=space(mine, before, row),
+                        vision=space(range(sequence), vision.n_class_tokens, number),
+                        projector=space(range(per_image), before, number),
                     )
                 )
                 number += 1

@@ -1,0 +1,58 @@
+"""One call that says whether a model can be trusted to do what its points promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vlm_lens.testing import checks
+from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject
+from vlm_lens.testing.report import FAILED, NOT_APPLICABLE, PASSED, CheckResult, Report
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "forward equals Hugging Face": checks.forward_equals_plain,
+    "every point fires": checks.points_fire,
+    "writing back restores": checks.writes_restore,
+    "every write acts": checks.writes_act,
+    "what is missing says why": checks.missing_points_are_errors,
+    "residual stream is one stream": checks.residual_chain,
+    "lens reproduces logits": checks.lens_reproduces_logits,
+    "parts sum to the residual stream": checks.parts_sum,
+    "attention rows sum to 1": checks.patterns_are_weights,
+    "generation equals Hugging Face": checks.generation_equals_plain,
+    "nothing is left behind": checks.nothing_is_left_behind,
+    "patch -> pixels -> patch": checks.grids_round_trip,
+}
+
+
+def conformance(
+    vlm: Any, prompt: Any, images: Any = None, *, cold: bool = True, only: tuple[str, ...] = ()
+) -> Report:
+    """Checks a model on a prompt against plain Hugging Face and closed forms.
+
+    Several hundred forward passes: use a small model of the architecture, or a short prompt.
+
+    Args:
+        vlm: A HookedVLM.
+        prompt: A Prompt (a batch is fine), text, or a processor's output; with pictures, if the
+            vision points are to be checked.
+        images: Pictures, where `prompt` is text.
+        cold: Also check writes on a copy of the model in the state before its first run; takes the
+            memory of a second model.
+        only: Names of checks; all by default.
+
+    Returns:
+        A report; `report.raise_if_failed()` turns failures into an error.
+    """
+    subject = Subject(vlm, vlm.as_prompt(prompt, images), cold)
+    results = []
+    for name, check in CHECKS.items():
+        if only and name not in only:
+            continue
+        try:
+            results.append(CheckResult(name, PASSED, check(subject)))
+        except CheckFailed as failure:
+            results.append(CheckResult(name, FAILED, str(failure)))
+        except NotApplicable as reason:
+            results.append(CheckResult(name, NOT_APPLICABLE, str(reason)))
+    return Report(vlm.name, vlm.cfg.family, tuple(results))
