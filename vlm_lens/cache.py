@@ -14,7 +14,7 @@ from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.layout import Layout
 from vlm_lens.points import Point, PointTable, expand_name
 from vlm_lens.positions import Position, as_position
-from vlm_lens.serial import FrozenTensor, savable
+from vlm_lens.serial import FrozenTensor, Savable, savable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @savable
 @dataclass(frozen=True)
-class CacheSlice:
+class CacheSlice(Savable):
     """Values of some points at one position, taken from a cache: a value to patch with.
 
     Attributes:
@@ -37,8 +37,14 @@ class CacheSlice:
         """The values of the same point.
 
         Raises:
-            VectorError: The cache did not read it.
+            VectorError: The cache did not read it, or it is another model's and `allow_transfer` is
+                not given.
         """
+        if self.source and self.source != model.name and not allow_transfer:
+            raise VectorError(
+                f"This cache was read on {self.source}, and the model is {model.name}. If the "
+                "transfer is meant, write allow_transfer=True."
+            )
         if point.name not in self.values:
             raise VectorError(
                 f"The cache holds no {point.name}; it holds {', '.join(self.values)}."
@@ -75,7 +81,7 @@ class ActivationCache(Mapping[str, Tensor]):
         self.source = source
 
     def __getitem__(self, name: str | tuple) -> Tensor:
-        full = expand_name(name)
+        full = self._points.full_name(name)
         if full in self._values:
             return self._values[full]
         if full in self._points:
@@ -92,7 +98,7 @@ class ActivationCache(Mapping[str, Tensor]):
         return len(self._values)
 
     def __contains__(self, name: object) -> bool:
-        return expand_name(name) in self._values if isinstance(name, str | tuple) else False
+        return self._points.full_name(name) in self._values if _is_name(name) else False
 
     def stack(self, kind: str) -> Tensor:
         """One kind of point over all its layers, `[layers, batch, pos, ...]`.
@@ -204,12 +210,18 @@ def gather(
             f"{at} holds {' or '.join(map(str, counts))} positions in the rows of this batch: "
             "read rows of different size one by one."
         )
+    if not counts[0]:
+        raise PositionError(f"{at} holds no position of this prompt, so there is nothing to read.")
     rows, positions = zip(*(pair for row in pairs for pair in row), strict=True)
     picked = value[
         torch.tensor(rows, device=value.device), torch.tensor(positions, device=value.device)
     ]
     picked = picked.unflatten(0, (len(layouts), counts[0]))
     return picked.transpose(1, 2) if pattern and not position_major else picked
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str | tuple)
 
 
 def _bytes(n: int) -> str:

@@ -52,6 +52,6 @@ def unembed_hash(vlm: HookedVLM) -> str | None:
     if weight is None or weight.device.type == "meta" or not weight.is_floating_point():
         return None
     rows = torch.linspace(0, len(weight) - 1, min(len(weight), 64)).long()
-    sample = weight.detach()[rows.to(weight.device)].to("cpu", torch.bfloat16).view(torch.uint8)
+    signs = weight.detach()[rows.to(weight.device)].signbit().cpu()  # the same however rounded
     shape = str(tuple(weight.shape)).encode()
-    return hashlib.sha256(shape + sample.numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(shape + signs.numpy().tobytes()).hexdigest()[:16]

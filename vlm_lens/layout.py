@@ -205,7 +205,8 @@ class Layout:
     def find_all(self, token: str | int) -> list[int]:
         """Every position where a token id or a string ends; see `find`."""
         if isinstance(token, int):
-            return [i for i, t in enumerate(self.token_ids) if t == token]
+            pairs = zip(self.token_ids, self.kinds, strict=True)
+            return [i for i, (t, kind) in enumerate(pairs) if t == token and kind != PAD]
         return [self._at(s + len(token) - 1) for s in self._occurrences(token)]
 
     def span(self, text: str, n: int | None = None) -> list[int]:

@@ -7,6 +7,11 @@ from typing import Any
 
 from vlm_lens.errors import ModelError
 
+_HUB_OPTIONS = (
+    "revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder",
+    "force_download", "proxies",
+)  # fmt: skip
+
 
 def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     """A model in evaluation mode and its processor.
@@ -29,7 +34,7 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     if "torch_dtype" in options:
         raise ModelError("Write dtype=..., not torch_dtype=...: transformers 5 renamed it.")
     where = str(zoo.path(str(name))) if str(name) in zoo.names() else str(name)
-    hub = {k: options[k] for k in ("revision", "trust_remote_code", "token") if k in options}
+    hub = {k: options[k] for k in _HUB_OPTIONS if k in options}
     try:
         config = AutoConfig.from_pretrained(where, **hub)
     except OSError as error:

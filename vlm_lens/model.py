@@ -13,22 +13,25 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from vlm_lens.cache import ActivationCache, gather
+from vlm_lens.cache import ActivationCache
 from vlm_lens.config import HookedConfig
 from vlm_lens.describe import describe, unembed_hash
-from vlm_lens.engine.hooks import Firing, Handler, HookedRun
+from vlm_lens.engine.hooks import Handler, HookedRun
 from vlm_lens.engine.run import Counter, op_handlers, read_handler, user_handler
-from vlm_lens.errors import ModelError, PromptError
+from vlm_lens.errors import InterventionError, ModelError, PromptError
 from vlm_lens.families import family_of
 from vlm_lens.generation import Generation
 from vlm_lens.interventions.base import Composed, Intervention, ModelFacts, Target, compose
 from vlm_lens.points import NamesFilter, PointTable
 from vlm_lens.positions import Position, as_position
 from vlm_lens.prompt import Prompt, as_raw, from_chat, from_tensors, from_text, warn_if_training
+from vlm_lens.reading import check_fires, keeper, names_to_read
 from vlm_lens.sites import submodule
+from vlm_lens.template import RawPrompt
 from vlm_lens.tokens import encode, first_token, single_token, string_tokens, tokenizer_of
 
 Promptable = Any  # a Prompt, text(s), RawPrompt(s), or a processor's own output
+Texts = str | RawPrompt | Sequence[str | RawPrompt]
 Pictures = Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None
 Interventions = Intervention | Iterable[Intervention]
 FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable]]
@@ -126,12 +129,15 @@ class HookedVLM:
     @torch.no_grad()
     def unembed(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Logits of normed residual-stream vectors: the model's own output layer."""
-        return submodule(self.hf_model, self.architecture.unembed)(x)
+        decoder = self.architecture.decoder
+        logits = submodule(self.hf_model, self.architecture.unembed)(x) * decoder.logit_scale
+        cap = decoder.logit_softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @torch.no_grad()
     def ln_final(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The language model's final norm, its statistics computed anew from `x`."""
-        return submodule(self.hf_model, self.architecture.final_norm)(x)
+        return submodule(self.hf_model, self.architecture.decoder.norm)(x)
 
     def to_tokens(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens."""
@@ -158,13 +164,13 @@ class HookedVLM:
     # ------------------------------------------------------------------ prompts
 
     def prompt(
-        self, text: str | Sequence[str], images: Pictures = None, *, add_special_tokens: bool = True
+        self, text: Texts, images: Pictures = None, *, add_special_tokens: bool = True
     ) -> Prompt:
         """Text and pictures as tensors with coordinates.
 
         Args:
-            text: A text, or a list of texts for a left-padded batch; `<image>` marks each picture's
-                place, on every family.
+            text: A text or RawPrompt, or a list for a left-padded batch; `<image>` marks each
+                picture's place, on every family.
             images: The pictures, in reading order, or one list a text.
             add_special_tokens: Whether the tokenizer adds its own, such as `<s>`.
 
@@ -206,11 +212,14 @@ class HookedVLM:
         Raises:
             PromptError: A prompt made for another model, or tensors that are no prompt.
         """
+        if isinstance(prompt, Prompt | Mapping) and images is not None:
+            raise PromptError("A prompt already made brings its own pictures: leave images= out.")
         if isinstance(prompt, Prompt):
-            if prompt.made_for != self.cfg.model_name:
+            if prompt.made_for != self.cfg:
                 raise PromptError(
-                    f"This prompt was made for {prompt.made_for}, not for {self.cfg.model_name}: "
-                    "make it again with this model's prompt()."
+                    f"This prompt was made for {prompt.made_for.model_name} "
+                    f"({prompt.made_for.family}), not for {self.cfg.model_name} "
+                    f"({self.cfg.family}): make it again with this model's prompt()."
                 )
             return prompt
         if isinstance(prompt, Mapping):
@@ -262,7 +271,8 @@ class HookedVLM:
             prompt: A Prompt, text, or a processor's output.
             images: Pictures, where `prompt` is text.
             names_filter: A point, glob, list or function; by default every point but attention
-                scores and patterns.
+                scores and patterns. Globs select among what this prompt computes (a prompt
+                without pictures computes nothing in the tower).
             positions: Keep these positions only (copied, so that the rest is freed).
             device: Where to keep what is read; by default where it is computed.
             interventions: What to change.
@@ -272,14 +282,10 @@ class HookedVLM:
             VLMLensError: The prompt, a point or an intervention does not fit.
         """
         prompt = self.as_prompt(prompt, images)
-        names = self._readable(prompt, names_filter)
         at = None if positions is None else as_position(positions)
+        names = names_to_read(self.architecture.points, prompt, names_filter, at)
         store: dict[str, Tensor] = {}
-        keep = self._keeper(at, prompt, device)
-        if at is not None:
-            for name in names:  # a position that does not fit is refused before the run
-                for layout in prompt.layouts:
-                    at.resolve(layout, self.architecture.points[name].space)
+        keep = keeper(at, prompt, device)
         readers = {name: [read_handler(store, keep)] for name in names}
         with self._hooked(prompt, interventions, readers=readers, grad=grad):
             logits = self._forward(prompt)
@@ -312,7 +318,11 @@ class HookedVLM:
             VLMLensError: The prompt, a name or an intervention does not fit.
         """
         prompt = self.as_prompt(prompt, images)
-        with self.hooks(fwd_hooks), self._hooked(prompt, interventions, grad=grad):
+        with (
+            self.intervening(interventions),
+            self.hooks(fwd_hooks),
+            self._hooked(prompt, (), grad=grad),
+        ):
             return self._forward(prompt)
 
     def generate(
@@ -341,16 +351,27 @@ class HookedVLM:
         """
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-        prompt = self.as_prompt(prompt, images)
+        if options.get("return_dict_in_generate"):
+            raise PromptError("generate returns a Generation: leave return_dict_in_generate out.")
+        prompt, interventions = self.as_prompt(prompt, images), compose(interventions)
+        for option in ("num_beams", "num_return_sequences"):
+            many = options.get(option, getattr(self.hf_model.generation_config, option, 1)) or 1
+            if many > 1 and (self._active or len(interventions)):
+                raise InterventionError(
+                    f"{option}={many} repeats the rows of the prompt, so an intervention's places "
+                    "would not be those it names: generate with one sequence a row."
+                )
         settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens}
         if not options.get("do_sample"):
             settings |= {"temperature": None, "top_p": None, "top_k": None}
         config = self.hf_model.generation_config
         if config.pad_token_id is None:
             settings["pad_token_id"] = getattr(self.tokenizer, "pad_token_id", None) or 0
-        with self._hooked(prompt, interventions, steps=max_new_tokens):
+        with self._hooked(prompt, interventions, steps=max_new_tokens) as counters:
             sequences = self.hf_model.generate(**prompt.inputs, **{**settings, **options})
-        tokens = sequences[:, prompt.length :]
+            tokens = sequences[:, prompt.length :]
+            if tokens.shape[1] == 1:  # every row ended at once: there was nothing to act on
+                counters[:] = [c for c in counters if not c.at_generated]
         text = () if self.tokenizer is None else tuple(
             self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         )  # fmt: skip
@@ -370,10 +391,9 @@ class HookedVLM:
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator[Self]:
         """While open, every run of this HookedVLM calls these functions; see `run_with_hooks`."""
-        pairs = [(n, fn) for names, fn in fwd_hooks for n in self.architecture.points.match(names)]
-        for name, _ in pairs:
-            self.architecture.points[name]
-        self._active.append(tuple(pairs))
+        self._active.append(
+            tuple((self.architecture.points.match(names), fn) for names, fn in fwd_hooks)
+        )
         try:
             yield self
         finally:
@@ -388,7 +408,7 @@ class HookedVLM:
         readers: Mapping[str, list[Handler]] | None = None,
         grad: bool = False,
         steps: int = 1,
-    ) -> Iterator[None]:
+    ) -> Iterator[list[Counter]]:
         """The model with handlers on: contexts' first, then interventions, then readers."""
         target = Target(self.architecture.points, prompt.layouts, self.facts)
         handlers: dict[str, list[Handler]] = {}
@@ -398,7 +418,11 @@ class HookedVLM:
                 added, counted = op_handlers(active, target, steps=steps)
                 counters += counted
             else:
-                added = [(name, user_handler(fn)) for name, fn in active]
+                added = []
+                for names, fn in active:
+                    check_fires(self.architecture.points, prompt, names)
+                    handler = user_handler(fn)
+                    added += [(name, handler) for name in names]
             for name, handler in added:
                 handlers.setdefault(name, []).append(handler)
         for name, more in (readers or {}).items():
@@ -407,33 +431,12 @@ class HookedVLM:
             torch.set_grad_enabled(grad),
             HookedRun(self.hf_model, self.architecture.points, handlers),
         ):
-            yield
+            yield counters
         for counter in counters:
             counter.check()
 
     def _forward(self, prompt: Prompt) -> Tensor:
         return self.hf_model(**prompt.inputs, use_cache=False, return_dict=True).logits
-
-    def _readable(self, prompt: Prompt, names_filter: NamesFilter) -> list[str]:
-        """The names to read; without pictures the vision points do not fire."""
-        points = self.architecture.points
-        names = points.match(names_filter)
-        if any(layout.images for layout in prompt.layouts):
-            return names
-        unseen = [n for n in names if points[n].space != "text"]
-        if unseen and names_filter is not None and len(unseen) == len(names):
-            raise PromptError(f"{unseen[0]} is computed from pictures, and this prompt has none.")
-        return [n for n in names if points[n].space == "text"]
-
-    def _keeper(
-        self, at: Position | None, prompt: Prompt, device: str | torch.device | None
-    ) -> Callable[[Tensor, Firing], Tensor]:
-        def keep(value: Tensor, firing: Firing) -> Tensor:
-            if at is not None:
-                value = gather(value, firing.point, at, prompt.layouts)
-            return value if device is None else value.to(device)
-
-        return keep
 
     def __repr__(self) -> str:
         return describe(self)

@@ -92,11 +92,15 @@ def expand_name(name: str | tuple) -> str:
     if not 1 <= len(name) <= 3:
         raise PointError(f"{name!r} is not a point: write a name, or (short name, layer).")
     short, layer = name[0], name[1] if len(name) > 1 else None
-    prefix, _, short = short.rpartition(".") if "." in short else ("", "", short)
+    *parents, short = short.split(".")
     short = short.removeprefix("hook_")
-    prefix = f"{prefix}." if prefix and prefix not in {"attn", "mlp"} else ""
     if layer is None:
-        return f"{prefix}hook_{short}"
+        return ".".join([*parents, f"hook_{short}"])
+    if parents and parents[-1] in {"attn", "mlp", "ln1", "ln2"}:
+        own = f"{parents.pop()}."
+        prefix = "".join(f"{p}." for p in parents)
+        return f"{prefix}blocks.{layer}.{own}hook_{short}"
+    prefix = "".join(f"{p}." for p in parents)
     if short in _IN_ATTENTION:
         return f"{prefix}blocks.{layer}.attn.hook_{short}"
     if short in _IN_MLP:
@@ -133,7 +137,7 @@ class PointTable(Mapping[str, Point]):
         self.missing = dict(missing or {})
 
     def __getitem__(self, name: str | tuple) -> Point:
-        full = expand_name(name)
+        full = self.full_name(name)
         if full in self._points:
             return self._points[full]
         raise PointError(self._why_not(full))
@@ -145,7 +149,15 @@ class PointTable(Mapping[str, Point]):
         return len(self._points)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._points
+        return isinstance(name, str | tuple) and self.full_name(name) in self._points
+
+    def full_name(self, name: str | tuple) -> str:
+        """The full name of a short form; a negative layer counts from the last block."""
+        if isinstance(name, tuple) and len(name) > 1 and isinstance(name[1], int) and name[1] < 0:
+            pattern = expand_name((name[0], "*"))
+            n_layers = sum(fnmatchcase(n, pattern) for n in self._points)
+            name = (name[0], n_layers + name[1], *name[2:])
+        return expand_name(name)
 
     def _why_not(self, name: str) -> str:
         for pattern, reason in self.missing.items():
@@ -185,11 +197,10 @@ class PointTable(Mapping[str, Point]):
             if not hits and any(c in pattern for c in "*?["):
                 hits = {n for n in self._points if fnmatchcase(n, pattern)}
             if not hits:
-                raise PointError(
-                    self._why_not(pattern)
-                    if not any(c in pattern for c in "*?[")
-                    else f"No point matches {pattern!r}. `vlm.points()` lists every point."
-                )
+                globbed = any(c in pattern for c in "*?[")
+                if not globbed or any(fnmatchcase(pattern, lacking) for lacking in self.missing):
+                    raise PointError(self._why_not(pattern))
+                raise PointError(f"No point matches {pattern!r}. `vlm.points()` lists every point.")
             found |= hits
         return found
 

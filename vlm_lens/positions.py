@@ -87,8 +87,21 @@ class At(Position):
 
     positions: tuple[int, ...]
 
+    def __post_init__(self):
+        given = (self.positions,) if isinstance(self.positions, int) else self.positions
+        object.__setattr__(self, "positions", tuple(int(p) for p in given))
+        if len(set(self.positions)) < len(self.positions):
+            raise PositionError(f"At{self.positions} names a position twice.")
+
     def _in_text(self, layout: Layout) -> Iterable[int]:
-        return [self._check(p, len(layout)) for p in self.positions]
+        found = [self._check(p, len(layout)) for p in self.positions]
+        padding = [p for p in found if layout.kinds[p] == PAD]
+        if padding:
+            raise PositionError(
+                f"Position {padding[0]} is padding: this prompt stands at {layout.start} to "
+                f"{layout.last} of its row."
+            )
+        return found
 
     def _in_pictures(self, layout: Layout, space: str) -> Pairs:
         pairs = []
@@ -209,6 +222,8 @@ def as_position(at: Position | int | Iterable[int]) -> Position:
     if isinstance(at, int):
         return At((at,))
     try:
+        if isinstance(at, str):
+            raise TypeError
         return At(tuple(int(p) for p in at))
     except (TypeError, ValueError):
         raise PositionError(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm_lens.config import HookedConfig
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture, Family
 from vlm_lens.layout import PAD, SPECIAL, TEXT, Layout
@@ -29,14 +32,14 @@ class Prompt:
         layouts: The layout of each row.
         texts: The text of each row, where known.
         images: The pictures of each row, where known.
-        made_for: The model that it was made for.
+        made_for: The sizes of the model that it was made for.
     """
 
     inputs: dict[str, Tensor]
     layouts: tuple[Layout, ...]
     texts: tuple[str, ...] = ()
     images: tuple[tuple[Image.Image, ...], ...] = ()
-    made_for: str = field(default="", repr=False)
+    made_for: HookedConfig | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.layouts)
@@ -91,17 +94,24 @@ def from_text(
     texts = [text] if isinstance(text, str) else list(text)
     if not texts or not all(isinstance(t, str) for t in texts):
         raise PromptError("A prompt is a text or a list of texts; it got " + repr(text)[:80] + ".")
+    if images and not family.takes_images:
+        family.placeholder(processor)
     rows = _pictures_by_row(texts, images)
     flat = [picture for row in rows for picture in row]
-    if flat and not family.takes_images:
-        family.placeholder(processor)
     placeholder = family.placeholder(processor) if flat else IMAGE
     written = [t.replace(IMAGE, placeholder) for t in texts]
-    options: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
+    options: dict[str, Any] = {"return_tensors": "pt"}
+    if len(texts) > 1:
+        if getattr(tokenizer_of(processor), "pad_token", None) is None:
+            raise PromptError(
+                "A batch is padded, and this tokenizer has no padding token: set one, "
+                "vlm.tokenizer.pad_token = vlm.tokenizer.eos_token, or run the texts one by one."
+            )
+        options |= {"padding": True, "padding_side": "left"}
     if not add_special_tokens:
         options["add_special_tokens"] = False
     if flat:
-        inputs = processor(text=written, images=[_rgb(p) for p in flat], **options)
+        inputs = family.process(processor, written, [[_rgb(p) for p in r] for r in rows], **options)
     else:
         inputs = tokenizer_of(processor)(written, **options)
     sizes = [p.size for p in flat] or None
@@ -129,7 +139,8 @@ def from_tensors(
             f"A processor's output holds 'input_ids'; this mapping holds {sorted(inputs)}."
         )
     tensors = {k: torch.as_tensor(v).to(device) for k, v in inputs.items() if v is not None}
-    tensors.pop("token_type_ids", None)
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:
+        tensors.pop("token_type_ids", None)  # some tokenizers make them for every model
     ids = tensors["input_ids"]
     if ids.dim() != 2 or ids.shape[1] == 0:
         raise PromptError(f"input_ids must be [batch, pos], not {list(ids.shape)}.")
@@ -145,7 +156,7 @@ def from_tensors(
         _layout(row, ids[row], _mask(tensors, row), pictures[row], tokenizer)
         for row in range(len(ids))
     )
-    return Prompt(tensors, layouts, texts, images, arch.cfg.model_name)
+    return Prompt(tensors, layouts, texts, images, arch.cfg)
 
 
 def _layout(row: int, ids: Tensor, mask: Tensor, pictures: Sequence, tokenizer: Any) -> Layout:
@@ -169,7 +180,7 @@ def _mask(tensors: Mapping[str, Tensor], row: int) -> Tensor:
 def _pictures_by_row(texts: Sequence[str], images: Any) -> list[list[Image.Image]]:
     """The pictures of each text, from a flat list (in reading order) or one list a text."""
     counts = [t.count(IMAGE) for t in texts]
-    if isinstance(images, Image.Image):
+    if isinstance(images, Image.Image | str | Path):
         images = [images]
     images = list(images or ())
     nested = bool(images) and all(isinstance(i, list | tuple) for i in images)
@@ -178,6 +189,12 @@ def _pictures_by_row(texts: Sequence[str], images: Any) -> list[list[Image.Image
             f"There are {len(texts)} texts and {len(images)} lists of pictures: give one list "
             "a text."
         )
+    for picture in (p for row in images for p in (row if nested else [row])):
+        if not isinstance(picture, Image.Image):
+            raise PromptError(
+                f"A picture is a PIL image, not {type(picture).__name__}: open it with "
+                "PIL.Image.open(path)."
+            )
     if not nested:
         if len(images) != sum(counts):
             raise PromptError(_mismatch(sum(counts), len(images)))
@@ -187,12 +204,6 @@ def _pictures_by_row(texts: Sequence[str], images: Any) -> list[list[Image.Image
         if count != len(mine):
             where = f"Text {row} of the batch: " if len(texts) > 1 else ""
             raise PromptError(where + _mismatch(count, len(mine)))
-        for picture in mine:
-            if not isinstance(picture, Image.Image):
-                raise PromptError(
-                    f"A picture is a PIL image, not {type(picture).__name__}: open it with "
-                    "PIL.Image.open(path)."
-                )
     return [list(row) for row in images]
 
 
@@ -215,6 +226,8 @@ def as_raw(prompt: Any, images: Any) -> tuple[Any, Any]:
             raise PromptError("A RawPrompt brings its own pictures: leave images= out.")
         return prompt.text, list(prompt.images)
     if isinstance(prompt, list | tuple) and any(isinstance(p, RawPrompt) for p in prompt):
+        if images is not None:
+            raise PromptError("RawPrompts bring their own pictures: leave images= out.")
         raws = [p if isinstance(p, RawPrompt) else RawPrompt(p) for p in prompt]
         return [r.text for r in raws], [list(r.images) for r in raws]
     return prompt, images

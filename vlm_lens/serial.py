@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,10 +65,28 @@ class FrozenTensor:
         return f"tensor{list(self.data.shape)}"
 
 
+class Savable:
+    """Gives a registered value files of its own."""
+
+    def save(self, stem: str | Path) -> Path:
+        """Writes `stem.json` and, where there are tensors, `stem.safetensors`."""
+        return save(self, stem)
+
+    @classmethod
+    def load(cls, stem: str | Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            VLMLensError: No such file, or it holds something else.
+        """
+        return load(stem, cls)
+
+
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """A value as plain JSON data; its tensors are put into `tensors` under the keys named there."""
     if isinstance(value, FrozenTensor):
-        key = f"t{len(tensors)}"
+        known = (k for k, t in tensors.items() if t is value.data)  # one tensor, written once
+        key = next(known, f"t{len(tensors)}")
         tensors[key] = value.data
         return {"tensor": key}
     if dataclasses.is_dataclass(value) and type(value).__name__ in _CLASSES:

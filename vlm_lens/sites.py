@@ -7,26 +7,112 @@ hooks. Nothing here knows of models, prompts or interventions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
+class View(Protocol):
+    """How a module's tensor is shown as an activation, and put back."""
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """The activation; `rows` is the batch size of this forward pass."""
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """The module's tensor with the activation put back."""
+
+
 @dataclass(frozen=True)
 class HeadView:
-    """Shows the last axis `[..., n_heads * d_head]` as `[..., n_heads, d_head]`."""
+    """`[..., n_heads * d_head]` shown as `[..., n_heads, d_head]`."""
 
     n_heads: int
     d_head: int
 
-    def split(self, x: Tensor) -> Tensor:
-        """`[..., n_heads * d_head]` -> `[..., n_heads, d_head]`, a view."""
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """A view of the same memory."""
         return x.unflatten(-1, (self.n_heads, self.d_head))
 
-    def join(self, x: Tensor, original: Tensor) -> Tensor:
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
         """The inverse of `split`."""
-        return x.reshape(original.shape)
+        return value.reshape(original.shape)
+
+
+@dataclass(frozen=True)
+class FusedHeadView:
+    """Queries, keys or values out of one projection that makes all three.
+
+    Attributes:
+        n_heads: Number of heads.
+        d_head: Width of a head.
+        part: 0 for queries, 1 for keys, 2 for values.
+        heads_first: Whether the last axis is `[n_heads, 3, d_head]` rather than
+            `[3, n_heads, d_head]`.
+    """
+
+    n_heads: int
+    d_head: int
+    part: int
+    heads_first: bool = False
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """`[..., 3 * n_heads * d_head]` -> `[..., n_heads, d_head]`, a view."""
+        return self._unfold(x).select(self._axis, self.part)
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """A copy of the whole projection with this part replaced."""
+        joined = original.clone()
+        self._unfold(joined).select(self._axis, self.part).copy_(value)
+        return joined
+
+    @property
+    def _axis(self) -> int:
+        return -2 if self.heads_first else -3
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        inner = (self.n_heads, 3) if self.heads_first else (3, self.n_heads)
+        return x.unflatten(-1, (*inner, self.d_head))
+
+
+@dataclass(frozen=True)
+class FlatView:
+    """`[rows * pos, ...]` shown as `[rows, pos, ...]`, with another view inside.
+
+    With `single` the tensor has no axis of rows at all, and is shown as one row.
+    """
+
+    inner: View | None = None
+    single: bool = False
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """The tensor with an axis of rows in front."""
+        value = self.inner.split(x, rows) if self.inner else x
+        return value.unflatten(0, (1 if self.single else rows, -1))
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        flat = value.flatten(0, 1)
+        return self.inner.join(flat, original) if self.inner else flat.reshape(original.shape)
+
+
+@dataclass(frozen=True)
+class ColumnsView:
+    """Some columns of the last axis, for a projection that makes two things at once."""
+
+    start: int
+    stop: int
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """`[..., all]` -> `[..., stop - start]`, a view."""
+        return x[..., self.start : self.stop]
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """A copy of the whole tensor with these columns replaced."""
+        joined = original.clone()
+        joined[..., self.start : self.stop] = value
+        return joined
 
 
 @dataclass(frozen=True)
@@ -36,7 +122,7 @@ class InputSite:
     module: str
     keyword: str = "hidden_states"
     index: int = 0
-    view: HeadView | None = None
+    view: View | None = None
 
     def get(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
         """The argument's value, `None` where this call does not pass it."""
@@ -62,7 +148,7 @@ class OutputSite:
 
     module: str
     path: tuple[str | int, ...] = ()
-    view: HeadView | None = None
+    view: View | None = None
 
     def get(self, output: Any) -> Tensor:
         """The tensor meant by this site."""
@@ -105,7 +191,10 @@ class MidSite:
         """Path of the module at which the value is read."""
         return self.norm.module
 
-    view = None
+    @property
+    def view(self) -> View | None:
+        """How the value is shown."""
+        return self.norm.view
 
 
 @dataclass(frozen=True)

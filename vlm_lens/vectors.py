@@ -17,7 +17,7 @@ from vlm_lens.errors import VectorError
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.points import Point, expand_name
 from vlm_lens.positions import Position, as_position
-from vlm_lens.serial import FrozenTensor, savable
+from vlm_lens.serial import FrozenTensor, Savable, savable
 
 _MAGIC = "vlm_lens.TaskVector/1"
 
@@ -149,12 +149,20 @@ class TaskVector(LayerVectors):
         Raises:
             VectorError: No prompts, or `at` means several positions.
         """
+        table = vlm.architecture.points
+        names = table.match(points)
+        layers = [table[n].layer for n in names]
+        if layers != [None] and layers != list(range(len(layers))):
+            raise VectorError(
+                f"{points!r} selects layers {layers}; a vector holds every layer from 0 on, so "
+                "that each is used at its own: read 'blocks.*...' and take one with vector.layer(i)."
+            )
         stacked = read_each(
             vlm, prompts, at=at, points=points, batch_size=batch_size, interventions=interventions
         )
         return cls(
             FrozenTensor(stacked.double().mean(0).to(stacked.dtype)),
-            kind=vlm.architecture.points[vlm.architecture.points.match(points)[0]].kind,
+            kind=table[names[0]].kind,
             source=vlm.facts,
             at=as_position(at),
             prompts=tuple(map(_text_of, _as_list(prompts))),
@@ -220,7 +228,7 @@ class TaskVector(LayerVectors):
 
         from vlm_lens.serial import pack
 
-        path = Path(path).with_suffix(".safetensors")
+        path = _file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         about = pack(self, tensors)
@@ -239,7 +247,7 @@ class TaskVector(LayerVectors):
         from vlm_lens.serial import unpack
 
         path = Path(path)
-        path = path if path.exists() else path.with_suffix(".safetensors")
+        path = path if path.exists() else _file(path)
         if not path.exists():
             raise VectorError(f"There is no file {path}.")
         try:
@@ -267,7 +275,7 @@ class TaskVector(LayerVectors):
 
 @savable
 @dataclass(frozen=True)
-class VectorEnsemble(LayerVectors):
+class VectorEnsemble(LayerVectors, Savable):
     """A vector made of vectors: their mean, or weighted sum; usable wherever a vector is.
 
     Luo et al. 2025, section 4.3: the mean of an instruction's vector and the examples' vector.
@@ -311,6 +319,11 @@ class VectorEnsemble(LayerVectors):
     def origins(self) -> list[ModelFacts]:
         """The models of all its vectors."""
         return [origin for v in self.vectors for origin in v.origins()]
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
 @torch.no_grad()

@@ -74,6 +74,7 @@ class HookedRun:
         self._mids: dict[str, dict[str, Tensor]] = defaultdict(dict)
         self._offset = 0
         self._length: int | None = None
+        self._rows = 1
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -145,11 +146,12 @@ class HookedRun:
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         self._length = None if tokens is None else tokens.shape[1]
+        self._rows = 1 if tokens is None else tokens.shape[0]
 
     def _fire(self, point: Point, x: Tensor) -> Tensor | None:
         view = point.site.view
-        value = view.split(x) if view else x
-        firing = Firing(point, self._offset_of(point, x))
+        value = view.split(x, self._rows) if view else x
+        firing = Firing(point, self._offset_of(point, value))
         changed = False
         for handler in self._handlers[point.name]:
             new = handler.call(value, firing)
@@ -190,7 +192,9 @@ def _keep_branch(kept: dict[str, Tensor], x: Tensor) -> None:
 
 
 def _complete_mid(kept: dict[str, Tensor], x: Tensor) -> Tensor | None:
-    return kept.pop("mid") + kept.pop("branch") if "mid" in kept else None
+    if "mid" not in kept:
+        return None
+    return (kept.pop("mid") + kept.pop("branch")).view_as(x)
 
 
 def _run_inputs(actions: Sequence[Action], module: nn.Module, args: tuple, kwargs: dict[str, Any]):

@@ -93,7 +93,8 @@ def _row_means(pool: Tensor, x: Tensor, offset: int, rows: Tensor) -> Tensor:
     """For each row asked, the mean over the pool's positions of that row."""
     pool = pool.to(x.device)
     pool = pool[(pool[:, 1] >= offset) & (pool[:, 1] < offset + x.shape[1])]
-    values = x[pool[:, 0], pool[:, 1] - offset].float()
+    values = x[pool[:, 0], pool[:, 1] - offset]
+    values = values.to(torch.promote_types(x.dtype, torch.float32))
     total = values.new_zeros((x.shape[0], *values.shape[1:])).index_add_(0, pool[:, 0], values)
     count = torch.bincount(pool[:, 0], minlength=x.shape[0]).clamp(min=1)
     mean = total / count.view(-1, *[1] * (total.dim() - 1))

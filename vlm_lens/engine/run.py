@@ -24,6 +24,7 @@ class Counter:
     intervention: Intervention
     point: str
     written: int = 0
+    at_generated: bool = False
 
     def check(self) -> None:
         """Raises if nothing was written.
@@ -88,7 +89,7 @@ def op_handlers(
                     "reads none: call generate with max_new_tokens of 2 or more (the first new "
                     "token comes from the prompt's last position)."
                 )
-            counter = Counter(intervention, op.point)
+            counter = Counter(intervention, op.point, at_generated=op.since is not None)
             counters.append(counter)
             handlers.append((op.point, Handler(partial(_apply, op, counter))))
     return handlers, counters
@@ -96,6 +97,12 @@ def op_handlers(
 
 def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None:
     pattern = "query" in firing.point.axes
+    width = op.tensors["value"].shape[-1] if "value" in op.tensors else 1
+    if width not in (1, x.shape[-1]):
+        raise InterventionError(
+            f"A value for {op.point} has {width} entries on its last axis; the activation of this "
+            f"run has {x.shape[-1]}."
+        )
     new, written = apply_op(op, x.transpose(1, 2) if pattern else x, firing.offset)
     if not written:
         return None
@@ -124,17 +131,19 @@ def user_handler(fn: Callable[[Tensor, Hook], Tensor | None]) -> Handler:
     """
     ctx: dict[str, dict] = {}
 
-    def call(x: Tensor, firing: Firing) -> Tensor | None:
+    def call(x: Tensor, firing: Firing) -> Tensor:
         name = firing.point.name
         copy = x.clone()
-        version = copy._version
         result = fn(copy, Hook(firing.point, ctx.setdefault(name, {})))
         if result is not None and not isinstance(result, Tensor):
             raise InterventionError(
                 f"The hook at {name} returned a {type(result).__name__}: return a tensor or None."
             )
-        if result is None and copy._version != version:
-            return copy
+        result = copy if result is None else result
+        if firing.point.read_only and not torch.equal(result, x):
+            raise InterventionError(
+                f"The hook at {name} changed it, which has no effect: {firing.point.read_only}."
+            )
         return result
 
     return Handler(call)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlm_lens.config import HookedConfig, StackConfig
@@ -16,26 +17,49 @@ from vlm_lens.layout import ImageLayout
 from vlm_lens.points import Point, PointTable
 from vlm_lens.sites import AttentionSite, HeadView, InputSite, MidSite, OutputSite, Site
 
+if TYPE_CHECKING:
+    from vlm_lens.families.decoders import Decoder
+
 
 @dataclass(frozen=True)
 class BlockParts:
-    """The names of a block's modules, for blocks of the form attention, then MLP, each added.
+    """The names of a block's modules, for blocks of attention and MLP, each added to the stream.
 
-    `mlp_pre` is the layer whose output enters the non-linearity, `mlp_linear` the other branch of
-    a gated MLP (`None` without one), `mlp_post` the layer that the non-linearity's result enters.
+    Attributes:
+        ln1: The norm before attention.
+        attn: The attention module.
+        q: Its query projection; `None` where `Stack.sites` says where queries are.
+        k: Its key projection, likewise.
+        v: Its value projection, likewise.
+        o: Its output projection.
+        ln2: The norm before the MLP; `None` where attention and MLP read the same norm.
+        mlp: The MLP.
+        mlp_pre: Within the MLP, the layer whose output enters the non-linearity.
+        mlp_post: Within the MLP, the layer that the non-linearity's result enters.
+        mlp_linear: Within a gated MLP, the other branch; `None` without a gate.
+        attn_out: The module whose output is added to the stream after attention, where that is
+            not the attention module itself (a norm after it, say).
+        mlp_out: Likewise after the MLP.
     """
 
     ln1: str
     attn: str
-    q: str
-    k: str
-    v: str
+    q: str | None
+    k: str | None
+    v: str | None
     o: str
-    ln2: str
+    ln2: str | None
     mlp: str
-    mlp_pre: str
+    mlp_pre: str | None
     mlp_post: str
     mlp_linear: str | None = None
+    attn_out: str | None = None
+    mlp_out: str | None = None
+
+
+_PARALLEL = "attention and MLP read the same norm and are added together."
+
+SiteMaker = Callable[[str], Site]
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,13 @@ class Stack:
         space: Whose positions it counts.
         unread_from: Blocks from this one on run but are not read by what follows.
         unread: Why not.
+        sites: Points that are not where `parts` would put them: name -> function from a block's
+            path to the site. A name that `parts` does not have, such as `mlp.hook_pre_linear`, is
+            added.
+        lacks: Points that these blocks do not have: name -> reason.
+        layer_parts: Blocks whose names differ from `parts`: layer -> names.
+        layer_sites: Likewise for `sites`.
+        layer_lacks: Likewise for `lacks`.
     """
 
     path: str
@@ -59,6 +90,11 @@ class Stack:
     space: str = "text"
     unread_from: int | None = None
     unread: str = ""
+    sites: Mapping[str, SiteMaker] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    layer_parts: Mapping[int, BlockParts] = field(default_factory=dict)
+    layer_sites: Mapping[int, Mapping[str, SiteMaker]] = field(default_factory=dict)
+    layer_lacks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
     def points(self) -> Iterator[Point]:
         """The points of every block, in the order in which they are computed."""
@@ -66,70 +102,87 @@ class Stack:
             dead = self.unread_from is not None and layer >= self.unread_from
             yield from self._block(layer, self.unread if dead else "")
 
+    def missing(self) -> dict[str, str]:
+        """What these blocks lack: glob -> reason."""
+        lacks = {f"{self.prefix}blocks.*.{n}": reason for n, reason in self._lacks(None).items()}
+        for layer in range(self.size.n_layers):
+            for name, reason in self._lacks(layer).items():
+                if name not in self._lacks(None):
+                    lacks[f"{self.prefix}blocks.{layer}.{name}"] = reason
+        return lacks
+
+    def _lacks(self, layer: int | None) -> dict[str, str]:
+        parts = self.layer_parts.get(layer, self.parts)
+        own = (
+            {} if parts.ln2 else dict.fromkeys(("hook_resid_mid", "ln2.hook_normalized"), _PARALLEL)
+        )
+        return {**own, **self.lacks, **self.layer_lacks.get(layer, {})}
+
     def _block(self, layer: int, read_only: str) -> Iterator[Point]:
-        parts, size = self.parts, self.size
         block = f"{self.path}.{layer}"
         batch = "batch" if self.space == "text" else "image"
-        d = "d_model" if self.space == "text" else "d_vision"
-        heads = HeadView(size.n_heads, size.d_head)
-        kv_heads = HeadView(size.n_key_value_heads, size.d_head)
+        given = {**self.sites, **self.layer_sites.get(layer, {})}
+        lacks = self._lacks(layer)
+        for name, (axes, sizes, doc, site) in self._table(layer).items():
+            site = given[name](block) if name in given else site
+            if site is None or name in lacks:
+                continue
+            if axes[0] == "head" and axes[-1] == "key":
+                axes, sizes = (batch, *axes), (None, *sizes)
+            else:
+                axes, sizes = (batch, "pos", *axes), (None, None, *sizes)
+            yield Point(
+                f"{self.prefix}blocks.{layer}.{name}", axes, sizes, doc, site, self.space, read_only
+            )
 
-        def point(
-            name: str, last: Sequence[str], sizes: Sequence[int | None], doc: str, site: Site
-        ) -> Point:
-            pattern = last[0] == "head" and last[1] == "query"
-            axes = (batch, *last) if pattern else (batch, "pos", *last)
-            lead = (None,) if pattern else (None, None)
-            return Point(
-                f"{self.prefix}blocks.{layer}.{name}", axes, (*lead, *sizes), doc, site,
-                self.space, read_only,
-            )  # fmt: skip
-
-        def wide(
-            name: str, doc: str, site: Site, width: int = size.d_model, axis: str = d
-        ) -> Point:
-            return point(name, (axis,), (width,), doc, site)
-
-        def headed(name: str, doc: str, site: Site, n_heads: int = size.n_heads) -> Point:
-            return point(name, ("head", "d_head"), (n_heads, size.d_head), doc, site)
-
-        def square(name: str, doc: str, stage: str) -> Point:
-            site = AttentionSite(f"{block}.{parts.attn}", stage)
-            return point(name, ("head", "query", "key"), (size.n_heads, None, None), doc, site)
-
+    def _table(self, layer: int) -> dict[str, tuple[tuple, tuple, str, Site | None]]:
+        """Name -> axes and sizes after batch and position, what it is, usual site."""
+        parts, size = self.layer_parts.get(layer, self.parts), self.size
+        block = f"{self.path}.{layer}"
         attn, mlp = f"{block}.{parts.attn}", f"{block}.{parts.mlp}"
-        mlp_out = OutputSite(mlp)
-        ln2 = InputSite(f"{block}.{parts.ln2}")
-        yield wide("hook_resid_pre", "Residual stream entering the block", InputSite(block))
-        yield wide("ln1.hook_normalized", "What attention reads: the first norm's output, its "
-                   "weight and bias applied", OutputSite(f"{block}.{parts.ln1}"))  # fmt: skip
-        yield headed("attn.hook_q", "Queries, before rotary embedding",
-                     OutputSite(f"{attn}.{parts.q}", view=heads))  # fmt: skip
-        yield headed("attn.hook_k", "Keys, before rotary embedding",
-                     OutputSite(f"{attn}.{parts.k}", view=kv_heads), kv_heads.n_heads)  # fmt: skip
-        yield headed("attn.hook_v", "Values", OutputSite(f"{attn}.{parts.v}", view=kv_heads),
-                     kv_heads.n_heads)  # fmt: skip
-        yield square("attn.hook_attn_scores", "Attention scores, scaled and masked, before softmax",
-                     "scores")  # fmt: skip
-        yield square("attn.hook_pattern", "Attention pattern: each query's weights over keys",
-                     "pattern")  # fmt: skip
-        yield headed("attn.hook_z", "Each head's mixed values, before the output projection",
-                     InputSite(f"{attn}.{parts.o}", view=heads))  # fmt: skip
-        yield wide("hook_attn_out", "What attention adds to the residual stream", OutputSite(attn))
-        yield wide("hook_resid_mid", "Residual stream between attention and MLP",
-                   MidSite(ln2, mlp_out, OutputSite(block)))  # fmt: skip
-        yield wide("ln2.hook_normalized", "What the MLP reads: the second norm's output, its "
-                   "weight and bias applied", OutputSite(ln2.module))  # fmt: skip
-        d_mlp = {"width": size.d_mlp, "axis": "d_mlp"}
-        yield wide("mlp.hook_pre", "MLP neurons before the non-linearity",
-                   OutputSite(f"{mlp}.{parts.mlp_pre}"), **d_mlp)  # fmt: skip
-        if parts.mlp_linear:
-            yield wide("mlp.hook_pre_linear", "The gated MLP's linear branch",
-                       OutputSite(f"{mlp}.{parts.mlp_linear}"), **d_mlp)  # fmt: skip
-        yield wide("mlp.hook_post", "MLP neurons after the non-linearity (and the gate)",
-                   InputSite(f"{mlp}.{parts.mlp_post}", keyword="input"), **d_mlp)  # fmt: skip
-        yield wide("hook_mlp_out", "What the MLP adds to the residual stream", mlp_out)
-        yield wide("hook_resid_post", "Residual stream leaving the block", OutputSite(block))
+        d = (("d_model" if self.space == "text" else "d_vision",), (size.d_model,))
+        d_mlp = (("d_mlp",), (size.d_mlp,))
+        heads = (("head", "d_head"), (size.n_heads, size.d_head))
+        kv_heads = (("head", "d_head"), (size.n_key_value_heads, size.d_head))
+        square = (("head", "query", "key"), (size.n_heads, None, None))
+        by_head = HeadView(size.n_heads, size.d_head)
+        by_kv_head = HeadView(size.n_key_value_heads, size.d_head)
+
+        def out(parent: str, name: str | None, view: HeadView | None = None) -> OutputSite | None:
+            return OutputSite(f"{parent}.{name}", view=view) if name else None
+
+        attn_out, mlp_out = out(block, parts.attn_out or parts.attn), out(block, parts.mlp_out)
+        mlp_out = mlp_out or OutputSite(mlp)
+        mid = None
+        if parts.ln2:
+            mid = MidSite(InputSite(f"{block}.{parts.ln2}"), mlp_out, OutputSite(block))
+        reads = "the norm's output, its weight and bias applied"
+        return {
+            "hook_resid_pre": (*d, "Residual stream entering the block", InputSite(block)),
+            "ln1.hook_normalized": (*d, f"What attention reads: {reads}", out(block, parts.ln1)),
+            "attn.hook_q": (*heads, "Queries as projected, before norms and rotary embedding",
+                            out(attn, parts.q, by_head)),
+            "attn.hook_k": (*kv_heads, "Keys as projected, before norms and rotary embedding",
+                            out(attn, parts.k, by_kv_head)),
+            "attn.hook_v": (*kv_heads, "Values", out(attn, parts.v, by_kv_head)),
+            "attn.hook_attn_scores": (*square, "Attention scores, scaled and masked, before "
+                                      "softmax", AttentionSite(attn, "scores")),
+            "attn.hook_pattern": (*square, "Attention pattern: each query's weights over keys",
+                                  AttentionSite(attn, "pattern")),
+            "attn.hook_z": (*heads, "Each head's mixed values, before the output projection",
+                            InputSite(f"{attn}.{parts.o}", view=by_head)),
+            "hook_attn_out": (*d, "What attention adds to the residual stream", attn_out),
+            "hook_resid_mid": (*d, "Residual stream between attention and MLP", mid),
+            "ln2.hook_normalized": (*d, f"What the MLP reads: {reads}", out(block, parts.ln2)),
+            "mlp.hook_pre": (*d_mlp, "MLP neurons before the non-linearity",
+                             out(mlp, parts.mlp_pre)),
+            "mlp.hook_pre_linear": (*d_mlp, "The gated MLP's linear branch",
+                                    out(mlp, parts.mlp_linear)),
+            "mlp.hook_post": (*d_mlp, "MLP neurons after the non-linearity (and the gate)",
+                              InputSite(f"{mlp}.{parts.mlp_post}", keyword="input")),
+            "hook_mlp_out": (*d, "What the MLP adds to the residual stream", mlp_out),
+            "hook_resid_post": (*d, "Residual stream leaving the block", OutputSite(block)),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,14 +192,14 @@ class Architecture:
     Attributes:
         cfg: Its sizes.
         points: Its points.
-        final_norm: Path of the language model's final norm.
+        decoder: Its text model.
         unembed: Path of the layer that gives logits.
         image_token_id: The token that stands for a patch of a picture, if any.
     """
 
     cfg: HookedConfig
     points: PointTable
-    final_norm: str
+    decoder: Decoder
     unembed: str
     image_token_id: int | None = None
 
@@ -173,6 +226,12 @@ class Family(ABC):
     def placeholder(self, processor: Any) -> str:
         """The text by which this family's processor marks a picture's place."""
         raise PromptError(f"{self.name} is a language model without vision: it takes no pictures.")
+
+    def process(
+        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
+    ) -> Mapping[str, Any]:
+        """Calls the processor on texts, placeholders already written, and each text's pictures."""
+        return processor(text=texts, images=[p for row in pictures for p in row], **options)
 
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """How many pictures a processor's tensors hold."""

@@ -12,12 +12,7 @@ from torch import Tensor
 from vlm_lens.config import HookedConfig, VisionConfig
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture, Family, Stack
-from vlm_lens.families.decoders import (
-    closing_points,
-    decoder_stack,
-    embedding_point,
-    text_point,
-)
+from vlm_lens.families.decoders import find_decoder, text_point
 from vlm_lens.families.pixels import identity_map, resize_and_crop_map
 from vlm_lens.families.towers import Tower, describe_tower
 from vlm_lens.geometry import PatchGrid
@@ -49,7 +44,8 @@ class LlavaFamily(Family):
         tower = describe_tower(model.model.vision_tower, config.vision_config)
         read = _layers_read(config)
         n_read = max(read)
-        text = decoder_stack(config.text_config, _TEXT)
+        decoder = find_decoder(config.text_config, _TEXT)
+        text = decoder.stack
         d_vocab = config.text_config.vocab_size
         vision = Stack(
             tower.path(_TOWER, "encoder.layers"),
@@ -61,16 +57,16 @@ class LlavaFamily(Family):
             unread=f"the projector reads block {n_read - 1}, so nothing reads this one",
         )
         points = [
-            embedding_point(text, _TEXT),
+            decoder.embedding_point(),
             *_vision_points(vision, tower, read),
             *_projector_points(text.size.d_model, tower.size.d_model * len(read)),
             text_point("hook_merged", text.size.d_model, "The language model's input: embeddings "
                        "with picture features in their places",
                        InputSite(_TEXT, keyword="inputs_embeds", index=4)),
             *text.points(),
-            *closing_points(text, _TEXT, d_vocab),
+            *decoder.closing_points(d_vocab),
         ]  # fmt: skip
-        missing = {}
+        missing = {**text.missing(), **vision.missing()}
         if len(read) > 1:
             missing["vision.hook_out"] = (
                 f"its projector reads several layers at once ({config.vision_feature_layer}); "
@@ -90,7 +86,7 @@ class LlavaFamily(Family):
             **asdict(text.size),
         )
         return Architecture(
-            cfg, PointTable(points, missing), f"{_TEXT}.norm", "lm_head", config.image_token_id
+            cfg, PointTable(points, missing), decoder, "lm_head", config.image_token_id
         )
 
     def placeholder(self, processor: Any) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,9 +14,10 @@ from vlm_lens.errors import InterventionError, PointError, VLMLensError
 from vlm_lens.layout import Layout
 from vlm_lens.points import Point, PointTable, expand_name
 from vlm_lens.positions import Generated, Position
-from vlm_lens.serial import load, savable, save
+from vlm_lens.serial import Savable, savable
 
 
+@savable
 @dataclass(frozen=True)
 class ModelFacts:
     """What a value may ask about the model it is used on.
@@ -50,7 +49,7 @@ class Target:
         return len(self.layouts[0])
 
 
-class Intervention(ABC):
+class Intervention(Savable, ABC):
     """A change to a run, usable on any prompt: frozen, hashable, composable by `+`."""
 
     @abstractmethod
@@ -67,18 +66,9 @@ class Intervention(ABC):
             return NotImplemented
         return Composed((*_parts(self), *_parts(other)))
 
-    def save(self, stem: str | Path) -> Path:
-        """Writes `stem.json` and, where there are tensors, `stem.safetensors`."""
-        return save(self, stem)
-
-    @classmethod
-    def load(cls, stem: str | Path) -> Self:
-        """Reads what `save` wrote.
-
-        Raises:
-            VLMLensError: No such file, or it holds something else.
-        """
-        return load(stem, cls)
+    def __radd__(self, other: object) -> Intervention:
+        """Lets `sum([a, b])` compose."""
+        return self if other == 0 else NotImplemented
 
 
 @savable
@@ -131,6 +121,8 @@ def freeze_points(points: str | Sequence) -> tuple[str, ...]:
     """Point names, globs or short forms as a tuple of full names and globs."""
     if isinstance(points, str):
         return (points,)
+    if not points:
+        raise PointError("No point was given: name one, 'blocks.3.hook_resid_post' or a glob.")
     if isinstance(points, tuple) and len(points) in (2, 3) and isinstance(points[1], int):
         return (expand_name(points),)
     return tuple(expand_name(p) for p in points)
@@ -225,13 +217,15 @@ def shaped(value: Tensor, place: Place) -> Tensor:
     """A value as the kernel wants it: `[places or 1, heads or 1, features]`.
 
     Accepted are a number, one vector for every place, one for each place of a row (the same for
-    every row), or one for each place of each row, each with or without an axis of heads.
+    every row), or one for each place of each row, each with or without an axis of heads. Of a value
+    with all heads, those of the place are taken.
 
     Raises:
         InterventionError: A shape that fits none of these.
     """
     features = feature_shape(place.point)
     if place.heads is not None:
+        value = _of_heads(value, place)
         features = (len(place.heads), *features[1:])
     n = len(features)
     if value.dim() == 0:
@@ -259,6 +253,19 @@ def shaped(value: Tensor, place: Place) -> Tensor:
         f"[{wanted}], or that for each of the {per_row or 'chosen'} positions"
         + (f" of each of the {len(place.counts)} prompts." if len(place.counts) > 1 else ".")
     )
+
+
+def _of_heads(value: Tensor, place: Place) -> Tensor:
+    n_heads = place.point.sizes[place.point.axes.index("head")]
+    if value.dim() < 2 or value.shape[-2] != n_heads or len(place.heads) == n_heads:
+        return value
+    if value.dim() == 2 and n_heads > 1 and set(place.counts) == {n_heads}:
+        raise InterventionError(
+            f"A value of shape {list(value.shape)} for {place.point.name} could hold one entry for "
+            f"each of {n_heads} heads or for each of {n_heads} positions: give "
+            "[1, heads, d_head] or [positions, 1, d_head]."
+        )
+    return value[..., list(place.heads), :]
 
 
 def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:

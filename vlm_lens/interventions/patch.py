@@ -55,16 +55,5 @@ class ActivationPatch(Intervention):
             value = value_for(
                 self.value, place.point, target.model, allow_transfer=self.allow_transfer
             )
-            if place.heads is not None and place.point.has_heads:
-                value = _of_heads(value, place)
             ops.append(place.op(SET, value=shaped(value, place)))
         return ops
-
-
-def _of_heads(value, place):
-    """The chosen heads of a value that was read with all of them."""
-    axis = -2
-    n_heads = place.point.sizes[place.point.axes.index("head")]
-    if value.dim() >= 2 and value.shape[axis] == n_heads and len(place.heads) != n_heads:
-        return value[..., list(place.heads), :]
-    return value

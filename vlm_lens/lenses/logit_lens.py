@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_lens.errors import PointError, VLMLensError
+from vlm_lens.errors import PointError, PositionError, VLMLensError
 from vlm_lens.interventions.base import freeze_points
 from vlm_lens.layout import Layout
 from vlm_lens.lenses.result import LensResult, LensRow
@@ -87,6 +87,8 @@ class LogitLens:
                 )
         token_ids = [t if isinstance(t, int) else vlm.to_single_token(t) for t in self.tokens]
         where = [[p for _, p in self.at.resolve(layout)] for layout in prompt.layouts]
+        if not all(where):
+            raise PositionError(f"{self.at} holds no position of this prompt to decode.")
         last = table.match(["blocks.*.hook_resid_post"])[-1]
         logits, cache = vlm.run_with_cache(
             prompt, names_filter=[*names, last], interventions=interventions
