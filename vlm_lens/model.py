@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,9 @@ from vlm_lens.reading import check_fires, keeper, names_to_read
 from vlm_lens.sites import submodule
 from vlm_lens.template import RawPrompt
 from vlm_lens.tokens import encode, first_token, single_token, string_tokens, tokenizer_of
+
+if TYPE_CHECKING:
+    from vlm_lens.sweep.result import SweepResult
 
 Promptable = Any  # a Prompt, text(s), RawPrompt(s), or a processor's own output
 Texts = str | RawPrompt | Sequence[str | RawPrompt]
@@ -376,6 +379,46 @@ class HookedVLM:
             self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         )  # fmt: skip
         return Generation(tokens, text)
+
+    def sweep(
+        self,
+        prompt: Promptable,
+        variants: Any,
+        images: Pictures = None,
+        *,
+        measure: Any = "top1",
+        engine: str = "auto",
+        memory: int | None = None,
+        save: str | Path | None = None,
+        progress: bool = True,
+    ) -> SweepResult:
+        """Measures many variants of one run, computing of each only what it can change.
+
+        The plain run is made once. Variants run together as rows of a batch, each from the first
+        layer and position that it touches; those that touch tower or projector, and models for
+        which reuse would be wrong, run in full, and the result says which and why.
+
+        Args:
+            prompt: A Prompt, text, or a processor's output.
+            variants: Interventions, a `Grid`, or `intervention.each_layer()`.
+            images: Pictures, where `prompt` is text.
+            measure: `"top1"`, `"logits"`, `"generate"`, tokens whose scores are wanted, a function
+                of the last position's logits, or a `Measure`.
+            engine: `"auto"`; `"replay"` to be refused where it cannot be; `"full"`.
+            memory: Bytes that variants running together may take; a share of what is free by
+                default.
+            save: A folder for finished variants; a sweep that was killed goes on from there.
+            progress: Whether to show a progress bar. Ctrl-C ends a sweep with what is finished.
+
+        Raises:
+            VLMLensError: A variant does not fit the model or the prompt (before any is run).
+        """
+        from vlm_lens.sweep import sweep
+
+        return sweep(
+            self, prompt, variants, images, measure=measure, engine=engine, memory=memory,
+            save=save, progress=progress,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ contexts
 

@@ -199,10 +199,19 @@ class MidSite:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """Attention scores (masked and scaled, before softmax) or pattern (after) of a module."""
+    """Attention scores (masked and scaled, before softmax) or pattern (after) of a module.
+
+    Attributes:
+        module: Path of the attention module.
+        stage: `"scores"` or `"pattern"`.
+        joined: Where the module attends in chunks, one call for each picture or window: path of the
+            layer that reads the chunks' joined results. Scores and pattern are then those of the
+            whole sequence, where positions of different chunks do not see each other.
+    """
 
     module: str
-    stage: str  # "scores" or "pattern"
+    stage: str
+    joined: str = ""
     view = None
 
 

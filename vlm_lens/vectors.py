@@ -155,7 +155,8 @@ class TaskVector(LayerVectors):
         if layers != [None] and layers != list(range(len(layers))):
             raise VectorError(
                 f"{points!r} selects layers {layers}; a vector holds every layer from 0 on, so "
-                "that each is used at its own: read 'blocks.*...' and take one with vector.layer(i)."
+                "that each is used at its own: read "
+                "'blocks.*...' and take one with vector.layer(i)."
             )
         stacked = read_each(
             vlm, prompts, at=at, points=points, batch_size=batch_size, interventions=interventions

@@ -93,18 +93,23 @@ def _uninstall(registry: Any) -> None:
 def _wrap(base: Callable | None) -> Callable:
     """An attention function that serves the taps; `base` is what runs, `None` for eager."""
 
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask, **kwargs):
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs
+    ):
         taps = _active.get()
         tap = None if taps is None else taps.get(module)
         own_eager = _eager_of(module)
         if tap is None or own_eager is None:
-            return (base or own_eager)(module, query, key, value, mask, **kwargs)
+            return (base or own_eager)(module, query, key, value, attention_mask, **kwargs)
+        if isinstance(tap, ChunkedTap):
+            tap.keep(module, query, key, value, kwargs)
+            return (base or own_eager)(module, query, key, value, attention_mask, **kwargs)
         watch = _SoftmaxWatch(tap)
         if base is None:
             with watch:
-                return own_eager(module, query, key, value, mask, **kwargs)
-        out = base(module, query, key, value, mask, **kwargs)
-        additive = _additive_mask(module, query, key, mask, kwargs.get("is_causal"))
+                return own_eager(module, query, key, value, attention_mask, **kwargs)
+        out = base(module, query, key, value, attention_mask, **kwargs)
+        additive = _additive_mask(module, query, key, attention_mask, kwargs.get("is_causal"))
         kwargs.pop("is_causal", None)
         with watch:
             eager_out, _ = own_eager(module, query, key, value, additive, **kwargs)
@@ -115,6 +120,46 @@ def _wrap(base: Callable | None) -> Callable:
         return (torch.where(changed, eager_out, out[0]), *out[1:])
 
     return attention
+
+
+class ChunkedTap:
+    """Serves a tap of a module that attends in chunks, one call each.
+
+    The chunks run as they are. When the layer that reads their joined results is about to run, the
+    model's eager attention runs once on the whole sequence, with a mask between chunks, and shows
+    the tap scores and pattern; after a write, queries that changed take its result.
+    """
+
+    def __init__(self, tap: Tap):
+        self._tap = tap
+        self._chunks: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._call: tuple[nn.Module, dict[str, Any]] | None = None
+
+    def keep(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]
+    ) -> None:
+        """Takes note of a chunk."""
+        self._chunks.append((query, key, value))
+        self._call = (module, kwargs)
+
+    def finish(self, joined: Tensor) -> Tensor | None:
+        """The joined results, `[pos, heads * d_head]`, after writes; `None` without any."""
+        chunks, (module, kwargs) = self._chunks, self._call
+        self._chunks, self._call = [], None
+        query, key, value = (torch.cat(parts, 2) for parts in zip(*chunks, strict=True))
+        lengths = torch.tensor([q.shape[2] for q, _, _ in chunks], device=query.device)
+        chunk_of = torch.arange(len(chunks), device=query.device).repeat_interleave(lengths)
+        together = chunk_of[:, None] == chunk_of[None, :]
+        zero = torch.zeros((), dtype=query.dtype, device=query.device)
+        mask = torch.where(together, zero, torch.finfo(query.dtype).min)[None, None]
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("attention_mask", "is_causal")}
+        watch = _SoftmaxWatch(self._tap)
+        with watch:
+            out, _ = _eager_of(module)(module, query, key, value, mask, **kwargs)
+        if not watch.changed_rows:
+            return None
+        changed = torch.stack(watch.changed_rows).any(0).transpose(1, 2).unsqueeze(-1)
+        return torch.where(changed, out, joined.view_as(out)).reshape(joined.shape)
 
 
 def _eager_of(module: nn.Module) -> Callable | None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.engine.attention import check_supported, tapped
+from vlm_lens.engine.attention import ChunkedTap, check_supported, tapped
 from vlm_lens.errors import InterventionError
 from vlm_lens.points import Point, PointTable
 from vlm_lens.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
@@ -138,7 +138,37 @@ class HookedRun:
                     tail.append((site.branch.module, (site.branch, partial(_keep_branch, kept))))
         for path, action in tail:
             self._outputs[path].append(action)
-        return {module: partial(self._tap, stages) for module, stages in attention.items()}
+        return {module: self._tap_of(stages) for module, stages in attention.items()}
+
+    def _tap_of(self, stages: Mapping[str, Point]) -> Callable:
+        tap = partial(self._tap, stages)
+        joined = next(iter(stages.values())).site.joined
+        if not joined:
+            return tap
+        chunked = ChunkedTap(tap)
+        self._inputs[joined].insert(0, (InputSite(joined, keyword="input"), chunked.finish))
+        return chunked
+
+    def place(self, *, offset: int, length: int, rows: int) -> None:
+        """Says what the modules called next work on, where they are not called by the model.
+
+        Args:
+            offset: Position in the whole sequence of the first position that they get.
+            length: How many positions.
+            rows: How many rows.
+        """
+        self._offset, self._length, self._rows = offset, length, rows
+
+    def watches(self, *names: str) -> bool:
+        """Whether one of these points has a handler."""
+        return any(name in self._handlers for name in names)
+
+    def pass_through(self, name: str, x: Tensor) -> Tensor:
+        """An activation as its handlers leave it, where no module call lets them see it."""
+        if name not in self._handlers:
+            return x
+        new = self._fire(self._points[name], x)
+        return x if new is None else new
 
     def _start_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         past = kwargs.get("past_key_values")

@@ -91,8 +91,13 @@ def op_handlers(
                 )
             counter = Counter(intervention, op.point, at_generated=op.since is not None)
             counters.append(counter)
-            handlers.append((op.point, Handler(partial(_apply, op, counter))))
+            handlers.append((op.point, op_handler(op, counter)))
     return handlers, counters
+
+
+def op_handler(op: Op, counter: Counter) -> Handler:
+    """The handler that applies an op and counts what it wrote."""
+    return Handler(partial(_apply, op, counter))
 
 
 def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None:

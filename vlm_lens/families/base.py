@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,15 @@ from vlm_lens.config import HookedConfig, StackConfig
 from vlm_lens.errors import PromptError
 from vlm_lens.layout import ImageLayout
 from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import AttentionSite, HeadView, InputSite, MidSite, OutputSite, Site
+from vlm_lens.sites import (
+    AttentionSite,
+    FlatView,
+    HeadView,
+    InputSite,
+    MidSite,
+    OutputSite,
+    Site,
+)
 
 if TYPE_CHECKING:
     from vlm_lens.families.decoders import Decoder
@@ -78,6 +86,8 @@ class Stack:
             path to the site. A name that `parts` does not have, such as `mlp.hook_pre_linear`, is
             added.
         lacks: Points that these blocks do not have: name -> reason.
+        single: Whether its tensors have no axis of rows: one sequence holds the pictures of the whole
+            batch, one after the other, and is shown as a single row.
         layer_parts: Blocks whose names differ from `parts`: layer -> names.
         layer_sites: Likewise for `sites`.
         layer_lacks: Likewise for `lacks`.
@@ -92,6 +102,7 @@ class Stack:
     unread: str = ""
     sites: Mapping[str, SiteMaker] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
+    single: bool = False
     layer_parts: Mapping[int, BlockParts] = field(default_factory=dict)
     layer_sites: Mapping[int, Mapping[str, SiteMaker]] = field(default_factory=dict)
     layer_lacks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
@@ -127,10 +138,13 @@ class Stack:
             site = given[name](block) if name in given else site
             if site is None or name in lacks:
                 continue
+            if self.single:
+                site = in_one_row(site)
+            rows = 1 if self.single else None
             if axes[0] == "head" and axes[-1] == "key":
-                axes, sizes = (batch, *axes), (None, *sizes)
+                axes, sizes = (batch, *axes), (rows, *sizes)
             else:
-                axes, sizes = (batch, "pos", *axes), (None, None, *sizes)
+                axes, sizes = (batch, "pos", *axes), (rows, None, *sizes)
             yield Point(
                 f"{self.prefix}blocks.{layer}.{name}", axes, sizes, doc, site, self.space, read_only
             )
@@ -140,7 +154,7 @@ class Stack:
         parts, size = self.layer_parts.get(layer, self.parts), self.size
         block = f"{self.path}.{layer}"
         attn, mlp = f"{block}.{parts.attn}", f"{block}.{parts.mlp}"
-        d = (("d_model" if self.space == "text" else "d_vision",), (size.d_model,))
+        d = (("d_vision" if self.space == "vision" else "d_model",), (size.d_model,))
         d_mlp = (("d_mlp",), (size.d_mlp,))
         heads = (("head", "d_head"), (size.n_heads, size.d_head))
         kv_heads = (("head", "d_head"), (size.n_key_value_heads, size.d_head))
@@ -185,6 +199,15 @@ class Stack:
         }  # fmt: skip
 
 
+def in_one_row(site: Site) -> Site:
+    """A site whose tensor has no axis of rows, shown as one row."""
+    if isinstance(site, AttentionSite):
+        return site
+    if isinstance(site, MidSite):
+        return replace(site, norm=in_one_row(site.norm))
+    return replace(site, view=FlatView(site.view, single=True))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Where a model's parts are.
@@ -212,12 +235,14 @@ class Family(ABC):
         model_types: The values of Hugging Face's `config.model_type` that it describes.
         takes_images: Whether its models read pictures.
         residual_breaks: Why what leaves a block is not what enters the next one, where so.
+        not_replayable: Why variants of a run must be computed from the beginning, where so.
     """
 
     name: str
     model_types: tuple[str, ...]
     takes_images: bool = False
     residual_breaks: str = ""
+    not_replayable: str = ""
 
     @abstractmethod
     def architecture(self, model: torch.nn.Module) -> Architecture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Intervention(Savable, ABC):
             VLMLensError: It does not fit the model or the prompt; the message says why.
         """
 
+    def each_layer(self) -> EachLayer:
+        """This intervention once for each point that its globs match, to be swept."""
+        return EachLayer(self)
+
     def __add__(self, other: Intervention) -> Composed:
         """Both, this one first where they touch the same place."""
         if not isinstance(other, Intervention):
@@ -69,6 +73,26 @@ class Intervention(Savable, ABC):
     def __radd__(self, other: object) -> Intervention:
         """Lets `sum([a, b])` compose."""
         return self if other == 0 else NotImplemented
+
+
+@savable
+@dataclass(frozen=True)
+class EachLayer:
+    """An intervention made once for each point that its globs match."""
+
+    intervention: Intervention
+
+    def expand(self, points: PointTable) -> list[Intervention]:
+        """One intervention a point, in the order of the forward pass.
+
+        Raises:
+            InterventionError: The intervention is not made at points.
+        """
+        names = getattr(self.intervention, "point", None)
+        if names is None:
+            raise InterventionError(f"{self.intervention!r} has no points to go through.")
+        found = points.match(list(freeze_points(names)))
+        return [replace(self.intervention, point=name) for name in found]
 
 
 @savable

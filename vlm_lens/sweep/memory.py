@@ -1,0 +1,35 @@
+"""How many variants may run together."""
+
+from __future__ import annotations
+
+import torch
+
+from vlm_lens.engine.baseline import Baseline
+
+_SHARE = 0.25  # of what is free, at the most
+_CEILING = 2 << 30  # bytes on a CPU, where nothing says what others need
+
+
+def free_bytes(device: torch.device) -> int:
+    """A share of the memory that is free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        available = 4 << 30
+    return min(int(available * _SHARE), _CEILING)
+
+
+def row_bytes(baseline: Baseline, width: int, *, keep_cache: bool) -> int:
+    """About how many bytes one variant needs while it runs, for all rows of the prompt."""
+    size = baseline.arch.decoder.stack.size
+    item = baseline.resid_pre[0].element_size()
+    keys = 2 * size.n_key_value_heads * size.d_head * baseline.length
+    widest = width * (4 * size.d_model + 3 * size.d_mlp)
+    scores = size.n_heads * width * baseline.length
+    logits = 4 * baseline.arch.cfg.d_vocab
+    kept = keys * size.n_layers if keep_cache else 0
+    return baseline.n_rows * item * (3 * keys + widest + scores + logits + kept)
