@@ -26,7 +26,8 @@ class CacheSlice(Savable):
     """Values of some points at one position, taken from a cache: a value to patch with.
 
     Attributes:
-        values: Point name -> tensor `[batch, positions, (heads,) ...]`.
+        values: Point name -> tensor `[batch, positions, (heads,) ...]`; `[places, (heads,) ...]`
+            where the rows have different numbers of positions.
         source: The model that they were read on.
     """
 
@@ -144,8 +145,13 @@ class ActivationCache(Mapping[str, Tensor]):
         return CacheSlice(kept, self.source)
 
     def _places(self, name: str, at: Position) -> Tensor:
+        """The values at a position, one entry a place where rows have different numbers of them."""
         value, point = self._values[name], self._points[name]
-        return gather(value, point, at, self.layouts, position_major=True)
+        counts = {len(at.resolve(layout, point.space)) for layout in self.layouts}
+        if len(counts) == 1:
+            return gather(value, point, at, self.layouts, position_major=True)
+        rows = [gather(value, point, at, (row,), position_major=True) for row in self.layouts]
+        return torch.cat([row[0] for row in rows])
 
     def _position_major(self, name: str) -> Tensor:
         value = self._values[name]

@@ -23,14 +23,14 @@ class VisionConfig(StackConfig):
 
     Attributes:
         patch_size: Side of a patch in pixels of the frame that the processor makes.
-        image_size: Side of that frame.
+        image_size: Side of that frame; `None` where each picture has a frame of its own.
         n_class_tokens: Positions of the tower's sequence before the first patch.
         n_layers_read: How many blocks lie on the way to the projector; a later one runs, but
             nothing reads it.
     """
 
     patch_size: int
-    image_size: int
+    image_size: int | None
     n_class_tokens: int
     n_layers_read: int
 

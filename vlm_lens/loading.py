@@ -59,9 +59,32 @@ def _auto_class(config: Any) -> Any:
 
 def _load_processor(config: Any, where: str, **hub: Any) -> Any:
     from transformers import AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils import is_torchvision_available
 
     from vlm_lens.families import family_of
 
-    if family_of(config).takes_images:
-        return AutoProcessor.from_pretrained(where, **hub)
-    return AutoTokenizer.from_pretrained(where, **hub)
+    if not family_of(config).takes_images:
+        return AutoTokenizer.from_pretrained(where, **hub)
+    if not is_torchvision_available() and type(config) in PROCESSOR_MAPPING:
+        cls = PROCESSOR_MAPPING[type(config)]
+        if "video_processor" in cls.get_attributes():
+            return without_video(cls).from_pretrained(where, **hub)
+    return AutoProcessor.from_pretrained(where, **hub)
+
+
+def without_video(cls: type) -> type:
+    """A processor class that reads no videos.
+
+    Video processors of transformers need torchvision, and a processor that has one cannot be made
+    without it, although its pictures need no torchvision.
+    """
+
+    def get_attributes(made: type) -> list[str]:
+        return [a for a in cls.get_attributes() if a != "video_processor"]
+
+    return type(
+        cls.__name__,
+        (cls,),
+        {"get_attributes": classmethod(get_attributes), "__module__": cls.__module__},
+    )

@@ -26,9 +26,9 @@ from vlm_lens.points import NamesFilter, PointTable
 from vlm_lens.positions import Position, as_position
 from vlm_lens.prompt import Prompt, as_raw, from_chat, from_tensors, from_text, warn_if_training
 from vlm_lens.reading import check_fires, keeper, names_to_read
-from vlm_lens.sites import submodule
 from vlm_lens.template import RawPrompt
-from vlm_lens.tokens import encode, first_token, single_token, string_tokens, tokenizer_of
+from vlm_lens.tokens import string_tokens
+from vlm_lens.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vlm_lens.sweep.result import SweepResult
@@ -37,10 +37,10 @@ Promptable = Any  # a Prompt, text(s), RawPrompt(s), or a processor's own output
 Texts = str | RawPrompt | Sequence[str | RawPrompt]
 Pictures = Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None
 Interventions = Intervention | Iterable[Intervention]
-FwdHooks = Sequence[tuple[str | Callable[[str], bool], Callable]]
+FwdHooks = Sequence[tuple[NamesFilter, Callable]]
 
 
-class HookedVLM:
+class HookedVLM(Vocabulary):
     """Any place in a vision-language model's computation, by name, to read or to change.
 
     The Hugging Face model inside (`vlm.hf_model`) is never changed: hooks are put on for one run
@@ -101,11 +101,6 @@ class HookedVLM:
         return self.architecture.cfg
 
     @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer, `None` without a processor."""
-        return tokenizer_of(self.processor)
-
-    @property
     def device(self) -> torch.device:
         """The device that takes the tokens."""
         weight = self.hf_model.get_input_embeddings().weight
@@ -129,40 +124,11 @@ class HookedVLM:
         """What a vector is checked against: name, layers, width, hash of the unembedding."""
         return ModelFacts(self.name, self.cfg.n_layers, self.cfg.d_model, unembed_hash(self))
 
-    @torch.no_grad()
-    def unembed(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        """Logits of normed residual-stream vectors: the model's own output layer."""
-        decoder = self.architecture.decoder
-        logits = submodule(self.hf_model, self.architecture.unembed)(x) * decoder.logit_scale
-        cap = decoder.logit_softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    @torch.no_grad()
-    def ln_final(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The language model's final norm, its statistics computed anew from `x`."""
-        return submodule(self.hf_model, self.architecture.decoder.norm)(x)
-
-    def to_tokens(self, text: str) -> list[int]:
-        """The token ids of a text, without special tokens."""
-        return encode(self.tokenizer, text)
-
     def to_str_tokens(self, text: str | Promptable) -> list[str]:
         """The tokens of a text, or of a prompt, as strings."""
         if isinstance(text, str) and "<image>" not in text:
             return list(string_tokens(self.tokenizer, self.to_tokens(text)))
         return list(self.as_prompt(text).layout.strings)
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token.
-
-        Raises:
-            PromptError: It is several tokens.
-        """
-        return single_token(self.tokenizer, text)
-
-    def to_first_token(self, text: str) -> int:
-        """The id of the first token of a text."""
-        return first_token(self.tokenizer, text)
 
     # ------------------------------------------------------------------ prompts
 

@@ -113,7 +113,7 @@ def from_text(
     if flat:
         inputs = family.process(processor, written, [[_rgb(p) for p in r] for r in rows], **options)
     else:
-        inputs = tokenizer_of(processor)(written, **options)
+        inputs = family.tokenize(processor, written, **options)
     sizes = [p.size for p in flat] or None
     return from_tensors(
         dict(inputs), family=family, arch=arch, model=model, processor=processor, device=device,

@@ -175,14 +175,11 @@ def _leaving(baseline, blocks, n_layers, start, owners, cache) -> Tensor:
 
 
 def _logits(baseline: Baseline, run: HookedRun, hidden: Tensor, start: int, n_last: int) -> Tensor:
-    decoder, model = baseline.arch.decoder, baseline.model
     if not run.watches("ln_final.hook_normalized", "hook_logits"):
         hidden, start = hidden[:, -n_last:], baseline.length - n_last
     run.place(offset=start, length=hidden.shape[1], rows=len(hidden))
-    logits = submodule(model, baseline.arch.unembed)(submodule(model, decoder.norm)(hidden))
-    logits = logits * decoder.logit_scale if decoder.logit_scale != 1.0 else logits
-    if decoder.logit_softcap is not None:
-        logits = torch.tanh(logits / decoder.logit_softcap) * decoder.logit_softcap
+    normed = submodule(baseline.model, baseline.arch.decoder.norm)(hidden)
+    logits = baseline.arch.logits(baseline.model, normed)
     return run.pass_through("hook_logits", logits)[:, -n_last:]
 
 

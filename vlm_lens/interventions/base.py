@@ -256,8 +256,7 @@ def shaped(value: Tensor, place: Place) -> Tensor:
         return value.reshape((1,) * (n + 1))
     per_row = place.counts[0] if len(set(place.counts)) == 1 else None
     leads = {0: [()], 1: [(per_row,), (1,)], 2: [(len(place.counts), per_row)]}
-    if per_row == 1:
-        leads[1].append((len(place.counts),))
+    leads[1].append((len(place.positions),))
     for n_features in range(n, 0, -1):
         lead = value.dim() - n_features
         if lead not in leads or not _fits(value.shape[lead:], features[n - n_features :]):
