@@ -40,10 +40,10 @@ class Baseline:
         n_rows: Rows of the prompt.
         calls: For each block, the arguments it was called with, by name.
         resid_pre: For each block, what entered it, `[rows, pos, d_model]`.
+        resid_post: What left the last block, likewise.
         keys: For each block, its keys, `[rows, heads, pos, d_head]`.
         values: For each block, its values, likewise.
         logits: `[rows, pos, d_vocab]`.
-        merged: The language model's input.
     """
 
     model: nn.Module
@@ -51,6 +51,7 @@ class Baseline:
     length: int
     n_rows: int
     logits: Tensor
+    resid_post: Tensor
     calls: list[dict[str, Any]] = field(default_factory=list)
     resid_pre: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -100,10 +101,16 @@ def record(model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor]) -
         entered.append(named.pop(first))
         calls.append({k: v for k, v in named.items() if not k.startswith("past_key_value")})
 
+    left: list[Tensor] = []
+
+    def keep_last(module: nn.Module, args: tuple, output: Any) -> None:
+        left.append(output if isinstance(output, Tensor) else output[0])
+
     cache = DynamicCache()  # without a config: every layer keeps all its keys, sliding ones too
     handles = [
         b.register_forward_pre_hook(keep, prepend=True, with_kwargs=True) for b in list(blocks)
     ]
+    handles.append(blocks[-1].register_forward_hook(keep_last, prepend=True))
     try:
         logits = model(**inputs, past_key_values=cache, use_cache=True, return_dict=True).logits
     finally:
@@ -118,7 +125,7 @@ def record(model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor]) -
     if any(k.shape[-2] != length for k in keys):
         raise NotReplayable("some blocks do not keep the keys of every position")
     baseline = Baseline(
-        model, arch, length, n_rows, logits, calls, entered, keys,
+        model, arch, length, n_rows, logits, left[-1], calls, entered, keys,
         [layer.values for layer in cache.layers],
     )  # fmt: skip
     for call in calls:

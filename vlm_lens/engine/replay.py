@@ -146,8 +146,8 @@ def replay(
             out = blocks[layer](hidden, **call, past_key_values=cache)
             hidden = out if isinstance(out, Tensor) else out[0]
         if len(hidden) < len(first):  # variants that change nothing before the final norm
-            last = _leaving(baseline, blocks, n_layers, start, owners[len(hidden) :], cache)
-            hidden = torch.cat([hidden, last])
+            last = baseline.resid_post[owners[len(hidden) :], start:]
+            hidden = torch.cat([hidden.to(last.device), last])
         logits = _logits(baseline, run, hidden, start, n_last)
     inverse = torch.tensor([order.index(v) for v in range(len(order))], device=logits.device)
     logits = logits.unflatten(0, (len(order), n))[inverse]
@@ -161,17 +161,6 @@ def _causal(start: int, length: int, device: torch.device) -> Tensor | None:
     if start == 0 or length - start == 1:
         return None
     return causal_mask(start, length, device)
-
-
-def _leaving(baseline, blocks, n_layers, start, owners, cache) -> Tensor:
-    """What leaves the last block in the recorded run, computed again for the suffix."""
-    hidden = baseline.resid_pre[-1][owners, start:]
-    call = baseline.call(n_layers - 1, start, owners)
-    if call.get("attention_mask") == "causal":
-        call["attention_mask"] = _causal(start, baseline.length, hidden.device)
-    plain = _SuffixCache(baseline, start, owners, keep=False)
-    out = blocks[n_layers - 1](hidden, **call, past_key_values=plain)
-    return out if isinstance(out, Tensor) else out[0]
 
 
 def _logits(baseline: Baseline, run: HookedRun, hidden: Tensor, start: int, n_last: int) -> Tensor:
@@ -192,8 +181,10 @@ def _handlers(rows: Rows, order: Sequence[int], n: int) -> dict[str, list[Handle
     turns: dict[tuple, list[tuple[Op, Counter]]] = {}
     for slot, variant in enumerate(order):
         seen: dict[str, int] = {}
-        for op, counter in zip(rows.ops[variant], rows.counters[variant], strict=True):
-            # what enters the first block is the language model's input
+        mine = list(zip(rows.ops[variant], rows.counters[variant], strict=True))
+        # what enters the first block is the language model's input, and that point fires first
+        mine.sort(key=lambda pair: pair[0].point != "hook_merged")
+        for op, counter in mine:
             name = "blocks.0.hook_resid_pre" if op.point == "hook_merged" else op.point
             moved = replace(op, point=name, rows=tuple(r + slot * n for r in op.rows))
             if op.kind == MEAN:

@@ -1,0 +1,99 @@
+"""Settings for all tests, and the tiny models that they share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# What a user calls is checked against its annotations, in tests only. The engine, the sites and the
+# tables of points are left out, because they run at every point of every forward and are checked by
+# value; prompts, because they say themselves what is wrong with what they are given.
+CHECKED = (
+    "cache", "config", "generation", "geometry", "interventions", "layout", "lenses", "loading",
+    "model", "positions", "serial", "tokens", "vectors",
+)  # fmt: skip
+install_import_hook([f"vlm_lens.{name}" for name in CHECKED], "typecheck.checked")
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+import torch  # noqa: E402
+
+from vlm_lens import HookedVLM  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory):
+    """A tiny model by its short name, saved to a folder and loaded from it, once."""
+    made: dict[str, HookedVLM] = {}
+
+    def loaded(name: str) -> HookedVLM:
+        if name not in made:
+            folder = tiny.save(name, tmp_path_factory.mktemp(name))
+            made[name] = HookedVLM.from_pretrained(folder)
+        return made[name]
+
+    return loaded
+
+
+@pytest.fixture(params=tiny.VLMS)
+def vlm(request, load) -> HookedVLM:
+    """Each tiny vision-language model."""
+    return load(request.param)
+
+
+@pytest.fixture(params=tiny.LMS)
+def lm(request, load) -> HookedVLM:
+    """Each tiny language model."""
+    return load(request.param)
+
+
+@pytest.fixture(params=(*tiny.VLMS, *tiny.LMS))
+def model(request, load) -> HookedVLM:
+    """Each tiny model."""
+    return load(request.param)
+
+
+@pytest.fixture
+def clip(load) -> HookedVLM:
+    """The tiny LLaVA with a CLIP tower and a Llama."""
+    return load("clip-llama")
+
+
+@pytest.fixture
+def siglip(load) -> HookedVLM:
+    """The tiny LLaVA with a SigLIP tower and a Mistral."""
+    return load("siglip-mistral")
+
+
+@pytest.fixture
+def llama(load) -> HookedVLM:
+    """The tiny Llama."""
+    return load("llama")
+
+
+@pytest.fixture
+def picture():
+    """A picture of random pixels."""
+    return tiny.noise_picture(1, (40, 30))
+
+
+@pytest.fixture
+def no_forward(monkeypatch):
+    """Makes any forward of a model an error: `no_forward(vlm)`."""
+
+    def forbid(vlm: HookedVLM) -> None:
+        def refuse(*args, **kwargs):
+            raise AssertionError("the model ran although the request was wrong")
+
+        monkeypatch.setattr(vlm.hf_model, "forward", refuse)
+
+    return forbid

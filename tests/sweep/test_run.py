@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from vlm_lens import Ablate, ActivationPatch, HookedVLM, Last, Steer, VLMLensError
+from vlm_lens.sweep import GeneratedTokens, Grid, TokenScores
+from vlm_lens.sweep.run import sweep as run_sweep
+
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
+PATCH = ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=VECTOR)
+
+
+def test_order_labels_and_values_are_those_of_single_runs(vlm, picture):
+    prompt = vlm.prompt(["<image>Q:Greece\nA:", "A:"], [picture])
+    edits = [
+        Steer("blocks.1.hook_attn_out", at=Last(), vector=VECTOR),
+        ActivationPatch("blocks.0.hook_resid_pre", at=Last(), value=VECTOR),
+        Ablate("blocks.1.hook_mlp_out", at=-2),
+    ]
+    result = vlm.sweep(prompt, edits, progress=False)
+    table = result.to_dataframe()
+    assert list(table["layer"]) == [1, 1, 0, 0, 1, 1]
+    assert list(table["row"]) == [0, 1] * 3
+    for i, edit in enumerate(edits):
+        probs = vlm.run(prompt, interventions=edit)[:, -1].softmax(-1)
+        for row in range(2):
+            record = result.records[2 * i + row]
+            assert record["token_id"] == int(probs[row].argmax())
+            assert record["prob"] == pytest.approx(float(probs[row].max()), rel=1e-4)
+
+
+@pytest.mark.parametrize("n_new", (1, 4))
+def test_generated_tokens_continue_from_each_row(model, picture, n_new):
+    pictures = model.cfg.vision is not None
+    texts = ["Q:Greece\nA:", "What is the capital?"]
+    prompt = model.prompt(
+        ["<image>" * pictures + t for t in texts], [picture] * 2 if pictures else None
+    )
+    result = model.sweep(prompt, PATCH.each_layer(), measure=GeneratedTokens(n_new), progress=False)
+    assert set(result.engines) == {"replay"}
+    for layer in range(model.cfg.n_layers):
+        edit = ActivationPatch(f"blocks.{layer}.hook_resid_post", at=Last(), value=VECTOR)
+        expected = model.generate(prompt, max_new_tokens=n_new, interventions=edit).tokens
+        for row in range(2):
+            found = result.records[2 * layer + row]["tokens"]
+            assert found == expected[row].tolist()[: len(found)]
+            assert len(found) == expected.shape[1]
+
+
+def test_memory_limit_changes_chunks_not_results(clip, picture):
+    prompt = clip.prompt("<image>Q:Greece\nA:", [picture])
+    grid = Grid(
+        "blocks.*.hook_resid_post", at=range(prompt.length - 6, prompt.length), vectors=VECTOR
+    )
+    small = clip.sweep(prompt, grid, measure="logits", memory=1, progress=False)
+    large = clip.sweep(prompt, grid, measure="logits", memory=10**9, progress=False)
+    assert len(small) == 6 * clip.cfg.n_layers
+    assert torch.allclose(small.stack("logits"), large.stack("logits"), atol=1e-4)
+
+
+def test_token_scores_and_functions(clip):
+    prompt = clip.prompt("Q:Greece\nA:")
+    token = 17
+    scores = clip.sweep(prompt, PATCH.each_layer(), measure=TokenScores((token,)), progress=False)
+    own = clip.sweep(prompt, PATCH.each_layer(), measure=lambda x: x[token], progress=False)
+    for a, b in zip(scores.records, own.records, strict=True):
+        assert a["logit(17)"] == pytest.approx(b["value"])
+
+
+def test_contexts_around_a_sweep_count(clip):
+    prompt = clip.prompt("Q:Greece\nA:")
+    outer = Ablate("blocks.0.hook_mlp_out", at=Last())
+    with clip.intervening(outer):
+        result = clip.sweep(prompt, PATCH.each_layer(), measure="logits", progress=False)
+    assert "full" in result.engines and result.reasons
+    inner = ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=VECTOR)
+    by_hand = clip.run(prompt, interventions=[outer, inner])[:, -1]
+    assert torch.equal(result.stack("logits")[1], by_hand)
+
+
+def test_bad_sweeps_are_refused_before_any_forward(clip, no_forward):
+    prompt = clip.prompt("Q:Greece\nA:")
+    no_forward(clip)
+    for wrong, match in (
+        ([], "nothing to sweep"),
+        ([3], "takes interventions"),
+        ([PATCH, ActivationPatch("blocks.9.hook_resid_post", Last(), VECTOR)], "no point"),
+        ([ActivationPatch("blocks.0.hook_resid_post", 500, VECTOR)], "not in this prompt"),
+    ):
+        with pytest.raises(VLMLensError, match=match):
+            clip.sweep(prompt, wrong, progress=False)
+    with pytest.raises(VLMLensError, match="engine"):
+        clip.sweep(prompt, PATCH, engine="fast", progress=False)
+    with pytest.raises(VLMLensError, match="no measure"):
+        clip.sweep(prompt, PATCH, measure="top2", progress=False)
+
+
+def test_an_interruption_keeps_what_is_finished(clip, monkeypatch):
+    prompt = clip.prompt("Q:Greece\nA:")
+    seen = []
+
+    def measure(logits):
+        seen.append(logits)
+        if len(seen) == 4:  # the plain run, then three variants of one row
+            raise KeyboardInterrupt
+        return float(logits[0])
+
+    grid = Grid("blocks.*.hook_resid_post", at=[-1, -2], vectors=VECTOR)
+    result = clip.sweep(prompt, grid, measure=measure, memory=1, progress=False)
+    assert not result.complete and "interrupted" in repr(result)
+    assert 0 < len(result) < 2 * clip.cfg.n_layers
+
+
+def test_save_resumes_and_refuses_another_sweep(clip, tmp_path):
+    prompt = clip.prompt("Q:Greece\nA:")
+    folder = tmp_path / "sweep"
+    plain = clip.sweep(prompt, PATCH.each_layer(), progress=False)
+    first = clip.sweep(prompt, PATCH.each_layer(), save=folder, memory=1, progress=False)
+    assert first.records == plain.records
+    chunks = sorted(folder.glob("chunk-*.json"))
+    assert len(chunks) == clip.cfg.n_layers
+    chunks[0].unlink()
+    again = clip.sweep(prompt, PATCH.each_layer(), save=folder, progress=False)
+    assert again.records == plain.records and sum(again.engines.values()) == 1
+    for other in (
+        lambda: clip.sweep(clip.prompt("Q:Peru\nA:"), PATCH.each_layer(), save=folder),
+        lambda: clip.sweep(prompt, (PATCH + PATCH), save=folder),
+        lambda: clip.sweep(prompt, PATCH.each_layer(), measure=[1], save=folder),
+        lambda: HookedVLM(tiny.build("clip-llama", seed=1), clip.processor).sweep(
+            prompt.inputs, PATCH.each_layer(), save=folder
+        ),
+    ):
+        with pytest.raises(VLMLensError, match="another"):
+            other()
+
+
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import tiny, torch
+from vlm_lens import ActivationPatch, HookedVLM, Last
+torch.set_num_threads(1)
+model = tiny.build("clip-llama", decoder={{"num_hidden_layers": 6}})
+vlm = HookedVLM(model, tiny.reader("clip-llama"))
+prompt = vlm.prompt("Q:Greece\\nA:")
+count = 0
+def measure(logits):
+    global count
+    count += 1
+    if {kill} and count == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(logits[0])
+measure.__qualname__ = "measure"
+from vlm_lens.sweep import Custom
+class Fixed(Custom):
+    def __repr__(self):
+        return "Fixed"
+patch = ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=1.0)
+result = vlm.sweep(prompt, patch.each_layer(),
+    measure=Fixed(measure), save={folder!r}, memory=1, progress=False)
+import json
+print(json.dumps([[r["value"] for r in result.records], dict(result.engines)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_with_the_same_result(tmp_path):
+    def run(folder: Path, kill: bool) -> subprocess.CompletedProcess:
+        code = _KILLED.format(tests=str(Path(__file__).parents[1]), kill=kill, folder=str(folder))
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    killed = run(tmp_path / "a", True)
+    assert killed.returncode == -9
+    finished = len(list((tmp_path / "a").glob("chunk-*.json")))
+    assert 0 < finished < 6
+    resumed, engines = json.loads(run(tmp_path / "a", False).stdout.splitlines()[-1])
+    whole, _ = json.loads(run(tmp_path / "b", False).stdout.splitlines()[-1])
+    assert resumed == whole and sum(engines.values()) == 6 - finished
+
+
+def test_the_method_and_the_function_are_one(clip):
+    prompt = clip.prompt("Q:Greece\nA:")
+    assert (
+        clip.sweep(prompt, PATCH.each_layer(), progress=False).records
+        == run_sweep(clip, prompt, PATCH.each_layer(), progress=False).records
+    )

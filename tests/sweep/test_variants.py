@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlm_lens import Ablate, ActivationPatch, Last, Patches, Steer, VLMLensError
+from vlm_lens.sweep.variants import Grid, expand
+
+V, W = torch.ones(32), torch.zeros(32)
+
+
+def test_grid_is_every_combination_with_labels(clip):
+    grid = Grid(
+        "blocks.*.attn.hook_z", at={"last": Last(), "patch": Patches(0, rows=0, cols=0)},
+        heads=[0, 2], scale=[1, 2], vectors={"a": torch.ones(8), "b": torch.zeros(8)}, layers=[1],
+    )  # fmt: skip
+    found = expand(grid, clip.architecture.points)
+    assert len(found) == 1 * 2 * 2 * 2 * 2
+    assert dict(found[0].labels) == {
+        "point": "blocks.1.attn.hook_z", "layer": 1, "at": "last", "head": 0, "scale": 1,
+        "vector": "a",
+    }  # fmt: skip
+    assert found[0].intervention == Steer(
+        "blocks.1.attn.hook_z", Last(), torch.ones(8), 1.0, heads=[0]
+    )
+
+
+def test_without_scales_vectors_replace(clip):
+    (first, *_) = expand(Grid("blocks.*.hook_resid_post", at=Last(), vectors=V), clip.points())
+    assert first.intervention == ActivationPatch("blocks.0.hook_resid_post", Last(), V)
+
+
+def test_each_layer_goes_through_the_points_in_order(clip):
+    found = expand(Ablate("vision.blocks.*.hook_mlp_out", at=[0]).each_layer(), clip.points())
+    assert [v.labels["layer"] for v in found] == [0, 1, 2]
+
+
+def test_errors_name_what_is_wrong(clip):
+    with pytest.raises(VLMLensError, match="no point in the layers"):
+        expand(Grid("blocks.*.hook_resid_post", at=Last(), vectors=V, layers=[7]), clip.points())
+    composed = Ablate("blocks.0.hook_mlp_out", Last()) + Ablate("blocks.1.hook_mlp_out", Last())
+    with pytest.raises(VLMLensError, match="no points to go through"):
+        expand(composed.each_layer(), clip.points())
+    assert expand([composed], clip.points())[0].labels["intervention"] == repr(composed)
