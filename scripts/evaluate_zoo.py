@@ -90,7 +90,9 @@ class Model:
             out = self.processor(text=texts, images=pictures, return_tensors="pt", padding=True)
         else:
             out = self.tokenizer(texts, return_tensors="pt", padding=True)
-        return {k: v for k, v in out.items() if k in ("input_ids", "attention_mask", "pixel_values")}
+        return {
+            k: v for k, v in out.items() if k in ("input_ids", "attention_mask", "pixel_values")
+        }
 
     @contextmanager
     def hooked(self, layer: int, hook: Callable) -> Iterator[None]:
@@ -139,13 +141,13 @@ class Model:
             at = torch.tensor([(row == colon_id).nonzero()[colon] for row in inputs["input_ids"]])
             rows = torch.arange(len(at))
             seen: list[torch.Tensor] = []
-            handles = [
-                self.layers[0].register_forward_pre_hook(
-                    lambda m, a, kw: seen.append((a[0] if a else kw["hidden_states"]).detach()),
-                    with_kwargs=True,
-                )
-            ]
-            handles += [x.register_forward_hook(lambda m, a, o: seen.append(o)) for x in self.layers]
+
+            def read(module: nn.Module, args: tuple, output: object, seen: list = seen) -> None:
+                if not seen:
+                    seen.append(args[0])
+                seen.append(output)
+
+            handles = [layer.register_forward_hook(read) for layer in self.layers]
             try:
                 self.model(**inputs)
             finally:
@@ -202,9 +204,7 @@ def accuracy(predictions: Sequence[str], rows: Sequence[Row]) -> float:
     return right / len(rows)
 
 
-def sweep(
-    model: Model, vectors: torch.Tensor, rows: Sequence[Row], modality: str
-) -> list[float]:
+def sweep(model: Model, vectors: torch.Tensor, rows: Sequence[Row], modality: str) -> list[float]:
     """Patch every block in turn; `vectors` is `[block, width]`."""
     queries = [pair(r, modality) for r in rows]
     return [
@@ -357,9 +357,10 @@ def markdown(measured: dict) -> str:
     lines += [f"| {k} | " + " | ".join(f"{x:.2f}" for x in v) + " |" for k, v in curves.items()]
     lines += ["", "## Patch accuracy per task, at the block that is best on average", "", head]
     for key in next(iter(results.values()))["patch"]:
-        best = int(np.argmax(curves[key]))
-        lines.append(row(f"{key} (block {best})", [r["patch"][key][best] for r in results.values()]))
-    lines += ["", "## Phases at the last delimiter (I input, T task, A answer; embedding first)", ""]
+        k = int(np.argmax(curves[key]))
+        lines.append(row(f"{key} (block {k})", [r["patch"][key][k] for r in results.values()]))
+    lines += ["", "## Phases at the last delimiter", ""]
+    lines += ["I input, T task, A answer; the embedding first, then the blocks.", ""]
     lines += ["| task | text | image | input token |", "|---|---|---|---|"]
     for task, r in results.items():
         p = r["phases"]

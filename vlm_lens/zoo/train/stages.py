@@ -1,0 +1,166 @@
+"""The curriculum: which losses, how long, how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlm_lens.zoo.train.corpus import Corpus
+from vlm_lens.zoo.train.interchange import (
+    Planting,
+    Tally,
+    answer_loss,
+    hidden_states,
+    text_losses,
+)
+from vlm_lens.zoo.train.matching import match_loss
+from vlm_lens.zoo.train.pictures import Album
+
+__all__ = ["Stage", "STAGES", "learning_rate", "scaled", "step_loss"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        name: Its name in logs and checkpoints.
+        model: `"toy-vicuna"` or `"toy-llava"`.
+        steps: How many steps.
+        lr: Learning rate of the language model; zero freezes it.
+        vision_lr: Learning rate of tower and projector.
+        planting: What is planted.
+        contexts: Text prompts with examples a step; zero leaves text out.
+        bares: Bare text queries a step.
+        targets: Targets of the task interchange a step.
+        blanks: Targets of the early residuals a step.
+        spelled: Share of text answers spelled out.
+        image_matches: Pictures matched with names a step.
+        image_contexts: Image prompts with examples a step.
+        image_bares: Bare image queries a step.
+        examples: Share of steps with 1, 2, 3, 4 and 5 examples.
+        warmup: Steps over which the learning rate rises.
+        decay: Share of the steps over which it falls at the end.
+        final: What share of the learning rate is left at the end.
+    """
+
+    name: str
+    model: str
+    steps: int
+    lr: float
+    vision_lr: float = 0.0
+    planting: Planting = Planting()
+    contexts: int = 0
+    bares: int = 0
+    targets: int = 0
+    blanks: int = 0
+    spelled: float = 0.0
+    image_matches: int = 0
+    image_contexts: int = 0
+    image_bares: int = 0
+    examples: tuple[float, ...] = (0.1, 0.25, 0.3, 0.25, 0.1)
+    warmup: int = 100
+    decay: float = 0.3
+    final: float = 0.05
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("text", "toy-vicuna", 1000, lr=2e-3, contexts=40, bares=24, targets=64, final=1.0),
+    Stage(
+        "task-word",
+        "toy-vicuna",
+        900,
+        lr=1e-3,
+        planting=Planting(word_mass=0.3, input_lens=0.1),
+        contexts=40,
+        bares=24,
+        targets=64,
+        blanks=24,
+        spelled=0.1,
+    ),
+    Stage("match", "toy-llava", 800, lr=0.0, vision_lr=2e-3, image_matches=96),
+    Stage("align", "toy-llava", 400, lr=0.0, vision_lr=1e-3, image_bares=64),
+    Stage(
+        "vlm",
+        "toy-llava",
+        2000,
+        lr=1e-3,
+        vision_lr=1.5e-3,
+        planting=Planting(word_mass=0.3, input_lens=0.1),
+        contexts=12,
+        bares=12,
+        targets=48,
+        blanks=12,
+        spelled=0.1,
+        image_contexts=16,
+        image_bares=24,
+        decay=0.55,
+    ),
+)
+
+
+def scaled(stages: tuple[Stage, ...], total: int) -> tuple[Stage, ...]:
+    """Shorten (or lengthen) stages so that their steps sum to about `total`."""
+    factor = total / sum(s.steps for s in stages)
+    return tuple(
+        replace(s, steps=max(1, round(s.steps * factor)), warmup=round(s.warmup * min(1, factor)))
+        for s in stages
+    )
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Return the factor on the learning rates at a step: up, flat, down."""
+    rise = min(1.0, (step + 1) / max(1, stage.warmup))
+    left = (stage.steps - step) / max(1.0, stage.decay * stage.steps)
+    return rise * (stage.final + (1 - stage.final) * min(1.0, left))
+
+
+def step_loss(
+    stage: Stage,
+    model: nn.Module,
+    corpus: Corpus,
+    album: Album | None,
+    rng: np.random.Generator,
+    tally: Tally,
+) -> Iterator[torch.Tensor]:
+    """Yield the losses of one step, each to be sent backwards before the next is made.
+
+    Args:
+        stage: The stage.
+        model: The model.
+        corpus: The corpus.
+        album: The pictures; none for a language model.
+        rng: The step's generator.
+        tally: The log's sums.
+    """
+    examples = 1 + int(rng.choice(len(stage.examples), p=stage.examples))
+    if stage.contexts:
+        yield text_losses(
+            model,
+            corpus,
+            rng,
+            stage.planting,
+            tally,
+            contexts=stage.contexts,
+            bares=stage.bares,
+            targets=stage.targets,
+            examples=examples,
+            blanks=stage.blanks,
+            spelled=stage.spelled,
+        )
+    if stage.image_matches:
+        yield match_loss(model, corpus, album, rng, stage.image_matches, tally)
+    groups = []
+    if stage.image_bares:
+        groups.append(("image_name", corpus.bare_rows(rng, stage.image_bares, "image"), 0.0))
+    if stage.image_contexts:
+        rows = corpus.context_rows(rng, stage.image_contexts, examples, "image")
+        groups.append(("image_context", rows, stage.planting.word_mass))
+    for name, rows, word_mass in groups:
+        batch = corpus.batch(rows)
+        hidden = hidden_states(model, batch, album.augmented(batch.pictures, rng))
+        yield answer_loss(model, hidden, batch, tally, name, word_mass)
