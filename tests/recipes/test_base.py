@@ -1,0 +1,146 @@
+"""A recipe of one's own: fields checked, provenance kept, progress shown or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Literal
+
+import pandas as pd
+import pytest
+
+from vlm_lens import Find, TaskVector
+from vlm_lens.recipes import Recipe, RecipeError, Result
+from vlm_lens.tasks import Task
+
+
+# What a user types, in full.
+@dataclass(frozen=True)
+class VectorNorm(Recipe):
+    task: str
+    layers: tuple[int, ...] = (0, 1)
+    seed: int = 1
+
+    def measure(self, vlm):
+        task = Task.load(self.task)
+        prompts = task.example_sets("text", seed=self.seed)[:4]
+        rows = []
+        for layer in self.progress(self.layers, "norms"):
+            vector = TaskVector.read(vlm, prompts, at=Find(":", -3))
+            rows.append((layer, float(vector.layer(layer).norm())))
+        return pd.DataFrame(rows, columns=["layer", "norm"])
+
+
+@dataclass(frozen=True)
+class Typed(Recipe):
+    mode: Literal["a", "b"] = "a"
+    scale: float = 1.0
+    seeds: int | tuple[int, ...] = 3
+
+    def validate(self):
+        if self.scale < 0:
+            raise RecipeError(f"Typed.scale is {self.scale}; it cannot be negative.")
+
+    def measure(self, vlm):
+        return 3
+
+
+def test_a_recipe_of_one_method_runs_prints_plots_and_saves(toy, tmp_path):
+    result = VectorNorm("country-capital").run(toy, progress=False)
+    assert type(result) is Result
+    assert list(result.to_dataframe().columns) == ["layer", "norm"]
+    assert (result.table["norm"] > 0).all()
+    assert "VectorNorm on toy-llava" in repr(result)
+    figure = result.plot()
+    assert figure.layout.xaxis.title.text == "layer"
+    assert figure.layout.yaxis.title.text == "norm"
+    again = Result.load(result.save(tmp_path / "out"))
+    pd.testing.assert_frame_equal(again.table, result.table)
+    assert again.provenance == result.provenance
+
+
+def test_provenance_holds_what_another_run_needs(toy):
+    import torch
+    import transformers
+
+    import vlm_lens
+
+    about = VectorNorm("food-color", layers=(0,), seed=7).run(toy, progress=False).provenance
+    assert about["recipe"] == {
+        "class": "VectorNorm", "model": None, "task": "food-color", "layers": [0], "seed": 7,
+    }  # fmt: skip
+    assert about["seeds"] == [7]
+    assert about["model"]["name"] == "toy-llava"
+    assert about["model"]["dtype"] == "float32" and about["model"]["device"] == "cpu"
+    assert about["versions"]["torch"] == str(torch.__version__)
+    assert about["versions"]["transformers"] == transformers.__version__
+    assert about["versions"]["vlm_lens"] == vlm_lens.__version__
+    assert about["seconds"] >= 0 and about["date"].endswith("+00:00")
+    json.dumps(about)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"mode": "c"}, "Typed.mode"),
+        ({"scale": "1"}, "Typed.scale"),
+        ({"scale": True}, "Typed.scale"),
+        ({"scale": -1.0}, "Typed.scale"),
+        ({"seeds": (1, "2")}, "Typed.seeds"),
+        ({"seeds": [1, 2]}, "Typed.seeds"),
+        ({"model": 3}, "Typed.model"),
+    ],
+)
+def test_a_wrong_field_is_named_when_the_recipe_is_made(fields, name):
+    with pytest.raises(RecipeError, match=name):
+        Typed(**fields)
+
+
+def test_fields_are_checked_again_before_anything_is_computed(toy, no_forward):
+    recipe = VectorNorm("country-capital")
+    object.__setattr__(recipe, "seed", "one")
+    no_forward(toy)
+    with pytest.raises(RecipeError, match=r"VectorNorm\.seed is 'one'; it must be int"):
+        recipe.run(toy)
+
+
+def test_a_recipe_is_frozen_and_comparable():
+    assert VectorNorm("x") == VectorNorm("x")
+    assert hash(VectorNorm("x")) == hash(VectorNorm("x"))
+    with pytest.raises(FrozenInstanceError):
+        VectorNorm("x").seed = 2
+
+
+def test_no_model_or_two_are_errors(toy):
+    with pytest.raises(RecipeError, match="no model to run on"):
+        VectorNorm("country-capital").run()
+    with pytest.raises(RecipeError, match=r"VectorNorm\.model is 'toy-vicuna'"):
+        VectorNorm("country-capital", model="toy-vicuna").run(toy)
+
+
+def test_the_model_that_the_recipe_names_is_loaded():
+    result = VectorNorm("food-color", layers=(0,), model="toy-llava").run(progress=False)
+    assert result.provenance["model"]["name"] == "toy-llava"
+
+
+def test_measure_must_give_a_table(toy):
+    with pytest.raises(RecipeError, match="measure returned a int"):
+        Typed().run(toy)
+
+
+def test_progress_is_shown_only_when_asked(toy, capfd):
+    VectorNorm("food-color").run(toy, progress=False)
+    assert capfd.readouterr().err == ""
+    VectorNorm("food-color").run(toy)
+    assert "norms" in capfd.readouterr().err
+    list(VectorNorm("food-color").progress([1], "outside a run"))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_task_of_ones_own_is_noted_by_content(toy):
+    from vlm_lens.recipes import PhaseAnalysis
+
+    rows = [(f"name {i}", None, "yes") for i in range(8)]
+    task = Task.from_rows("mine", rows, instruction="Say:", validation=4, task_word="word")
+    noted = PhaseAnalysis(task).to_dict()["task"]
+    assert noted["task"] == "mine" and noted["rows"] == 8 and len(noted["digest"]) == 16

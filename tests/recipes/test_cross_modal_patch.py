@@ -1,0 +1,239 @@
+"""The transfer experiment, recomputed with plain transformers and plain torch hooks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vlm_lens import zoo
+from vlm_lens.recipes import CrossModalPatch, RecipeError, Result
+from vlm_lens.recipes import transfer as t
+from vlm_lens.tasks import Task
+
+TASK = "food-color"
+SEEDS = (2,)
+
+
+@pytest.fixture(scope="module")
+def result(toy):
+    return CrossModalPatch(tasks=TASK, seeds=SEEDS).run(toy, progress=False)
+
+
+class Plain:
+    """The experiment from Hugging Face, torch and numpy alone, one prompt at a time."""
+
+    def __init__(self):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        where = zoo.path("toy-llava")
+        self.model = AutoModelForImageTextToText.from_pretrained(where).eval()
+        self.processor = AutoProcessor.from_pretrained(where)
+        self.blocks = self.model.model.language_model.layers
+
+    @torch.no_grad()
+    def logits(self, text, images=(), patch=None):
+        handle = None
+        if patch is not None:
+            layer, vector = patch
+
+            def hook(module, args, output):
+                output = output.clone()
+                output[:, -1] = vector
+                return output
+
+            handle = self.blocks[layer].register_forward_hook(hook)
+        inputs = self.processor(text=text, images=list(images) or None, return_tensors="pt")
+        try:
+            return self.model(**inputs).logits[0, -1]
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def says(self, *args, **options):
+        return self.processor.tokenizer.decode([int(self.logits(*args, **options).argmax())])
+
+    @torch.no_grad()
+    def vector(self, texts):
+        """The mean over prompts, at the third colon from the end, after every block."""
+        total = 0
+        colon = self.processor.tokenizer(":", add_special_tokens=False)["input_ids"][0]
+        for text in texts:
+            kept = []
+            handles = [
+                block.register_forward_hook(lambda m, a, out, kept=kept: kept.append(out))
+                for block in self.blocks
+            ]
+            inputs = self.processor(text=text, return_tensors="pt")
+            self.model(**inputs)
+            for handle in handles:
+                handle.remove()
+            at = (inputs["input_ids"][0] == colon).nonzero().flatten()[-3]
+            total = total + torch.stack([out[0, at].double() for out in kept])
+        return (total / len(texts)).float()
+
+
+def draws(n, seed):
+    np.random.seed(seed)
+    return [np.random.permutation([i for i in range(n) if i != q])[:5] for q in range(n)]
+
+
+def right(said, row):
+    said = said.strip()
+    return any(
+        bool(said) and (said.startswith(a) or a.startswith(said)) for a in row.answers
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_numbers_equal_plain_transformers(result):
+    plain, task = Plain(), Task.load(TASK)
+    val, test = task.validation, task.test
+    query = "Q:<image>\nA:"
+    layers, vectors = len(plain.blocks), {}
+    sweep = np.zeros(layers)
+    for seed in SEEDS:
+        texts = [
+            "".join(f"Q:{val[i].input}\nA:{val[i].output}\n\n" for i in drawn) + f"Q:{q.input}\nA:"
+            for drawn, q in zip(draws(len(val), seed), val, strict=True)
+        ]
+        vectors[seed] = plain.vector(texts)
+        for layer in range(layers):
+            patch = (layer, vectors[seed][layer])
+            said = [plain.says(query, [row.image], patch=patch) for row in val]
+            got = np.mean([right(s, r) for s, r in zip(said, val, strict=True)])
+            mine = result.layers.query("seed == @seed and layer == @layer")["accuracy"].item()
+            assert got == pytest.approx(mine, abs=1e-12)
+            sweep[layer] += got
+    layer = int(np.argmax(np.round(sweep, 9)))
+    assert result.layer == layer
+    said = {t.NO_CONTEXT: [[plain.says(query, [row.image]) for row in test]]}
+    said[t.PATCH] = [
+        [plain.says(query, [r.image], patch=(layer, vectors[s][layer])) for r in test]
+        for s in SEEDS
+    ]
+    said[t.PROMPT] = [
+        [
+            plain.says(
+                "".join(f"Q:{test[i].input}\nA:{test[i].output}\n\n" for i in drawn) + query,
+                [row.image],
+            )
+            for drawn, row in zip(draws(len(test), seed), test, strict=True)
+        ]
+        for seed in SEEDS
+    ]
+    for method, runs in said.items():
+        expected = np.mean([[right(s, r) for s, r in zip(run, test, strict=True)] for run in runs])
+        assert result.accuracy(method, TASK) == pytest.approx(expected, abs=1e-12)
+        mine = result.predictions.query("method == @method")["prediction"].tolist()
+        assert [m.strip() for m in mine] == [s.strip() for run in runs for s in run]
+
+
+def test_every_method_is_there_with_its_interval(result):
+    table = result.table
+    assert list(dict.fromkeys(table["method"])) == list(t.METHODS)
+    assert list(dict.fromkeys(table["task"])) == [TASK, "mean"]
+    assert (table["low"] <= table["accuracy"] + 1e-12).all()
+    assert (table["high"] >= table["accuracy"] - 1e-12).all()
+    assert result.accuracy() == result.accuracy("Patch", TASK)
+    with pytest.raises(RecipeError, match="no 'Patsch'"):
+        result.accuracy("Patsch")
+
+
+def test_controls_have_the_norm_of_the_vector(toy):
+    recipe = CrossModalPatch(tasks=TASK, seeds=1)
+    task = Task.load(TASK)
+
+    def vector(asked, seed):
+        return recipe.vector(toy, asked, seed)
+
+    controls = recipe._controls(task, 1, 3, vector)
+    assert set(controls) == {t.RANDOM, t.WRONG_SAME, t.WRONG_OTHER}
+    norm = vector(task, 1).layer(3).norm()
+    for value in controls.values():
+        torch.testing.assert_close(value.norm(), norm, rtol=1e-5, atol=0)
+    other = vector(Task.load("food-flavor"), 1).layer(3)
+    cosine = torch.nn.functional.cosine_similarity(controls[t.WRONG_SAME], other, dim=0)
+    assert cosine > 0.9999
+
+
+def test_donors_are_another_task_and_another_domain():
+    tasks = CrossModalPatch().chosen_tasks()
+    for task in tasks:
+        same, other = t.donors(task, tasks)
+        assert same.domain == task.domain and same.name != task.name
+        assert other.domain != task.domain
+    same, other = t.donors(tasks[0], tasks[:1])
+    assert (same.name, other.name) == ("country-currency", "animal-latin")
+
+
+def test_layer_ties_go_to_the_lowest_and_tasks_weigh_the_same():
+    import pandas as pd
+
+    columns = ["task", "seed", "layer", "accuracy"]
+    rows = [("a", 1, 0, 0.2), ("a", 1, 1, 0.7), ("a", 1, 2, 0.7), ("a", 2, 0, 0.2),
+            ("a", 2, 1, 0.7), ("a", 2, 2, 0.7), ("b", 1, 0, 0.9), ("b", 1, 1, 0.4),
+            ("b", 1, 2, 0.4)]  # fmt: skip
+    assert t.best_layer(pd.DataFrame(rows, columns=columns)) == 0
+    assert t.best_layer(pd.DataFrame(rows[:6], columns=columns)) == 1
+
+
+def test_single_vector_instruction_and_given_layer(toy):
+    recipe = CrossModalPatch(tasks=TASK, seeds=1, vectors="single", layer=4, controls=False)
+    one = recipe.run(toy, progress=False)
+    assert one.layer == 4 and one.layers.empty
+    assert set(one.table["method"]) == {t.NO_CONTEXT, t.PROMPT, t.PATCH, t.MAJORITY}
+    assert len(recipe.vector(toy, Task.load(TASK), 1).prompts) == 1
+    with pytest.raises(RecipeError, match="no sweep"):
+        one.plot_layers()
+    told = CrossModalPatch(tasks=TASK, source="instruction", layer=4, controls=False)
+    result = told.run(toy, progress=False)
+    assert result.provenance["seeds"] == [1]
+    assert told.prompts(Task.load(TASK), 1)[0].text.startswith(
+        "The color of the food:\n\nQ:<image>"
+    )
+
+
+def test_vectors_from_the_base_language_model(toy):
+    recipe = CrossModalPatch(
+        tasks=TASK, seeds=1, layer=4, controls=False, source_model="toy-vicuna"
+    )
+    result = recipe.run(toy, progress=False)
+    assert 0 <= result.accuracy() <= 1
+    assert result.provenance["recipe"]["source_model"] == "toy-vicuna"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": "words"}, r"CrossModalPatch\.source"),
+        ({"tasks": "country-capitol"}, "country-capital"),
+        ({"tasks": (TASK, TASK)}, r"CrossModalPatch\.tasks"),
+        ({"seeds": 0}, r"CrossModalPatch\.seeds"),
+        ({"seeds": (1, 1)}, r"CrossModalPatch\.seeds"),
+        ({"layer": -1}, r"CrossModalPatch\.layer"),
+        ({"n_examples": 0}, r"CrossModalPatch\.n_examples"),
+    ],
+)
+def test_wrong_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CrossModalPatch(**fields)
+
+
+def test_what_the_model_cannot_do_is_said_before_any_run(toy, load, no_forward):
+    no_forward(toy)
+    with pytest.raises(RecipeError, match=r"CrossModalPatch\.layer is 99"):
+        CrossModalPatch(layer=99).run(toy)
+    with pytest.raises(RecipeError, match="takes no pictures"):
+        CrossModalPatch().run(load("llama"))
+    with pytest.raises(RecipeError, match=r"CrossModalPatch\.source is 'image'"):
+        CrossModalPatch(tasks=TASK, source="image", source_model="toy-vicuna").run(toy)
+
+
+def test_files_figures_and_text(result, tmp_path):
+    again = Result.load(result.save(tmp_path))
+    assert type(again) is t.TransferResult and again.layer == result.layer
+    assert repr(again) == repr(result)
+    assert {p.name for p in tmp_path.glob("*.html")} == {"transfer.html", "layer_sweep.html"}
+    assert result.plot().layout.yaxis.title.text == "accuracy (prefix rule)"
+    assert len(result.plot_layers().data) == 1

@@ -1,0 +1,67 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from vlm_lens.cli import app
+
+run = CliRunner().invoke
+
+
+def test_models_lists_families_and_zoo():
+    shown = run(app, ["models"])
+    assert shown.exit_code == 0
+    assert "llava" in shown.output and "toy-llava" in shown.output
+
+
+def test_points_prints_the_table_of_a_glob():
+    shown = run(app, ["points", "toy-llava", "vision.*resid_post"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert "vision.blocks.*.hook_resid_post" in shown.output
+    assert "hook_embed" not in shown.output
+
+
+def test_an_error_is_one_message_without_traceback():
+    shown = run(app, ["points", "toy-llava", "nothing*here"])
+    assert shown.exit_code == 1
+    assert "PointError" in shown.output and "Traceback" not in shown.output
+    shown = run(app, ["points", "toy-lava"])
+    assert shown.exit_code == 1 and "ModelError" in shown.output
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom vlm_lens.cli import app\n"
+        "try:\n    app(['--help'], prog_name='vlm-lens')\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'plotly', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout and "models" in done.stdout and "points" in done.stdout
+
+
+def test_python_m_works():
+    done = subprocess.run(
+        [sys.executable, "-m", "vlm_lens", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "vlm-lens" in done.stdout
+
+
+@pytest.mark.slow
+def test_demo_writes_report_tables_and_provenance(tmp_path):
+    shown = run(app, ["demo", "--out", str(tmp_path), "--seeds", "1"], env={"COLUMNS": "160"})
+    assert shown.exit_code == 0, shown.output
+    for word in ("No Context", "Prompt", "Patch", "Random vector", "mean", "embedding", "report"):
+        assert word in shown.output
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    for folder in ("transfer", "phases-text", "phases-image"):
+        about = json.loads((tmp_path / folder / "provenance.json").read_text())
+        assert about["provenance"]["model"]["name"] == "toy-llava"
+    assert (tmp_path / "transfer" / "layers.csv").exists()

@@ -1,0 +1,1 @@
+"""Figures: plotly, with colours that colour-blind readers tell apart, and no network needed."""

@@ -1,0 +1,120 @@
+"""The words that figures of a lens show: tokens, labels of positions and layers, hover texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING
+
+from vlm_lens.errors import PositionError
+from vlm_lens.figures.prompt_view import runs, visible
+
+if TYPE_CHECKING:
+    from vlm_lens.lenses.result import LensResult
+
+LETTERS = 8  # of a token that fit into a column
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+class Words:
+    """One row of a LensResult as texts that plotly may show: escaped, and short where asked.
+
+    Args:
+        result: What a lens has seen.
+        row: Which prompt of the batch.
+
+    Raises:
+        PositionError: There is no such row, or nothing of it was decoded.
+    """
+
+    def __init__(self, result: LensResult, row: int):
+        if not -len(result.rows) <= row < len(result.rows):
+            raise PositionError(f"This result has {len(result.rows)} row(s); row {row} was asked.")
+        self.result = result
+        self.row = result.rows[row]
+        self.layout = self.row.layout
+        self.layers = range(len(result.points))
+        if not self.row.positions:
+            raise PositionError(f"The lens decoded no position of row {row}.")
+
+    def top(self, layer: int, i: int, *, most: int = LETTERS, rank: int = 0) -> str:
+        """A decoded token, cut to `most` letters."""
+        token = self.result.labels[int(self.row.top_ids[layer, i, rank])]
+        return escape(visible(token, most), quote=False)
+
+    def hover(self, layer: int, i: int, depth: int = 10) -> str:
+        """Where, at which layer, and the most likely tokens with their probabilities."""
+        place, point = self._places[self.row.positions[i]], self.result.points[layer]
+        return "<br>".join([place, escape(point), *self._decoded(layer, i, depth)])
+
+    def _decoded(self, layer: int, i: int, depth: int) -> Iterator[str]:
+        row, labels = self.row, self.result.labels
+        ids, probs = row.top_ids[layer, i, :depth], row.top_probs[layer, i, :depth]
+        for token, prob in zip(ids.tolist(), probs.tolist(), strict=True):
+            yield f"{prob:6.1%}  {escape(repr(labels[token]), quote=False)}"
+        for t, token in enumerate(self.result.token_ids):
+            prob, rank = float(row.token_probs[layer, i, t]), int(row.token_ranks[layer, i, t])
+            yield f"asked: {escape(repr(labels[token]), quote=False)} {prob:.2%}, rank {rank}"
+
+    @cached_property
+    def _places(self) -> dict[int, str]:
+        """What stands at each position, as hovering says it."""
+        places = {}
+        for image in self.layout.images:
+            name = f"image {image.index}"
+            places |= dict.fromkeys(image.positions, name)
+            for number, grid in enumerate(image.text.grids):
+                of = f" of grid {number}" if len(image.text.grids) > 1 else ""
+                for k, position in enumerate(grid.positions):
+                    x0, y0, x1, y1 = grid.pixels(position)
+                    seen = f"pixels ({x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f})"
+                    seen = seen if x0 < x1 and y0 < y1 else "padding around the picture"
+                    places[position] = f"{name}, patch {divmod(k, grid.cols)}{of}<br>{seen}"
+        return {
+            p: f"<b>position {p}</b>, {places.get(p) or self.token(p)}" for p in self.row.positions
+        }
+
+    def token(self, position: int) -> str:
+        """The prompt's own token, as Python writes it."""
+        if not self.layout.strings:
+            return f"token id {self.layout.token_ids[position]}"
+        return escape(repr(self.layout.strings[position]), quote=False)
+
+    def column(self, position: int) -> str:
+        """The label of one position: its number, and the token or patch that stands there."""
+        kind = self.layout.kinds[position]
+        if kind.startswith("image"):
+            grids = [g for im in self.layout.images for g in im.text.grids]
+            cells = [g.cell(position) for g in grids if position in g.positions]
+            return f"{position}<br>{cells[0] if cells else kind}"
+        strings = self.layout.strings
+        text = visible(strings[position], LETTERS) if strings else "?"
+        return f"{position}<br>{escape(text, quote=False)}"
+
+    def run(self, image: int, indices: Sequence[int]) -> str:
+        """The label of a stretch of one picture's positions."""
+        first, last = self.row.positions[indices[0]], self.row.positions[indices[-1]]
+        grid = self.layout.images[image].grid
+        whole = grid is not None and len(indices) == len(grid.positions)
+        size = f"{grid.rows} x {grid.cols} patches" if whole else f"{len(indices)} positions"
+        return f"{first}..{last}<br>image {image}<br>{size}"
+
+    def stretches(self) -> Iterator[tuple[int | None, list[int]]]:
+        """The decoded positions, cut where a picture's begin or end; `None` stands for text."""
+        kinds = [self.layout.kinds[p] for p in self.row.positions]
+        for kind, start, stop in runs([k if k.startswith("image") else "text" for k in kinds]):
+            yield None if kind == "text" else int(kind.split()[1]), list(range(start, stop))
+
+    def layer(self, number: int) -> str:
+        """The label of a layer: its 0-based block."""
+        point = self.result.points[number]
+        match = _BLOCK.fullmatch(point)
+        return match[1] if match else "input" if point == "hook_merged" else point
+
+    @property
+    def of_layers(self) -> str:
+        """What the layers are."""
+        kinds = {m[2]: None for p in self.result.points if (m := _BLOCK.fullmatch(p))}
+        return "output of block" if list(kinds) == ["hook_resid_post"] else ", ".join(kinds)

@@ -1,0 +1,169 @@
+"""When an answer counts as right, how often it is, and how sure that is.
+
+The rule is that of the code of Luo et al. 2025 (arXiv 2410.22330): the one generated token and the
+label, stripped, must begin one another. It is lenient (a token `A` is right for every label that
+begins so), and a strict rule stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vlm_lens.recipes.predict import first_tokens
+
+__all__ = ["Scores", "accuracy", "bootstrap", "majority", "prefix_match", "score"]
+
+
+def prefix_match(
+    prediction: str, answers: str | Iterable[str], *, ignore_case: bool = False
+) -> bool:
+    """Whether a prediction and one of the answers begin one another, and neither is empty.
+
+    Args:
+        prediction: What the model said.
+        answers: The label, or the label and its aliases: each counts.
+        ignore_case: Whether upper and lower case are the same.
+    """
+    said = _bare(prediction, ignore_case)
+    for answer in [answers] if isinstance(answers, str) else answers:
+        label = _bare(answer, ignore_case)
+        if said and label and (said.startswith(label) or label.startswith(said)):
+            return True
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Predictions and whether they are right; the last axis goes over prompts.
+
+    Attributes:
+        predictions: The predicted tokens as text.
+        correct: Right by the prefix rule.
+        strict: Right by the strict rule: it is the first token of an answer.
+    """
+
+    predictions: np.ndarray
+    correct: np.ndarray
+    strict: np.ndarray
+
+    def __getitem__(self, run: int) -> Scores:
+        """The scores of one of several runs."""
+        return Scores(self.predictions[run], self.correct[run], self.strict[run])
+
+
+def score(
+    vlm: Any,
+    tokens: Int[Tensor, "*runs prompts"],
+    answers: Sequence[Sequence[str]],
+    *,
+    ignore_case: bool = False,
+) -> Scores:
+    """Judges one predicted token a prompt.
+
+    Args:
+        vlm: The HookedVLM, for its tokenizer.
+        tokens: The predicted token ids, of one run over the prompts or of several.
+        answers: For each prompt the label and its aliases.
+        ignore_case: Whether upper and lower case are the same.
+    """
+    labels = {a: _round_trip(vlm, a) for accepted in answers for a in accepted}
+    firsts = {a: {_bare(f, ignore_case) for f in _first_pieces(vlm, a)} for a in labels}
+
+    @cache
+    def judge(token: int, accepted: tuple[str, ...]) -> tuple[str, bool, bool]:
+        text = vlm.tokenizer.decode([token], skip_special_tokens=True)
+        known = [labels[a] for a in accepted]
+        bare = _bare(text, ignore_case)
+        strict = bool(bare) and any(bare in firsts[a] for a in accepted)
+        return text, prefix_match(text, known, ignore_case=ignore_case), strict
+
+    tokens = torch.as_tensor(tokens)
+    flat = tokens.reshape(-1, len(answers)).tolist()
+    judged = [judge(t, tuple(a)) for run in flat for t, a in zip(run, answers, strict=True)]
+    said, correct, strict = (
+        np.array(column).reshape(tokens.shape) for column in zip(*judged, strict=True)
+    )
+    return Scores(said, correct, strict)
+
+
+def accuracy(
+    vlm: Any,
+    prompts: Sequence[Any],
+    answers: Sequence[Sequence[str]],
+    *,
+    interventions: Any = (),
+    ignore_case: bool = False,
+    batch_size: int = 32,
+) -> float:
+    """The share of prompts whose next token is right by the prefix rule.
+
+    Args:
+        vlm: A HookedVLM.
+        prompts: Texts or RawPrompts.
+        answers: For each prompt the label and its aliases.
+        interventions: What to change.
+        ignore_case: Whether upper and lower case are the same.
+        batch_size: How many prompts run together.
+    """
+    tokens = first_tokens(vlm, prompts, [interventions], batch_size=batch_size)[0]
+    return float(score(vlm, tokens, answers, ignore_case=ignore_case).correct.mean())
+
+
+def majority(labels: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """For each prompt, whether the commonest label would be right: the baseline of a guess.
+
+    Args:
+        labels: The labels to take the commonest from; the first of several.
+        answers: For each prompt the label and its aliases.
+    """
+    guess = Counter(labels).most_common(1)[0][0]
+    return np.array([guess in accepted for accepted in answers], dtype=bool)
+
+
+def bootstrap(
+    correct: Sequence[np.ndarray], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """An interval for the mean over tasks of accuracies, by resampling queries within each task.
+
+    Args:
+        correct: For each task, for each query, the share of seeds in which it was right.
+        resamples: How often queries are drawn.
+        level: How much of the distribution the interval holds.
+        seed: The seed of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    means = np.mean(
+        [
+            one[generator.integers(0, len(one), (resamples, len(one)))].mean(1)
+            for one in (np.asarray(c, dtype=float) for c in correct)
+        ],
+        axis=0,
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _bare(text: str, ignore_case: bool) -> str:
+    return text.strip().lower() if ignore_case else text.strip()
+
+
+def _round_trip(vlm: Any, answer: str) -> str:
+    """An answer as its tokens spell it, which is how the paper's code reads a label."""
+    return vlm.tokenizer.decode(vlm.to_tokens(answer), skip_special_tokens=True)
+
+
+def _first_pieces(vlm: Any, answer: str) -> set[str]:
+    """The first token of an answer alone, and after a colon, where a tokenizer splits otherwise."""
+    alone = [vlm.to_first_token(answer)]
+    before, whole = vlm.to_tokens("A:"), vlm.to_tokens(f"A:{answer}")
+    after = whole[len(before) : len(before) + 1] if whole[: len(before)] == before else []
+    return {vlm.tokenizer.decode([t], skip_special_tokens=True) for t in alone + after}

@@ -1,0 +1,204 @@
+"""The report of `vlm-lens demo`: transfer between modalities and its phases, for a newcomer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_lens.report.page import (
+    Section,
+    code,
+    data_table,
+    figure,
+    html_table,
+    settings,
+    write_page,
+)
+
+if TYPE_CHECKING:
+    from vlm_lens.recipes import CrossModalPatch, PhaseResult, TransferResult
+
+__all__ = ["demo_report"]
+
+_PAPER = (
+    '<a href="https://arxiv.org/abs/2410.22330">Luo, Darrell and Bar 2025, '
+    "Vision-Language Models Create Cross-Modal Task Representations</a>"
+)
+_GIVEN = {"text": "names", "image": "pictures", "instruction": "an instruction"}
+_SHOWN = 2  # test rows shown of each task
+_NEW_TOKENS = 4
+
+
+def demo_report(
+    path: str | Path,
+    vlm: Any,
+    recipe: CrossModalPatch,
+    transfer: TransferResult,
+    phases: Sequence[PhaseResult],
+    *,
+    commands: Sequence[str] = (),
+) -> Path:
+    """Writes the report.
+
+    Args:
+        path: The HTML file.
+        vlm: The HookedVLM, for the example predictions and the lens over a picture.
+        recipe: The recipe that gave `transfer`.
+        transfer: The result of CrossModalPatch.
+        phases: Results of PhaseAnalysis, for example with text and with pictures.
+        commands: What to type for the same.
+
+    Returns:
+        The file.
+    """
+    lead = (
+        '<p class="lead">A vision-language model reads text and pictures. Shown a few examples of '
+        f"a task as {_GIVEN[recipe.source]} (a country and its capital, say), it forms, at one "
+        "position of one layer, a list of numbers that stands for the task: a <em>task "
+        "vector</em>. Here that vector is copied into a prompt that holds nothing but one of the "
+        f"{_GIVEN[recipe.query]}, without examples and without a question. If the model then does "
+        "the task, it represents the task in a form that does not depend on whether it was given "
+        f"in words or in pictures. The experiment is that of {_PAPER}.</p>"
+        f'<p class="soft">Model: {escape(vlm.name)}, {vlm.cfg.n_layers} blocks of width '
+        f"{vlm.cfg.d_model}. Patched: the output of block {transfer.layer}, counted from 0."
+        f"{_about_zoo(vlm)}</p>"
+    )
+    sections = [_transfer(recipe, transfer), _examples(vlm, recipe, transfer)]
+    sections += [_phases(phases)] if phases else []
+    sections += [_lens(vlm, recipe)] if recipe.query == "image" else []
+    sections.append(_settings(transfer, phases, commands))
+    title = f"One task vector, two modalities: {vlm.name}"
+    return write_page(path, title, lead, sections)
+
+
+def _about_zoo(vlm: Any) -> str:
+    """What a reader must know of a model that was made for demonstration."""
+    from vlm_lens import zoo
+
+    if vlm.name not in zoo.names():
+        return ""
+    return (
+        " This is a small model that ships with the package. Its training planted the three phases "
+        "for text; that pictures use them was not planted. Numbers of large models are found by "
+        "running the same commands on them."
+    )
+
+
+def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
+    table = data_table(transfer.summary(), mark=lambda row: row["method"] == "Patch")
+    before = (
+        "the instruction"
+        if recipe.source == "instruction"
+        else f"{recipe.n_examples} examples of the other rows"
+    )
+    sweep = "" if transfer.layers.empty else figure(transfer.plot_layers())
+    body = (
+        f"<p><b>No Context</b> is the query alone, <b>Prompt</b> puts {before} before it, "
+        "<b>Patch</b> is the query alone with the task vector written at its last position. The "
+        "controls write something else there, just as long: the vector of another task, or a "
+        "random direction. If the other task's vector makes the model do <em>that</em> task "
+        "(“as that task”), the vector carries the task itself.</p>"
+        f"{table}<p class='soft'>{'<br>'.join(map(escape, transfer.notes))}</p>"
+        f"{figure(transfer.plot())}{sweep}"
+    )
+    return Section("Does the task cross over?", body, "Transfer")
+
+
+def _examples(vlm: Any, recipe: CrossModalPatch, transfer: TransferResult) -> Section:
+    from vlm_lens.recipes.metric import prefix_match
+    from vlm_lens.template import thumbnail
+
+    seed, source = recipe.used_seeds()[0], recipe.source_vlm(vlm)
+    lines = []
+    for task in recipe.chosen_tasks():
+        rows = task.test[:_SHOWN]
+        queries = [task.query(row, recipe.query) for row in rows]
+        patch = recipe.patch(transfer.layer, recipe.vector(source, task, seed))
+        prompts = recipe.prompts(task, seed)[:_SHOWN]
+        said = [
+            _lines(vlm.generate(queries, max_new_tokens=_NEW_TOKENS).text),
+            _lines(vlm.generate(prompts, max_new_tokens=_NEW_TOKENS).text),
+            _lines(vlm.generate(queries, max_new_tokens=_NEW_TOKENS, interventions=patch).text),
+        ]
+        for i, row in enumerate(rows):
+            shown = thumbnail(row.image, height=56) if recipe.query == "image" else row.input
+            cells = [f'<td class="text">{escape(task.name)}</td>', f'<td class="text">{shown}</td>']
+            for method in said:
+                right = prefix_match(method[i], row.answers, ignore_case=recipe.ignore_case)
+                kind = "text right" if right else "text"
+                cells.append(f'<td class="{kind}">{escape(method[i]) or "–"}</td>')
+            cells.append(f'<td class="text">{escape(" / ".join(row.answers[:3]))}</td>')
+            lines.append(cells)
+    head = ("task", "query", "No Context", "Prompt", "Patch", "right answer")
+    body = (
+        f"<p>The first {_SHOWN} test rows of each task, not chosen. Up to {_NEW_TOKENS} tokens, "
+        "most likely token first, cut at the end of the line; right answers are coloured.</p>"
+        + html_table(head, lines)
+    )
+    return Section("What the model says", body, "Examples")
+
+
+def _phases(phases: Sequence[PhaseResult]) -> Section:
+    drawn = "".join(figure(one.plot()) for one in phases)
+    told = "".join(
+        f"<li>{escape(one.values['task'])}, {escape(one.values['modality'])} examples: "
+        f"<code>{one.phases}</code> (I input, T task, A answer; embedding first). "
+        f"{_boundary('task', one.task_from)}, {_boundary('answer', one.answer_from)}. Input token "
+        f"{escape(repr(one.values['input_token']))}, task token "
+        f"{escape(repr(one.values['task_token']))}.</li>"
+        for one in phases
+    )
+    body = (
+        "<p>At the last colon of a prompt with examples the model is about to answer. The logit "
+        "lens asks what each layer would say there if it were the last one. Of all tokens three "
+        "are followed: what the colon itself decodes to, a word for the task, and the right "
+        "answer. Shaded is the one that leads.</p>"
+        f"<ul>{told}</ul><div class='pair'>{drawn}</div>"
+    )
+    return Section("From input to task to answer", body, "Phases")
+
+
+def _boundary(phase: str, layer: int | None) -> str:
+    if layer is None:
+        return f"the {phase} does not lead at the end" if phase == "answer" else "no task phase"
+    return f"{phase} from layer {layer}"
+
+
+def _lens(vlm: Any, recipe: CrossModalPatch) -> Section:
+    from vlm_lens.lenses import LogitLens
+
+    task = recipe.chosen_tasks()[0]
+    row = task.test[0]
+    seen = LogitLens(k=5).run(vlm, vlm.prompt(task.query(row, "image")))
+    body = (
+        f"<p>The query of {escape(row.input)} ({escape(task.name)}), decoded at every block. "
+        "First over the picture, with a slider for the block; then every position.</p>"
+        f"{figure(seen.plot_image())}{figure(seen.plot())}"
+    )
+    return Section("The logit lens over a picture", body, "Lens")
+
+
+def _settings(
+    transfer: TransferResult, phases: Iterable[PhaseResult], commands: Sequence[str]
+) -> Section:
+    about = transfer.provenance
+    facts = {f"model: {k}": v for k, v in about.get("model", {}).items() if v is not None}
+    facts |= {f"version: {k}": v for k, v in about.get("versions", {}).items()}
+    facts |= {"date": about.get("date"), "seconds": about.get("seconds")}
+    body = code("\n".join(commands)) if commands else ""
+    body += settings(facts)
+    recipes = [_call(result.provenance.get("recipe", {})) for result in (transfer, *phases)]
+    body += code("\n\n".join(recipes))
+    return Section("Settings", body)
+
+
+def _call(recipe: Mapping[str, Any]) -> str:
+    """A recipe as one would type it."""
+    fields = ", ".join(f"{k}={v!r}" for k, v in recipe.items() if k != "class" and v is not None)
+    return f"{recipe.get('class', 'Recipe')}({fields})"
+
+
+def _lines(texts: Sequence[str]) -> list[str]:
+    return [text.strip().partition("\n")[0] for text in texts]

@@ -1,0 +1,193 @@
+"""An HTML page with everything inside: style, figures, the library that draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+__all__ = ["Section", "code", "data_table", "figure", "page", "settings", "write_page"]
+
+_CSS = """
+:root { color-scheme: light dark; --ink: #1d2127; --soft: #5c6470; --line: #d9dde3;
+  --page: #fcfcfb; --panel: #f3f4f2; --accent: #0072b2; --mark: rgba(0,114,178,.11) }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a2a9b4; --line: #363c45;
+  --page: #15181c; --panel: #1e2228; --accent: #56b4e9; --mark: rgba(86,180,233,.16) } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
+main { max-width: 1060px; margin: 0 auto; padding: 40px 28px 72px }
+h1 { font-size: 30px; line-height: 1.2; margin: 0 0 12px; letter-spacing: -.01em }
+h2 { font-size: 21px; margin: 52px 0 8px; padding-top: 14px; border-top: 1px solid var(--line) }
+p, li { max-width: 74ch } p { margin: 8px 0 12px }
+.lead { font-size: 17.5px } .soft, small, figcaption { color: var(--soft); font-size: 14px }
+nav { margin: 18px 0 0; font-size: 14px } nav a { margin-right: 16px; white-space: nowrap }
+a { color: var(--accent) }
+.scroll { overflow-x: auto; margin: 14px 0 18px }
+table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
+th, td { padding: 6px 12px; border-bottom: 1px solid var(--line); text-align: right;
+  vertical-align: middle; white-space: nowrap }
+th { font-weight: 600; color: var(--soft); border-bottom-width: 2px }
+th.text, td.text { text-align: left }
+tr.mark td { background: var(--mark); font-weight: 600 }
+td img { display: block; border-radius: 4px; max-height: 56px; width: auto }
+td.right { color: var(--accent); font-weight: 600 }
+td.wrap { white-space: normal; overflow-wrap: anywhere; max-width: 70ch }
+pre, code { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, monospace }
+pre { background: var(--panel); padding: 12px 14px; border-radius: 6px; overflow-x: auto;
+  white-space: pre-wrap; overflow-wrap: anywhere }
+figure { margin: 16px 0 22px; overflow-x: auto; min-width: 0 } figcaption { max-width: 74ch }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 0 22px }
+@media (max-width: 560px) { .pair { grid-template-columns: 1fr } main { padding: 24px 16px } }
+"""
+# Text in figures takes the page's own colour, also when the reader switches between light and dark.
+_SCRIPT = """
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const drawn = () => document.querySelectorAll(".plotly-graph-div");
+function ink() {
+  const colour = getComputedStyle(document.body).color;
+  drawn().forEach(d => Plotly.relayout(d, {"font.color": colour}));
+}
+addEventListener("load", () => { ink(); drawn().forEach(d => Plotly.Plots.resize(d)); });
+dark.addEventListener("change", ink);
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        title: Its heading.
+        body: Its content as HTML.
+        short: Its name in the list of contents; the heading by default.
+    """
+
+    title: str
+    body: str
+    short: str = ""
+
+
+def page(title: str, lead: str, sections: Iterable[Section]) -> str:
+    """A whole page.
+
+    Args:
+        title: The title, plain text.
+        lead: The first paragraph or more, as HTML.
+        sections: What follows.
+
+    Returns:
+        HTML that needs no other file and no network.
+    """
+    from plotly.offline import get_plotlyjs
+
+    sections = list(sections)
+    links = "".join(
+        f'<a href="#s{i}">{escape(s.short or s.title)}</a>' for i, s in enumerate(sections)
+    )
+    body = "".join(
+        f'<section id="s{i}"><h2>{escape(s.title)}</h2>{s.body}</section>'
+        for i, s in enumerate(sections)
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_CSS}</style>"
+        f"<script>{get_plotlyjs()}</script></head><body><main>"
+        f"<h1>{escape(title)}</h1>{lead}<nav>{links}</nav>{body}"
+        f"</main><script>{_SCRIPT}</script></body></html>"
+    )
+
+
+def write_page(path: str | Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
+    """Writes a page.
+
+    Args:
+        path: The file.
+        title: As in `page`.
+        lead: As in `page`.
+        sections: As in `page`.
+
+    Returns:
+        The file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(title, lead, sections), encoding="utf-8")
+    return path
+
+
+def figure(fig: go.Figure, caption: str = "") -> str:
+    """A plotly figure, drawn by the library that the page holds."""
+    drawn = fig.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        config={"responsive": True, "displaylogo": False, "displayModeBar": False},
+    )
+    note = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure>{drawn}{note}</figure>"
+
+
+def data_table(
+    table: pd.DataFrame, *, mark: Callable[[Mapping[str, Any]], bool] = lambda row: False
+) -> str:
+    """A table that scrolls sideways rather than being cut off.
+
+    Args:
+        table: The table; numbers are shown with three decimals, other values as text.
+        mark: Which rows are shown with emphasis.
+    """
+    kinds = {c: "" if table[c].dtype.kind in "iuf" else ' class="text"' for c in table.columns}
+    head = "".join(f"<th{kinds[c]}>{escape(str(c))}</th>" for c in table.columns)
+    lines = []
+    for row in table.to_dict("records"):
+        cells = "".join(f"<td{kinds[c]}>{_cell(v)}</td>" for c, v in row.items())
+        lines.append(f"<tr{' class=mark' if mark(row) else ''}>{cells}</tr>")
+    return _scroll(head, lines)
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are whole `<td>` elements already."""
+    titles = "".join(f'<th class="text">{escape(h)}</th>' for h in head)
+    return _scroll(titles, ["<tr>" + "".join(cells) + "</tr>" for cells in rows])
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Names and values in two columns."""
+    rows = [
+        (
+            f'<td class="text">{escape(str(k))}</td>',
+            f'<td class="text wrap">{escape(_said(v))}</td>',
+        )
+        for k, v in values.items()
+    ]
+    return html_table(("setting", "value"), rows)
+
+
+def code(text: str) -> str:
+    """Commands or code, as they are typed."""
+    return f"<pre><code>{escape(text)}</code></pre>"
+
+
+def _scroll(head: str, lines: Iterable[str]) -> str:
+    body = "".join(lines)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3f}"
+    return escape(str(value))
+
+
+def _said(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
