@@ -1,0 +1,54 @@
+"""Sphinx settings; `make docs` builds with warnings as errors."""
+
+from __future__ import annotations
+
+import vlm_lens
+
+project = "vlm_lens"
+author = "the vlm_lens authors"
+copyright = "the vlm_lens authors"  # noqa: A001
+version = release = vlm_lens.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "_generated"]
+html_theme = "furo"
+html_title = "vlm_lens"
+html_show_sphinx = False
+
+myst_heading_anchors = 3
+default_role = "code"  # docstrings write `name` for code
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "inherited-members": False}
+
+
+def _before_napoleon(app, what, name, obj, options, lines):
+    """Shows indented code after a colon as code, and keeps colons in docstrings of properties.
+
+    Docstrings write code without reST's `::`; Napoleon would read what stands before the first
+    colon of a property's docstring as its type.
+    """
+    if what in ("property", "attribute"):
+        lines[:] = [line.replace(": ", ":: ") for line in lines]
+        return
+    for i in range(len(lines) - 2):
+        indent = len(lines[i]) - len(lines[i].lstrip())
+        after = lines[i + 2]
+        deeper = len(after) - len(after.lstrip()) >= indent + 4
+        if lines[i].endswith(":") and not lines[i].endswith("::") and not lines[i + 1] and deeper:
+            lines[i] += ":"
+
+
+def _after_napoleon(app, what, name, obj, options, lines):
+    if what in ("property", "attribute"):
+        lines[:] = [line.replace(":: ", ": ") for line in lines]
+
+
+def setup(app):
+    """Connects the two around Napoleon, whose priority is 500."""
+    app.connect("autodoc-process-docstring", _before_napoleon, priority=400)
+    app.connect("autodoc-process-docstring", _after_napoleon, priority=600)
