@@ -165,7 +165,12 @@ def _vision_config(tower: str, **changes: Any) -> Any:
 
 
 def llava_config(
-    tower: str, text: str, *, vision: dict | None = None, decoder: dict | None = None, **changes: Any
+    tower: str,
+    text: str,
+    *,
+    vision: dict | None = None,
+    decoder: dict | None = None,
+    **changes: Any,
 ) -> LlavaConfig:
     """The config of a tiny LLaVA."""
     options = {

@@ -13,13 +13,14 @@ _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a flo
 
 
 def checked(fn: Callable) -> Callable:
-    """The function with its arguments and result checked.
+    """A public function with its arguments and result checked.
 
-    A dataclass's `__init__` is left as it is, because fields are annotated with what they hold, and
-    more is taken: `heads=0` becomes `(0,)`. So is a function where an annotation names something imported for type checkers only, or says
-    `Self`, which beartype knows on whole classes alone.
+    Private ones and `__init__` are left as they are: a dataclass's fields are annotated with what
+    they hold, and more is taken, as `heads=0` for `(0,)`. So are functions with an annotation that
+    is imported for type checkers only, or that says `Self`, which beartype knows on whole classes
+    alone.
     """
-    if fn.__name__ == "__init__":
+    if fn.__name__.startswith("_"):
         return fn
     try:
         get_type_hints(fn)

@@ -29,9 +29,10 @@ def describe(vlm: HookedVLM) -> str:
     ]
     if cfg.vision:
         v = cfg.vision
+        frame = f"{v.image_size} px" if v.image_size else "pictures of any size"
         lines.append(
             f"  vision tower: {v.n_layers} layers ({v.n_layers_read} read), d_model {v.d_model}, "
-            f"{v.n_heads} heads, {v.image_size} px in patches of {v.patch_size}"
+            f"{v.n_heads} heads, {frame} in patches of {v.patch_size}"
         )
     attention = vlm.hf_model.config._attn_implementation
     lines.append(f"  {str(vlm.dtype).removeprefix('torch.')} on {vlm.device}, {attention}")

@@ -8,6 +8,7 @@ from itertools import product
 from vlm_lens.errors import PositionError
 
 Box = tuple[float, float, float, float]
+Spans = tuple[tuple[float, float], ...]
 _EPS = 1e-6
 
 
@@ -59,6 +60,8 @@ class PatchGrid:
         row: Index on the activation's first axis: the prompt's row in a batch for the language
             model, the picture's number in the whole batch for tower and projector.
         pixels_of: How the picture became the frame that the grid covers.
+        cuts: Where each row and each column begins and ends in the frame, where they do not divide
+            it evenly.
     """
 
     rows: int
@@ -66,6 +69,17 @@ class PatchGrid:
     positions: tuple[int, ...]
     row: int
     pixels_of: PixelMap
+    cuts: tuple[Spans, Spans] | None = None
+
+    @property
+    def spans(self) -> tuple[Spans, Spans]:
+        """Where each row and each column begins and ends, in pixels of the frame."""
+        if self.cuts is not None:
+            return self.cuts
+        width, height = self.pixels_of.frame
+        w, h = width / self.cols, height / self.rows
+        rows = tuple((r * h, (r + 1) * h) for r in range(self.rows))
+        return rows, tuple((c * w, (c + 1) * w) for c in range(self.cols))
 
     def patch(self, row: int, col: int) -> int:
         """The position of one patch, counted from the top left; negative counts from the end."""
@@ -86,12 +100,9 @@ class PatchGrid:
         if not (x0 < x1 and y0 < y1):
             raise PositionError(f"The box {(x0, y0, x1, y1)} is empty: give x0 < x1 and y0 < y1.")
         fx0, fy0, fx1, fy1 = self.pixels_of.to_frame((x0, y0, x1, y1))
-        w, h = (f / n for f, n in zip(self.pixels_of.frame, (self.cols, self.rows), strict=True))
+        rows, cols = self.spans
         inside = [
-            self.patch(r, c)
-            for r, c in product(range(self.rows), range(self.cols))
-            if min(fx1, (c + 1) * w) - max(fx0, c * w) > _EPS * w
-            and min(fy1, (r + 1) * h) - max(fy0, r * h) > _EPS * h
+            self.patch(r, c) for r, c in product(_overlap(rows, fy0, fy1), _overlap(cols, fx0, fx1))
         ]
         if not inside:
             seen = ", ".join(f"{v:.0f}" for v in self.pixels_of.seen)
@@ -119,5 +130,10 @@ class PatchGrid:
     def pixels(self, position: int) -> Box:
         """The box `(x0, y0, x1, y1)` of the patch at a position, in pixels of the picture."""
         row, col = self.cell(position)
-        w, h = (f / n for f, n in zip(self.pixels_of.frame, (self.cols, self.rows), strict=True))
-        return self.pixels_of.to_picture((col * w, row * h, (col + 1) * w, (row + 1) * h))
+        rows, cols = self.spans
+        (y0, y1), (x0, x1) = rows[row], cols[col]
+        return self.pixels_of.to_picture((x0, y0, x1, y1))
+
+
+def _overlap(spans: Spans, start: float, end: float) -> list[int]:
+    return [i for i, (a, b) in enumerate(spans) if min(end, b) - max(start, a) > _EPS * (b - a)]

@@ -258,15 +258,17 @@ class Layout:
         return f"Its text is {text if len(text) <= 120 else '...' + text[-117:]!r}."
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a position: token id, text, kind, and for a patch its row, column and pixels."""
+        """One row a position: token id, text, kind, and for a patch its row, column and pixels.
+
+        Rows and columns count in the patch's own grid.
+        """
         import pandas as pd
 
         cells: dict[int, dict] = {}
         for image in self.images:
-            if image.grid:
-                for p in image.grid.positions:
-                    row, col = image.grid.cell(p)
-                    cells[p] = {"patch": (row, col), "pixels": image.grid.pixels(p)}
+            for grid in image.text.grids:
+                for p in grid.positions:
+                    cells[p] = {"patch": grid.cell(p), "pixels": grid.pixels(p)}
         return pd.DataFrame(
             {
                 "position": i,

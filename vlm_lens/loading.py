@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from vlm_lens.errors import ModelError
@@ -42,6 +43,8 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
             f"{name!r} is not a zoo model ({', '.join(zoo.names())}), not a folder with a "
             f"config.json, and could not be read from the Hub: {str(error).splitlines()[0]}"
         ) from error
+    except ValueError as error:
+        raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
     family_of(config)  # an unknown architecture is refused before gigabytes are read
     model = _auto_class(config).from_pretrained(where, **options)
     if processor is None:
@@ -64,8 +67,12 @@ def _load_processor(config: Any, where: str, **hub: Any) -> Any:
 
     from vlm_lens.families import family_of
 
-    if not family_of(config).takes_images:
+    family = family_of(config)
+    if not family.takes_images:
         return AutoTokenizer.from_pretrained(where, **hub)
+    own = family.load_processor(config, where, **hub)
+    if own is not None:
+        return own
     if not is_torchvision_available() and type(config) in PROCESSOR_MAPPING:
         cls = PROCESSOR_MAPPING[type(config)]
         if "video_processor" in cls.get_attributes():
@@ -86,5 +93,18 @@ def without_video(cls: type) -> type:
     return type(
         cls.__name__,
         (cls,),
-        {"get_attributes": classmethod(get_attributes), "__module__": cls.__module__},
+        {
+            "__init__": _optional(cls.__init__, "video_processor"),
+            "get_attributes": classmethod(get_attributes),
+            "__module__": cls.__module__,
+        },
     )
+
+
+def _optional(init: Any, name: str) -> Any:
+    """The same function with `None` for its last argument without a default, if that is `name`."""
+    code, defaults = init.__code__, init.__defaults__ or ()
+    if code.co_varnames[code.co_argcount - len(defaults) - 1] != name:
+        return init
+    # transformers reads the argument names off the code object, so a wrapper would hide them
+    return FunctionType(code, init.__globals__, code.co_name, (None, *defaults), init.__closure__)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Promptable = Any  # a Prompt, text(s), RawPrompt(s), or a processor's own output
 Texts = str | RawPrompt | Sequence[str | RawPrompt]
 Pictures = Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None
-Interventions = Intervention | Iterable[Intervention]
+Interventions = Intervention | Iterable[Intervention] | None
 FwdHooks = Sequence[tuple[NamesFilter, Callable]]
 
 

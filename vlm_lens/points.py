@@ -14,7 +14,7 @@ from vlm_lens.sites import AttentionSite, Site
 if TYPE_CHECKING:
     import pandas as pd
 
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+NamesFilter = str | tuple | Sequence[str | tuple] | Callable[[str], bool] | None
 
 _BLOCK = re.compile(r"^(?P<prefix>.*?)blocks\.(?P<layer>\d+)\.(?P<rest>.+)$")
 _IN_ATTENTION = {"q", "k", "v", "z", "pattern", "attn_scores"}
@@ -35,6 +35,8 @@ class Point:
         space: Whose positions its `pos` axis counts: `"text"` for the language model,
             `"vision"` for the tower, `"projector"` for the projector's output.
         read_only: Why a write has no meaning here; empty where it has.
+        pictures_only: Whether it is computed only where a prompt has pictures, although its
+            positions are the text's: a block of cross-attention.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Point:
     site: Site = field(repr=False)
     space: str = "text"
     read_only: str = ""
+    pictures_only: bool = False
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether a prompt without pictures does not compute it."""
+        return self.pictures_only or self.space != "text"
 
     @property
     def layer(self) -> int | None:

@@ -76,7 +76,7 @@ class Prompt:
 
 def from_text(
     text: str | Sequence[str],
-    images: Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None,
+    images: Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None,
     *,
     family: Family,
     arch: Architecture,
@@ -94,7 +94,7 @@ def from_text(
     texts = [text] if isinstance(text, str) else list(text)
     if not texts or not all(isinstance(t, str) for t in texts):
         raise PromptError("A prompt is a text or a list of texts; it got " + repr(text)[:80] + ".")
-    if images and not family.takes_images:
+    if not family.takes_images and (isinstance(images, Image.Image) or any(images or ())):
         family.placeholder(processor)
     rows = _pictures_by_row(texts, images)
     flat = [picture for row in rows for picture in row]
@@ -144,7 +144,8 @@ def from_tensors(
     ids = tensors["input_ids"]
     if ids.dim() != 2 or ids.shape[1] == 0:
         raise PromptError(f"input_ids must be [batch, pos], not {list(ids.shape)}.")
-    d_vocab = arch.cfg.d_vocab
+    # some models embed more tokens than they can say
+    d_vocab = max(arch.cfg.d_vocab, model.get_input_embeddings().weight.shape[0])
     if int(ids.max()) >= d_vocab or int(ids.min()) < 0:
         raise PromptError(
             f"A token id lies outside the model's vocabulary of {d_vocab} (found "

@@ -55,7 +55,7 @@ def check_fires(points: PointTable, prompt: Prompt, names: Sequence[str]) -> Non
     """
     if any(layout.images for layout in prompt.layouts):
         return
-    if names and all(points[n].space != "text" for n in names):
+    if names and all(points[n].needs_pictures for n in names):
         raise PromptError(f"{names[0]} is computed from pictures, and this prompt has none.")
 
 

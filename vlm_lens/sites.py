@@ -6,7 +6,7 @@ hooks. Nothing here knows of models, prompts or interventions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -98,6 +98,48 @@ class FlatView:
 
 
 @dataclass(frozen=True)
+class CellsView:
+    """`[image, rows, cols, ...]`, a grid of patches, shown as `[image, rows * cols, ...]`."""
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """The patches row by row."""
+        return x.flatten(1, 2)
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return value.reshape(original.shape)
+
+
+@dataclass(frozen=True)
+class FeatureMapView:
+    """`[image, channels, rows, cols]`, shown as `[image, rows * cols, channels]`."""
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """The cells row by row."""
+        return x.flatten(2).transpose(1, 2)
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return value.transpose(1, 2).reshape(original.shape)
+
+
+@dataclass(frozen=True)
+class RowsView:
+    """`[..., features]`, prompts first, shown as `[rows, everything between, features]`."""
+
+    inner: View | None = None
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """One axis of positions for each prompt."""
+        flat = x.reshape(rows, -1, x.shape[-1])
+        return self.inner.split(flat, rows) if self.inner else flat
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return value.reshape(original.shape)
+
+
+@dataclass(frozen=True)
 class ColumnsView:
     """Some columns of the last axis, for a projection that makes two things at once."""
 
@@ -113,6 +155,33 @@ class ColumnsView:
         joined = original.clone()
         joined[..., self.start : self.stop] = value
         return joined
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleView:
+    """What a block adds to the stream, where it multiplies a module's output by a learned vector.
+
+    Attributes:
+        weight: The vector, a parameter of the block.
+        tanh: Whether the block multiplies by the hyperbolic tangent of it, as gates do.
+    """
+
+    weight: Tensor = field(repr=False)
+    tanh: bool = False
+
+    @property
+    def factor(self) -> Tensor:
+        """What the block multiplies by."""
+        return self.weight.tanh() if self.tanh else self.weight
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """The product that the block itself makes."""
+        return self.factor * x
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """The output that gives this product; where nothing changed, the very same."""
+        same = (value == self.factor * original) | (self.factor == 0)
+        return torch.where(same, original, value / self.factor)
 
 
 @dataclass(frozen=True)
@@ -179,7 +248,8 @@ class MidSite:
 
     No module receives this value as its own: the second norm reads it, and the block adds the MLP's
     output to it. So a write replaces the norm's input and the block's output becomes
-    `mid + mlp_out`, the same sum that the block itself would have made.
+    `mid + mlp_out`, the same sum that the block itself would have made; `branch`, as its view shows
+    it, is what the block adds.
     """
 
     norm: InputSite

@@ -152,7 +152,8 @@ class TaskVector(LayerVectors):
         table = vlm.architecture.points
         names = table.match(points)
         layers = [table[n].layer for n in names]
-        if layers != [None] and layers != list(range(len(layers))):
+        kinds = {table[n].kind for n in names}
+        if len(kinds) == 1 and layers != [None] and layers != list(range(len(layers))):
             raise VectorError(
                 f"{points!r} selects layers {layers}; a vector holds every layer from 0 on, so "
                 "that each is used at its own: read "

@@ -76,16 +76,20 @@ class HookedRun:
         self._length: int | None = None
         self._rows = 1
         self._stack = ExitStack()
+        self._entry = _entry(model, points)
 
     def __enter__(self) -> Self:
         taps = self._plan()
         try:
             self._stack.enter_context(tapped(taps))
-            self._add_hook(
-                self._model.register_forward_pre_hook(
-                    self._start_forward, prepend=True, with_kwargs=True
+            for module in dict.fromkeys((self._model, self._entry)):
+                self._add_hook(
+                    module.register_forward_pre_hook(
+                        self._start_forward, prepend=True, with_kwargs=True
+                    )
                 )
-            )
+            if self._entry is not self._model:
+                self._add_hook(self._entry.register_forward_hook(self._end_forward, prepend=True))
             for path, actions in self._inputs.items():
                 hook = partial(_run_inputs, actions)
                 self._add_hook(
@@ -135,7 +139,9 @@ class HookedRun:
                     self._outputs[site.block.module].insert(
                         0, (site.block, partial(_complete_mid, kept))
                     )
-                    tail.append((site.branch.module, (site.branch, partial(_keep_branch, kept))))
+                    if site.branch is not None:
+                        keep = partial(self._keep_branch, kept, site.branch)
+                        tail.append((site.branch.module, (site.branch, keep)))
         for path, action in tail:
             self._outputs[path].append(action)
         return {module: self._tap_of(stages) for module, stages in attention.items()}
@@ -149,7 +155,7 @@ class HookedRun:
         self._inputs[joined].insert(0, (InputSite(joined, keyword="input"), chunked.finish))
         return chunked
 
-    def place(self, *, offset: int, length: int, rows: int) -> None:
+    def place(self, *, offset: int, length: int | None, rows: int) -> None:
         """Says what the modules called next work on, where they are not called by the model.
 
         Args:
@@ -177,6 +183,9 @@ class HookedRun:
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         self._length = None if tokens is None else tokens.shape[1]
         self._rows = 1 if tokens is None else tokens.shape[0]
+
+    def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.place(offset=0, length=None, rows=1)
 
     def _fire(self, point: Point, x: Tensor) -> Tensor | None:
         view = point.site.view
@@ -210,21 +219,34 @@ class HookedRun:
         new = self._fire(point, x)
         if new is not None:
             kept["mid"] = new
+            kept["before"] = x
         return new
+
+    def _keep_branch(self, kept: dict[str, Tensor], site: OutputSite, x: Tensor) -> None:
+        if "mid" in kept:
+            kept["branch"] = site.view.split(x, self._rows) if site.view else x
 
     def _tap(self, stages: Mapping[str, Point], stage: str, x: Tensor) -> Tensor | None:
         return self._fire(stages[stage], x) if stage in stages else None
 
 
-def _keep_branch(kept: dict[str, Tensor], x: Tensor) -> None:
-    if "mid" in kept:
-        kept["branch"] = x
+def _entry(model: nn.Module, points: PointTable) -> nn.Module:
+    """The module that a generation calls for each token: the one that returns the logits.
+
+    It is the model itself, or the language model where the model generates with that alone.
+    """
+    site = points["hook_logits"].site if "hook_logits" in points else None
+    named = isinstance(site, OutputSite) and site.path == ("logits",)
+    return submodule(model, site.module) if named else model
 
 
 def _complete_mid(kept: dict[str, Tensor], x: Tensor) -> Tensor | None:
     if "mid" not in kept:
         return None
-    return (kept.pop("mid") + kept.pop("branch")).view_as(x)
+    mid, before = kept.pop("mid"), kept.pop("before")
+    if "branch" not in kept:
+        return x + (mid - before)
+    return (mid + kept.pop("branch")).view_as(x)
 
 
 def _run_inputs(actions: Sequence[Action], module: nn.Module, args: tuple, kwargs: dict[str, Any]):

@@ -68,7 +68,7 @@ class Subject:
         for name, point in table.items():
             if point.on_demand and not _forms_patterns(self.vlm.hf_model, point):
                 continue
-            if point.space == "text" or self.has_images:
+            if self.has_images or not point.needs_pictures:
                 names.append(name)
         return names
 
@@ -190,7 +190,7 @@ def missing_points_are_errors(subject: Subject) -> str:
 def residual_chain(subject: Subject) -> str:
     """What leaves one block enters the next."""
     reasons = subject.vlm.family.residual_breaks
-    for prefix in ("", "vision."):
+    for prefix in ("", "vision.", "projector."):
         for i in range(10_000):
             here, after = (
                 f"{prefix}blocks.{i}.hook_resid_post",
@@ -222,10 +222,12 @@ def parts_sum(subject: Subject) -> str:
         raise NotApplicable(reasons)
     total = cache["hook_merged"].double()
     for i in range(n_layers):
-        for part in ("hook_attn_out", "hook_mlp_out"):
-            name = f"blocks.{i}.{part}"
-            if name in cache:
-                total = total + cache[name].double()
+        parts = [f"blocks.{i}.{part}" for part in ("hook_attn_out", "hook_mlp_out")]
+        ends = [f"blocks.{i}.{end}" for end in ("hook_resid_post", "hook_resid_pre")]
+        if all(name in cache for name in parts):
+            total = total + cache[parts[0]].double() + cache[parts[1]].double()
+        elif ends[0] in cache:  # a block that lacks one of them counts by what it adds in all
+            total = total + (cache[ends[0]].double() - cache[ends[1]].double())
     final = cache[f"blocks.{n_layers - 1}.hook_resid_post"].double()
     wrong = ((total - final).abs().amax(-1) > 1e-3 * final.abs().max()) & subject.mask.to(
         final.device

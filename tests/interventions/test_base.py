@@ -1,0 +1,194 @@
+"""Interventions as values: what they are, how they compose, which shapes they take."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+from vlm_lens import Ablate, ActivationPatch, All, At, Generated, Images, Last, Patches, Steer
+from vlm_lens.errors import InterventionError, PointError
+from vlm_lens.interventions import Composed, Intervention, Target, compose
+
+P = "blocks.1.hook_resid_post"
+Z = "blocks.1.attn.hook_z"
+
+
+@pytest.fixture
+def batch(clip):
+    return clip.prompt(["Q:Greece\nA:", "Q:Peru\nA:", "Q:France\nA:"])
+
+
+def after(vlm, prompt, edit, name=P):
+    return vlm.run_with_cache(prompt, names_filter=name, interventions=edit)[1][name]
+
+
+MAKERS = [
+    lambda: ActivationPatch(P, at=Last(), value=torch.ones(32)),
+    lambda: Steer(P, at=Last(), vector=torch.ones(32), scale=2),
+    lambda: Ablate(P, at=Last()),
+    lambda: Ablate([P, Z], at=[0, 1], by=torch.ones(1), heads=None),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_are_frozen_values(make):
+    one, two = make(), make()
+    assert one == two
+    assert hash(one) == hash(two)
+    assert len({one, two}) == 1
+    assert type(one).__name__ in repr(one)
+    assert P in repr(one)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.at = All()
+    assert one != dataclasses.replace(one, at=All())
+
+
+def test_a_value_given_is_copied():
+    value = torch.ones(32)
+    patch = ActivationPatch(P, at=Last(), value=value)
+    value.zero_()
+    assert patch.value.data.sum() == 32
+    assert patch != ActivationPatch(P, at=Last(), value=value)
+
+
+def test_ways_to_write_the_same():
+    assert ActivationPatch(("resid_post", 1), Last(), 1.0) == ActivationPatch(P, Last(), 1)
+    assert Ablate([P], at=0) == Ablate(P, at=At((0,)))
+    assert Ablate(Z, at=Last(), heads=1) == Ablate(Z, at=Last(), heads=[1])
+    assert Steer(P, Last(), 1.0, scale=1) == Steer(P, Last(), torch.tensor(1.0))
+
+
+def test_composition(clip):
+    a, b, c = (make() for make in MAKERS[:3])
+    both = a + b
+    assert isinstance(both, Composed)
+    assert list(both) == [a, b]
+    assert (a + b) + c == a + (b + c) == Composed((a, b, c))
+    assert len(a + b + c) == 3
+    assert repr(both) == f"{a!r} + {b!r}"
+    assert compose(None) == compose(()) == Composed(())
+    assert compose(a) == compose([a]) == Composed((a,))
+    assert compose(x for x in [a + b, c]) == a + b + c
+    assert issubclass(Composed, Intervention)
+    with pytest.raises(TypeError):
+        a + 1
+
+
+def test_lowering_is_plain(clip, batch):
+    target = Target(clip.architecture.points, batch.layouts, clip.facts)
+    edit = Steer("blocks.*.hook_resid_post", at=Last(), vector=torch.ones(32), scale=3)
+    ops = edit.lower(target)
+    last = batch.length - 1
+    assert [op.point for op in ops] == ["blocks.0.hook_resid_post", P]
+    for op in ops:
+        assert (op.kind, op.rows, op.positions) == ("add", (0, 1, 2), (last,) * 3)
+        assert op.heads is None
+        assert op.since is None
+        assert torch.equal(op.tensors["value"], torch.full((1, 32), 3.0))
+    later = Ablate(Z, at=Generated(), heads=(1, 3)).lower(target)
+    assert (later[0].since, later[0].rows, later[0].heads) == (batch.length, (), (1, 3))
+
+
+# ---------------------------------------------------------------------- shapes of values
+
+
+@pytest.mark.parametrize(
+    ("at", "shape"),
+    [
+        (Last(), ()), (Last(), (1,)), (Last(), (32,)), (Last(), (1, 32)), (Last(), (3, 32)),
+        (Last(), (3, 1, 32)), (At((-1, -2)), (32,)), (At((-1, -2)), (2, 32)),
+        (At((-1, -2)), (3, 2, 32)), (At((-1, -2)), (2, 1)), (All(), (1, 32)),
+    ],
+)  # fmt: skip
+def test_shapes_mean_what_they_say(clip, batch, at, shape):
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = after(clip, batch, ActivationPatch(P, at=at, value=value))
+    plain = after(clip, batch, None)
+    for row, layout in enumerate(batch.layouts):
+        places = [p for _, p in at.resolve(layout)]
+        for number, position in enumerate(places):
+            new = value
+            if value.dim() == 3:
+                new = value[row, number]
+            elif value.dim() == 2 and len(value) > 1:
+                new = value[number] if len(places) > 1 else value[row]
+            assert torch.equal(made[row, position], new.expand(1, 32)[0])
+        others = [p for p in range(batch.length) if p not in places]
+        assert torch.equal(made[row, others], plain[row, others])
+
+
+@pytest.mark.parametrize("shape", [(31,), (2, 32), (3, 2, 32), (2, 1, 32), (1, 1, 1, 32), (0,)])
+def test_shapes_that_fit_nothing(clip, batch, no_forward, shape):
+    no_forward(clip)
+    with pytest.raises(
+        InterventionError, match=r"does not fit blocks.1.hook_resid_post: it takes \[32\]"
+    ):
+        clip.run(batch, interventions=ActivationPatch(P, at=Last(), value=torch.zeros(shape)))
+
+
+@pytest.mark.parametrize(
+    "make", [ActivationPatch, Steer, lambda p, a, v, heads: Ablate(p, a, v, heads)]
+)
+@pytest.mark.parametrize(
+    ("heads", "shape"),
+    [((1,), (8,)), ((1, 3), (8,)), ((1, 3), (2, 8)), ((1, 3), (4, 8)), (None, (4, 8)), (None, (8,)),
+     ((3,), (3, 1, 4, 8)), ((0, 2), (1, 8))],
+)  # fmt: skip
+def test_shapes_with_heads(clip, batch, make, heads, shape):
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = after(clip, batch, make(Z, Last(), value, heads=heads), Z)
+    plain = after(clip, batch, None, Z)
+    chosen = heads or (0, 1, 2, 3)
+    for row in range(3):
+        for number, head in enumerate(chosen):
+            one = value[row, 0] if value.dim() == 4 else value
+            if one.dim() == 2:
+                one = one[head if len(one) == 4 else number if len(one) > 1 else 0]
+            expected = plain[row, -1, head] + one if make is Steer else one
+            assert torch.equal(made[row, -1, head], expected)
+        rest = [h for h in range(4) if h not in chosen]
+        assert torch.equal(made[row, -1, rest], plain[row, -1, rest])
+    assert torch.equal(made[:, :-1], plain[:, :-1])
+
+
+def test_a_value_that_could_mean_two_things(clip, no_forward):
+    no_forward(clip)
+    with pytest.raises(InterventionError, match="each of 4 heads or for each of 4 positions"):
+        clip.run(
+            "Q:Greece\nA: Peru",
+            interventions=ActivationPatch(Z, at=At((0, 1, 2, 3)), value=torch.zeros(4, 8), heads=0),
+        )
+
+
+def test_a_pattern_of_another_length(clip):
+    before = tiny.hook_state(clip.hf_model)
+    with pytest.raises(InterventionError, match="3 entries on its last axis"):
+        clip.run(
+            "Q:Greece\nA:",
+            interventions=ActivationPatch(
+                "blocks.0.attn.hook_pattern", at=Last(), value=torch.zeros(4, 3)
+            ),
+        )
+    assert tiny.hook_state(clip.hf_model) == before
+
+
+def test_places_of_pictures(clip):
+    pictures = [tiny.noise_picture(i) for i in range(3)]
+    prompt = clip.prompt(["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:<image>"], pictures)
+    name = "projector.hook_out"
+    value = torch.randn(16, 32)
+    made = after(clip, prompt, ActivationPatch(name, at=Patches(0), value=value), name)
+    plain = after(clip, prompt, None, name)
+    assert torch.equal(made[0], value)
+    assert torch.equal(made[1], plain[1])  # the first row's second picture
+    assert torch.equal(made[2], value)
+    made = after(clip, prompt, Ablate(name, at=Images()), name)
+    assert torch.equal(made, torch.zeros_like(made))
+
+
+def test_no_point_is_an_error():
+    with pytest.raises(PointError, match="No point was given"):
+        Ablate([], at=Last())
