@@ -50,10 +50,51 @@ def family_of(config: Any) -> Family:
 
 
 def _register_own() -> None:
+    from vlm_lens.families.aya_vision import AyaVisionFamily
+    from vlm_lens.families.blip2 import Blip2Family
+    from vlm_lens.families.chameleon import ChameleonFamily
     from vlm_lens.families.decoders import DecoderFamily
+    from vlm_lens.families.fuyu import FuyuFamily
+    from vlm_lens.families.gemma3 import Gemma3Family
+    from vlm_lens.families.glm4v import Glm4vFamily
+    from vlm_lens.families.idefics2 import Idefics2Family
+    from vlm_lens.families.idefics3 import Idefics3Family
+    from vlm_lens.families.internvl import InternVLFamily
     from vlm_lens.families.llava import LlavaFamily
+    from vlm_lens.families.llava_next import LlavaNextFamily
+    from vlm_lens.families.llava_onevision import LlavaOnevisionFamily
+    from vlm_lens.families.mistral3 import Mistral3Family
+    from vlm_lens.families.mllama import MllamaFamily
+    from vlm_lens.families.paligemma import PaliGemmaFamily
+    from vlm_lens.families.qwen2_5_vl import Qwen2_5VLFamily
+    from vlm_lens.families.qwen2_vl import Qwen2VLFamily
+    from vlm_lens.families.qwen3_vl import Qwen3VLFamily
+    from vlm_lens.families.smolvlm import SmolVLMFamily
+    from vlm_lens.families.vipllava import VipLlavaFamily
 
-    for family in (DecoderFamily(), LlavaFamily()):
+    for family in (
+        Blip2Family(),
+        DecoderFamily(),
+        ChameleonFamily(),
+        FuyuFamily(),
+        Glm4vFamily(),
+        Idefics2Family(),
+        Idefics3Family(),
+        InternVLFamily(),
+        LlavaFamily(),
+        AyaVisionFamily(),
+        VipLlavaFamily(),
+        LlavaOnevisionFamily(),
+        Mistral3Family(),
+        Gemma3Family(),
+        LlavaNextFamily(),
+        MllamaFamily(),
+        PaliGemmaFamily(),
+        Qwen2VLFamily(),
+        Qwen2_5VLFamily(),
+        Qwen3VLFamily(),
+        SmolVLMFamily(),
+    ):
         register(family)
 
 

@@ -23,7 +23,9 @@ from vlm_lens.sites import (
     MidSite,
     OutputSite,
     Site,
+    submodule,
 )
+from vlm_lens.tokens import tokenizer_of
 
 if TYPE_CHECKING:
     from vlm_lens.families.decoders import Decoder
@@ -86,11 +88,13 @@ class Stack:
             path to the site. A name that `parts` does not have, such as `mlp.hook_pre_linear`, is
             added.
         lacks: Points that these blocks do not have: name -> reason.
-        single: Whether its tensors have no axis of rows: one sequence holds the pictures of the whole
-            batch, one after the other, and is shown as a single row.
+        single: Whether its tensors have no axis of rows: one sequence holds the pictures of the
+            whole batch, one after the other, and is shown as a single row.
         layer_parts: Blocks whose names differ from `parts`: layer -> names.
         layer_sites: Likewise for `sites`.
         layer_lacks: Likewise for `lacks`.
+        crossing: Blocks of cross-attention, computed only where there are pictures: their keys and
+            values count the projector's positions.
     """
 
     path: str
@@ -106,6 +110,7 @@ class Stack:
     layer_parts: Mapping[int, BlockParts] = field(default_factory=dict)
     layer_sites: Mapping[int, Mapping[str, SiteMaker]] = field(default_factory=dict)
     layer_lacks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    crossing: frozenset[int] = frozenset()
 
     def points(self) -> Iterator[Point]:
         """The points of every block, in the order in which they are computed."""
@@ -145,9 +150,14 @@ class Stack:
                 axes, sizes = (batch, *axes), (rows, *sizes)
             else:
                 axes, sizes = (batch, "pos", *axes), (rows, None, *sizes)
+            crosses = layer in self.crossing
+            space = self.space
+            if crosses and name in ("attn.hook_k", "attn.hook_v"):
+                space = "projector"
             yield Point(
-                f"{self.prefix}blocks.{layer}.{name}", axes, sizes, doc, site, self.space, read_only
-            )
+                f"{self.prefix}blocks.{layer}.{name}", axes, sizes, doc, site, space, read_only,
+                crosses,
+            )  # fmt: skip
 
     def _table(self, layer: int) -> dict[str, tuple[tuple, tuple, str, Site | None]]:
         """Name -> axes and sizes after batch and position, what it is, usual site."""
@@ -226,6 +236,18 @@ class Architecture:
     unembed: str
     image_token_id: int | None = None
 
+    def logits(self, model: torch.nn.Module, x: Tensor) -> Tensor:
+        """What the model's output layer makes of `x`, scaled and capped as the model does."""
+        logits = submodule(model, self.unembed)(x)
+        if self.decoder.logit_scale != 1.0:
+            logits = logits * self.decoder.logit_scale
+        cap = self.decoder.logit_softcap
+        logits = logits if cap is None else torch.tanh(logits / cap) * cap
+        if not self.decoder.barred:
+            return logits
+        barred = torch.tensor(self.decoder.barred, device=logits.device)
+        return logits.index_fill(-1, barred, torch.finfo(logits.dtype).min)
+
 
 class Family(ABC):
     """An architecture family: knows where its models keep things, and nothing of experiments.
@@ -252,11 +274,19 @@ class Family(ABC):
         """The text by which this family's processor marks a picture's place."""
         raise PromptError(f"{self.name} is a language model without vision: it takes no pictures.")
 
+    def tokenize(self, processor: Any, texts: list[str], **options: Any) -> Mapping[str, Any]:
+        """The tokens of texts without any picture."""
+        return tokenizer_of(processor)(texts, **options)
+
     def process(
         self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
     ) -> Mapping[str, Any]:
         """Calls the processor on texts, placeholders already written, and each text's pictures."""
         return processor(text=texts, images=[p for row in pictures for p in row], **options)
+
+    def load_processor(self, config: Any, where: str, **hub: Any) -> Any:
+        """A processor for checkpoints that transformers has none for; `None`: transformers' own."""
+        return None
 
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """How many pictures a processor's tensors hold."""

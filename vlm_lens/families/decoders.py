@@ -12,7 +12,15 @@ from vlm_lens.config import HookedConfig, StackConfig
 from vlm_lens.errors import ModelError
 from vlm_lens.families.base import Architecture, BlockParts, Family, SiteMaker, Stack
 from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import FlatView, FusedHeadView, InputSite, MidSite, OutputSite, Site
+from vlm_lens.sites import (
+    ColumnsView,
+    FlatView,
+    FusedHeadView,
+    InputSite,
+    MidSite,
+    OutputSite,
+    Site,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,11 @@ _SANDWICH = replace(
     mlp_out="post_feedforward_layernorm",
 )  # fmt: skip
 
+_GLM4V = replace(
+    _LLAMA, attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm",
+    mlp_pre=None, mlp_linear=None,
+)  # fmt: skip
+
 _PARALLEL = replace(_LLAMA, ln2=None)
 
 _PERSIMMON = BlockParts(
@@ -59,6 +72,16 @@ _OPT = BlockParts(
     ln1="self_attn_layer_norm", attn="self_attn", q="q_proj", k="k_proj", v="v_proj", o="out_proj",
     ln2="final_layer_norm", mlp="fc2", mlp_pre=None, mlp_post="",
 )  # fmt: skip
+
+
+def _fused_gate_sites(size: StackConfig) -> dict[str, SiteMaker]:
+    """One layer makes both branches of a gated MLP, the one through the non-linearity first."""
+
+    def branch(number: int) -> SiteMaker:
+        view = ColumnsView(number * size.d_mlp, (number + 1) * size.d_mlp)
+        return lambda block: OutputSite(f"{block}.mlp.gate_up_proj", view=view)
+
+    return {"mlp.hook_pre": branch(0), "mlp.hook_pre_linear": branch(1)}
 
 
 def _persimmon_sites(size: StackConfig) -> dict[str, SiteMaker]:
@@ -75,7 +98,7 @@ def _opt_sites(size: StackConfig) -> dict[str, SiteMaker]:
 
     def mid(block: str) -> Site:
         norm = InputSite(f"{block}.final_layer_norm", keyword="input", view=flat)
-        branch, whole = OutputSite(f"{block}.fc2", view=flat), OutputSite(block)
+        branch, whole = OutputSite(f"{block}.fc2"), OutputSite(block)
         return MidSite(norm, branch, whole)
 
     return {
@@ -89,9 +112,13 @@ def _opt_sites(size: StackConfig) -> dict[str, SiteMaker]:
 
 # Text models by `config.model_type`.
 DECODERS: dict[str, DecoderNames] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), DecoderNames(_LLAMA)),
+    **dict.fromkeys(
+        ("llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma"), DecoderNames(_LLAMA)
+    ),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"), DecoderNames(_LLAMA)),
     **dict.fromkeys(("gemma2", "gemma3_text"), DecoderNames(_SANDWICH)),
     **dict.fromkeys(("cohere", "cohere2"), DecoderNames(_PARALLEL)),
+    "glm4v_text": DecoderNames(_GLM4V, sites=_fused_gate_sites),
     "persimmon": DecoderNames(_PERSIMMON, norm="final_layernorm", sites=_persimmon_sites),
     "opt": DecoderNames(
         _OPT,
@@ -115,6 +142,7 @@ class Decoder:
         norm: Path of the final norm.
         logit_scale: What the output layer's result is multiplied by.
         logit_softcap: `c` where logits are `c * tanh(x / c)`.
+        barred: Tokens that the model never says: their logits are the lowest number.
     """
 
     stack: Stack
@@ -122,6 +150,7 @@ class Decoder:
     norm: str
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    barred: tuple[int, ...] = ()
 
     def embedding_point(self) -> Point:
         """`hook_embed`: the token embeddings."""
@@ -139,17 +168,18 @@ class Decoder:
         ]  # fmt: skip
 
 
-def find_decoder(config: Any, path: str) -> Decoder:
+def find_decoder(config: Any, path: str, names: DecoderNames | None = None) -> Decoder:
     """The text model whose module stands at `path`.
 
     Args:
         config: The text model's own config.
         path: Path from the whole model to the text model, such as `model.language_model`.
+        names: Where it keeps its parts, for a type that is not in `DECODERS`.
 
     Raises:
         ModelError: A text model of a type that is not known, or a variant that is not described.
     """
-    names = DECODERS.get(config.model_type)
+    names = names or DECODERS.get(config.model_type)
     if names is None:
         raise ModelError(
             f"The text model is of type {config.model_type!r}; known are "

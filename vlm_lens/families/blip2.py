@@ -1,0 +1,264 @@
+"""BLIP-2: a ViT, a Q-Former whose queries read it, an OPT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_lens.config import StackConfig
+from vlm_lens.errors import ModelError, PromptError
+from vlm_lens.families.base import Architecture, BlockParts, Stack
+from vlm_lens.families.pixels import Size, identity_map, resize_and_crop_map
+from vlm_lens.families.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.families.towers import image_point
+from vlm_lens.layout import ImageLayout, ImageSpace
+from vlm_lens.points import Point, PointTable
+from vlm_lens.sites import AttentionSite, HeadView, InputSite, OutputSite
+
+_LANGUAGE_MODEL = "language_model"
+_QFORMER = BlockParts(
+    ln1="attention.output.LayerNorm", attn="attention.attention", q="query", k="key", v="value",
+    o="", ln2=None, mlp="intermediate_query", mlp_pre="dense", mlp_post="",
+    attn_out="attention.output.dense", mlp_out="output_query.dense",
+)  # fmt: skip
+_POST_NORM = "a Q-Former normalises each sum, not what its parts read."
+_NO_GRID = (
+    "Every query of the Q-Former reads all patches of a picture; "
+    "vlm_lens.patch_weights tells how much it reads of each"
+)
+
+
+class Blip2Family(ProjectedFamily):
+    """`Blip2ForConditionalGeneration` with a decoder-only language model.
+
+    As trained, a picture comes before everything else, the beginning-of-text token included: so
+    `<image>` at the beginning of a text is placed there. Elsewhere it stays where it is written.
+    """
+
+    name = "blip-2"
+    model_types = ("blip-2",)
+    tower_path = "vision_model"
+    projector_path = "qformer"
+    text_path = f"{_LANGUAGE_MODEL}.model"
+    projector_input = "encoder_hidden_states"
+    reads_normed = True
+    merges = True
+    not_replayable = "its forward takes a picture at every step, so no cache can be continued"
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        """The parts of a BLIP-2; the Q-Former's blocks are `projector.blocks.*`.
+
+        Raises:
+            ModelError: The language model is an encoder and a decoder, or the checkpoint is older
+                than image tokens.
+        """
+        config = model.config
+        if not config.use_decoder_only_language_model:
+            raise ModelError(
+                f"This BLIP-2 has the encoder-decoder {config.text_config.model_type!r}, whose "
+                "pictures stand in an encoder of its own; only BLIP-2 with a decoder such as OPT "
+                "is described, Salesforce/blip2-opt-2.7b for one."
+            )
+        if config.image_token_id is None:
+            raise ModelError(
+                "This checkpoint names no image token (config.image_token_index is None), so its "
+                "pictures cannot be placed in the text: load a newer revision of it."
+            )
+        arch = super().architecture(model)
+        # The language model adds positions itself, and generates without the model around it.
+        first = InputSite(f"{arch.decoder.stack.path}.0")
+        doc = "The first block's input: embeddings with picture features in their places, and "
+        changes = {
+            "hook_merged": {"site": first, "doc": doc + "positions"},
+            "hook_logits": {"site": OutputSite(_LANGUAGE_MODEL, path=("logits",))},
+        }
+        points = [replace(p, **changes.get(name, {})) for name, p in arch.points.items()]
+        missing = {**arch.points.missing, **self._blocks(config).missing()}
+        table = PointTable(points, missing)
+        return replace(arch, points=table, unembed=f"{_LANGUAGE_MODEL}.lm_head")
+
+    def layers_read(self, config: Any) -> list[int]:
+        """The last."""
+        return [config.vision_config.num_hidden_layers]
+
+    def projector_points(self, config: Any, d_in: int) -> list[Point]:
+        """The Q-Former's blocks too, and its cross-attention to the tower."""
+        entering, leaving = super().projector_points(config, d_in)
+        leaving = replace(leaving, site=OutputSite("language_projection"))
+        blocks = self._blocks(config)
+        every = config.qformer_config.cross_attention_frequency
+        points = []
+        for point in blocks.points():
+            points.append(point)
+            if point.name.endswith("hook_attn_out") and point.layer % every == 0:
+                points += _cross_points(blocks, point.layer)
+        return [entering, *points, leaving]
+
+    def _blocks(self, config: Any) -> Stack:
+        size = _qformer_size(config.qformer_config)
+        by_head = HeadView(size.n_heads, size.d_head)
+        return Stack(
+            f"{self.projector_path}.encoder.layer", _QFORMER, size, "projector.", "projector",
+            sites={
+                "attn.hook_z": lambda block: InputSite(
+                    f"{block}.attention.output.dense", keyword="input", view=by_head),
+                "mlp.hook_post": lambda block: InputSite(
+                    f"{block}.output_query.dense", keyword="input"),
+            },
+            lacks=dict.fromkeys(
+                ("ln1.hook_normalized", "ln2.hook_normalized", "hook_resid_mid"), _POST_NORM
+            ),
+        )  # fmt: skip
+
+    def placeholder(self, processor: Any) -> str:
+        """The processor's image token, which may be an `AddedToken`."""
+        return str(getattr(processor.image_token, "content", processor.image_token))
+
+    def process(
+        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
+    ) -> Mapping[str, Any]:
+        """Tokens and pixels; the processor itself puts one picture before every text.
+
+        Raises:
+            PromptError: The processor does not know how many tokens a picture takes.
+        """
+        n_tokens, tokenizer = processor.num_query_tokens, processor.tokenizer
+        if n_tokens is None:
+            raise PromptError(
+                "This processor does not know how many tokens a picture takes: set "
+                "vlm.processor.num_query_tokens = vlm.hf_model.config.num_query_tokens."
+            )
+        mark = self.placeholder(processor)
+        special = options.get("add_special_tokens", True)
+        rows = []
+        for text in texts:
+            rest = text
+            while rest.startswith(mark):
+                rest = rest.removeprefix(mark)
+            before = (len(text) - len(rest)) // len(mark) * n_tokens
+            ids = tokenizer(rest.replace(mark, mark * n_tokens), add_special_tokens=special)
+            rows.append([tokenizer.convert_tokens_to_ids(mark)] * before + ids["input_ids"])
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        pad = tokenizer.pad_token_id or 0
+        return {
+            "input_ids": torch.tensor(
+                [[pad] * n + r for n, r in zip(padding, rows, strict=True)]
+            ),
+            "attention_mask": torch.tensor([[0] * n + [1] * (longest - n) for n in padding]),
+            **processor.image_processor([p for r in pictures for p in r], return_tensors="pt"),
+        }  # fmt: skip
+
+    def image_layouts(
+        self,
+        model: torch.nn.Module,
+        arch: Architecture,
+        inputs: Mapping[str, Tensor],
+        *,
+        processor: Any = None,
+        sizes: Sequence[Size] | None = None,
+    ) -> list[list[ImageLayout]]:
+        """Patches have places in the tower; queries have none.
+
+        Raises:
+            PromptError: No picture at all: the model cannot run without one.
+        """
+        layouts = super().image_layouts(model, arch, inputs, processor=processor, sizes=sizes)
+        if not self.count_images(inputs):
+            raise PromptError(
+                "BLIP-2 runs on nothing without a picture: write <image> in one of the texts. For "
+                "text alone take its language model, HookedVLM(vlm.hf_model.language_model, "
+                "vlm.tokenizer)."
+            )
+        return layouts
+
+    def pictures(
+        self,
+        model: torch.nn.Module,
+        arch: Architecture,
+        inputs: Mapping[str, Tensor],
+        processor: Any,
+        sizes: Sequence[Size] | None,
+    ) -> list[Picture]:
+        """Every picture is one frame and as many tokens as there are queries."""
+        height, width = inputs["pixel_values"].shape[-2:]
+        patch, n_tokens = arch.cfg.vision.patch_size, model.config.num_query_tokens
+        pictures = []
+        for number in range(self.count_images(inputs)):
+            pixels = identity_map((width, height))
+            if sizes and processor is not None:
+                size = sizes[number]
+                pixels = resize_and_crop_map(processor.image_processor, size, (width, height))
+            frame = one_frame(number, height // patch, width // patch, pixels, n_class_tokens=1)
+            queries = ImageSpace((), ((number, tuple(range(n_tokens))),), _NO_GRID)
+            pictures.append(Picture(n_tokens, (), frame.vision, queries, _NO_GRID))
+        return pictures
+
+
+def _qformer_size(config: Any) -> StackConfig:
+    return StackConfig(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        n_key_value_heads=config.num_attention_heads,
+        d_head=config.hidden_size // config.num_attention_heads,
+        d_mlp=config.intermediate_size,
+    )
+
+
+def _cross_points(stack: Stack, layer: int) -> Iterator[Point]:
+    """The points of a block's attention to the tower: its keys are patches."""
+    block, size = f"{stack.path}.{layer}.crossattention", stack.size
+    attention, out = f"{block}.attention", f"{block}.output.dense"
+    by_head = HeadView(size.n_heads, size.d_head)
+    heads = ("image", "pos", "head", "d_head"), (None, None, size.n_heads, size.d_head)
+    square = ("image", "head", "query", "key"), (None, size.n_heads, None, None)
+
+    def point(name: str, shape: tuple, doc: str, site: Any, space: str = "projector") -> Point:
+        return Point(f"projector.blocks.{layer}.cross_attn.{name}", *shape, doc, site, space)
+
+    yield point(
+        "hook_q",
+        heads,
+        "Queries of the Q-Former's queries",
+        OutputSite(f"{attention}.query", view=by_head),
+    )
+    yield point(
+        "hook_k",
+        heads,
+        "Keys of the tower's positions",
+        OutputSite(f"{attention}.key", view=by_head),
+        "vision",
+    )
+    yield point(
+        "hook_v",
+        heads,
+        "Values of the tower's positions",
+        OutputSite(f"{attention}.value", view=by_head),
+        "vision",
+    )
+    yield point(
+        "hook_attn_scores",
+        square,
+        "Scores of the tower's positions, before softmax",
+        AttentionSite(attention, "scores"),
+    )
+    yield point(
+        "hook_pattern",
+        square,
+        "Each query's weights over the tower's positions",
+        AttentionSite(attention, "pattern"),
+    )
+    yield point(
+        "hook_z", heads, "Each head's mixed values", InputSite(out, keyword="input", view=by_head)
+    )
+    yield image_point(
+        f"projector.blocks.{layer}.hook_cross_attn_out", size.d_model,
+        "What attention to the tower adds, before the norm", OutputSite(out),
+        space="projector", axis="d_model",
+    )  # fmt: skip

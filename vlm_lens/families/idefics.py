@@ -1,0 +1,42 @@
+"""What Idefics2, Idefics3 and SmolVLM share: their modules' names, and frames in lists by text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from vlm_lens.families.projected import ProjectedFamily
+
+
+class IdeficsFamily(ProjectedFamily):
+    """A family with `model.vision_model`, `model.connector` and `model.text_model`."""
+
+    tower_path = "model.vision_model"
+    projector_path = "model.connector"
+    text_path = "model.text_model"
+    projector_input = "image_hidden_states"
+    reads_normed = True
+    merges = True
+
+    def layers_read(self, config: Any) -> list[int]:
+        """The last."""
+        return [config.vision_config.num_hidden_layers]
+
+    def process(
+        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
+    ) -> Mapping[str, Any]:
+        """Calls the processor with one list of pictures a text."""
+        return processor(text=texts, images=pictures, **options)
+
+    def count_images(self, inputs: Mapping[str, Tensor]) -> int:
+        """How many frames the tower reads."""
+        pixels = inputs.get("pixel_values")
+        return 0 if pixels is None else int(real_frames(pixels).sum())
+
+
+def real_frames(pixels: Tensor) -> Tensor:
+    """Which frames `[batch, frame]` are no padding, by the models' own rule: not all zero."""
+    return (pixels != 0).flatten(2).any(-1)

@@ -1,0 +1,103 @@
+"""LLaVA-OneVision: tiles for a picture alone in its text, one frame each for several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_lens.families.base import Architecture
+from vlm_lens.families.llava_next import sizes_as_given
+from vlm_lens.families.pixels import chain, covered, resize_and_crop_map, square_map, stretch_map
+from vlm_lens.families.projected import Picture, ProjectedFamily, grid
+from vlm_lens.families.tiles import Shrink, in_frames, tiled_picture
+
+
+class LlavaOnevisionFamily(ProjectedFamily):
+    """`LlavaOnevisionForConditionalGeneration`, without videos."""
+
+    name = "llava-onevision"
+    model_types = ("llava_onevision",)
+
+    def process(
+        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
+    ) -> Mapping[str, Any]:
+        """Pictures are given text by text: one that is alone is cut into tiles, several are not."""
+        nested = [row for row in pictures if row]
+        return processor(text=texts, images=nested, **options)
+
+    def pictures(
+        self,
+        model: torch.nn.Module,
+        arch: Architecture,
+        inputs: Mapping[str, Tensor],
+        processor: Any,
+        sizes: Sequence[tuple[int, int]] | None,
+    ) -> list[Picture]:
+        """In the text stand the whole picture's patches, then the mosaic of the tiles', if any."""
+        config, vision = model.config, arch.cfg.vision
+        side = vision.image_size // vision.patch_size
+        image_processor = getattr(processor, "image_processor", None)
+        given = sizes_as_given(inputs)
+        counts = inputs.get("batch_num_images")
+        counts = [1] * len(given) if counts is None else counts.tolist()
+        alone = [n == 1 for n in counts for _ in range(n)]
+        pictures, first = [], 0
+        for (height, width), tiled in zip(given, alone, strict=True):
+            if tiled:
+                picture = tiled_picture(
+                    first,
+                    (width, height),
+                    pinpoints=config.image_grid_pinpoints,
+                    tile=vision.image_size,
+                    patch=vision.patch_size,
+                    n_class_tokens=vision.n_class_tokens,
+                    dropped=_dropped(config),
+                    image_processor=image_processor,
+                    shrink=_shrink(config.vision_aspect_ratio, side),
+                )
+            else:
+                picture = _squared(first, (width, height), arch, _dropped(config), image_processor)
+            pictures.append(picture)
+            first += len(picture.vision.sequences)
+        return pictures
+
+
+def _dropped(config: Any) -> int:
+    return 1 if config.vision_feature_select_strategy == "default" else 0
+
+
+def _shrink(aspect_ratio: str, side: int) -> Shrink:
+    """A mosaic of more patches than `anyres_max_9` allows is interpolated to fewer."""
+    most = int(aspect_ratio.removeprefix("anyres_max_"))
+
+    def shrink(rows: int, cols: int) -> tuple[int, int]:
+        ratio = math.sqrt(rows * cols / (most * side**2))
+        return (int(rows // ratio), int(cols // ratio)) if ratio > 1.1 else (rows, cols)
+
+    return shrink
+
+
+def _squared(
+    number: int, picture: tuple[int, int], arch: Architecture, dropped: int, image_processor: Any
+) -> Picture:
+    """A picture padded to a square, in one frame; a newline follows its patches in the text."""
+    vision = arch.cfg.vision
+    side, frame = vision.image_size // vision.patch_size, (vision.image_size, vision.image_size)
+    square = square_map(picture)
+    if image_processor is None:
+        fitted = stretch_map(square.frame, frame)
+    else:
+        fitted = resize_and_crop_map(image_processor, square.frame, frame)
+    seen = [covered(chain(square, fitted), side, side, vision.patch_size)]
+    before = vision.n_class_tokens - dropped
+    return Picture(
+        before + side * side + 1,
+        grid(side, side, before, 0, seen[0]),
+        in_frames(number, seen, side, vision.n_class_tokens),
+        in_frames(number, seen, side, before),
+    )

@@ -1,0 +1,81 @@
+"""PaliGemma: a SigLIP tower, one linear projector, a Gemma that reads the prompt both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_lens.families.base import Architecture
+from vlm_lens.families.pixels import covered, identity_map, resize_and_crop_map
+from vlm_lens.families.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.tokens import tokenizer_of
+
+
+class PaliGemmaFamily(ProjectedFamily):
+    """`PaliGemmaForConditionalGeneration`.
+
+    The processor writes `<bos>` after the last picture and a line break at the end; texts without
+    pictures are written alike, and read both ways alike.
+    """
+
+    name = "paligemma"
+    model_types = ("paligemma",)
+    reads_normed = True
+    not_replayable = "every position of its prompt sees every other one, also later ones"
+
+    def layers_read(self, config: Any) -> list[int]:
+        """The last one, normed."""
+        return [config.vision_config.num_hidden_layers]
+
+    def tokenize(self, processor: Any, texts: list[str], **options: Any) -> Mapping[str, Any]:
+        """Tokens as the processor would write them for a prompt with pictures."""
+        tokenizer = tokenizer_of(processor)
+        written = [f"{tokenizer.bos_token or ''}{text}\n" for text in texts]
+        return tokenizer(written, return_token_type_ids=True, **options)
+
+    def process(
+        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
+    ) -> Mapping[str, Any]:
+        """Runs the processor row by row: in a batch it garbles texts without pictures."""
+        padding = {k: options.pop(k) for k in ("padding", "padding_side") if k in options}
+        rows, pixels = [], []
+        for text, images in zip(texts, pictures, strict=True):
+            if images:
+                row = dict(processor(text=[text], images=images, **options))
+                pixels.append(row.pop("pixel_values"))
+                row.pop("labels", None)
+            else:
+                row = dict(self.tokenize(processor, [text], **options))
+            rows.append({name: values[0].tolist() for name, values in row.items()})
+        encoded = {name: [row[name] for row in rows] for name in rows[0]}
+        if padding:
+            padded = tokenizer_of(processor).pad(encoded, return_tensors="pt", **padding)
+        else:
+            padded = {name: torch.tensor(values) for name, values in encoded.items()}
+        return {**padded, "pixel_values": torch.cat(pixels)}
+
+    def pictures(
+        self,
+        model: torch.nn.Module,
+        arch: Architecture,
+        inputs: Mapping[str, Tensor],
+        processor: Any,
+        sizes: Sequence[tuple[int, int]] | None,
+    ) -> list[Picture]:
+        """Every picture is resized to one frame; each patch is one position of the text."""
+        height, width = inputs["pixel_values"].shape[-2:]
+        patch = arch.cfg.vision.patch_size
+        rows, cols = height // patch, width // patch
+        pictures = []
+        for number in range(self.count_images(inputs)):
+            pixels = identity_map((width, height))
+            if sizes is not None and processor is not None:
+                pixels = resize_and_crop_map(
+                    processor.image_processor, sizes[number], (width, height)
+                )
+            pictures.append(one_frame(number, rows, cols, covered(pixels, rows, cols, patch)))
+        return pictures
