@@ -1,8 +1,8 @@
 """What a sweep costs: replay against the paper's way, plain hooks, TransformerLens and nnsight.
 
-Every way computes the same patches on one model in one process; each case prints medians, and ratios
-to one plain forward and to replay. Run with `--device cuda --dtype bfloat16 --preset llava-7b` on a
-GPU for the shape of LLaVA-1.5-7B.
+Every way computes the same patches on one model in one process; each case prints medians, and
+ratios to one plain forward and to replay. Run with `--device cuda --dtype bfloat16 --preset
+llava-7b` on a GPU for the shape of LLaVA-1.5-7B.
 """
 
 from __future__ import annotations
@@ -237,8 +237,12 @@ def _grid_case(vlm, inputs, vector, clock, grid, places, count, sample, title) -
         seconds["hooked"].append(clock.once(hooked) * count / sample)
     medians = {k: statistics.median(v) for k, v in seconds.items()}
     print(f"\n### {title} ({count} variants)\n\n| way | seconds | times replay |\n|---|---|---|")
-    for name, label in (("plain", "one plain forward"), ("replay", "replay"),
-                        ("hooked", f"one hooked forward per variant (from {sample} of them)")):  # fmt: skip
+    labels = {
+        "plain": "one plain forward",
+        "replay": "replay",
+        "hooked": f"one hooked forward per variant (from {sample} of them)",
+    }
+    for name, label in labels.items():
         print(f"| {label} | {medians[name]:.3f} | {medians[name] / medians['replay']:.2f} |")
     print(flush=True)
 

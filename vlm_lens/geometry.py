@@ -36,12 +36,17 @@ class PixelMap:
         return box[0] * sx + ox, box[1] * sy + oy, box[2] * sx + ox, box[3] * sy + oy
 
     def to_picture(self, box: Box) -> Box:
-        """A box in pixels of the frame -> pixels of the picture, cut to the picture."""
+        """A box in pixels of the frame -> pixels of the picture, cut to the picture.
+
+        Of a box that lies in padding alone nothing is left: it comes back without area.
+        """
         (sx, sy), (ox, oy) = self.scale, self.offset
         w, h = self.picture
         x0, x1 = ((v - ox) / sx for v in (box[0], box[2]))
         y0, y1 = ((v - oy) / sy for v in (box[1], box[3]))
-        return max(x0, 0.0), max(y0, 0.0), min(x1, float(w)), min(y1, float(h))
+        x0, x1 = (min(max(v, 0.0), float(w)) for v in (x0, x1))
+        y0, y1 = (min(max(v, 0.0), float(h)) for v in (y0, y1))
+        return x0, y0, x1, y1
 
     @property
     def seen(self) -> Box:

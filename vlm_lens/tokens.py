@@ -22,15 +22,21 @@ def string_tokens(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
     """
     if tokenizer is None:
         return ()
-    return tuple(string_token(tokenizer, int(i)) for i in token_ids)
+    special = set(tokenizer.all_special_tokens)  # slow to ask for, so asked once
+    known = {i: _string(tokenizer, i, special) for i in {int(i) for i in token_ids}}
+    return tuple(known[int(i)] for i in token_ids)
 
 
 def string_token(tokenizer: Any, token_id: int) -> str:
     """The text of one token, its leading space kept."""
+    return _string(tokenizer, token_id, set(tokenizer.all_special_tokens))
+
+
+def _string(tokenizer: Any, token_id: int, special: set[str]) -> str:
     token = tokenizer.convert_ids_to_tokens(token_id)
     if token is None:  # beyond the tokenizer's own entries, where vocabularies are padded
         return f"<{token_id}>"
-    if token in tokenizer.all_special_tokens:
+    if token in special:
         return token
     if _SPACE in token:
         return token.replace(_SPACE, " ")

@@ -36,7 +36,7 @@ def processor(split: bool = True) -> Idefics3Processor:
 def build() -> Idefics3ForConditionalGeneration:
     config = Idefics3Config(
         text_config={"model_type": "llama", **TEXT},
-        vision_config=VISION,
+        vision_config={**VISION, "model_type": "idefics3"},  # as checkpoints on the Hub write it
         image_token_id=5,
         scale_factor=SCALE,
         tie_word_embeddings=False,

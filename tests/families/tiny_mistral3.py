@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from transformers import (
@@ -13,30 +12,16 @@ from transformers import (
     MistralConfig,
     PixtralVisionConfig,
 )
-from transformers.models.pixtral import image_processing_pil_pixtral
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
-from transformers.utils import is_torchvision_available
 
 from families import tiny_parts
 from vlm_lens import HookedVLM
+from vlm_lens.families.pixtral_processor import pixtral_processor_class
 
 PATCH, LONGEST = 4, 32
 
 
-def processor_class() -> type:
-    """The processor; its module wants torchvision for one function, which PIL has too."""
-    name = "transformers.models.pixtral.image_processing_pixtral"
-    if not is_torchvision_available():
-        sys.modules[name] = image_processing_pil_pixtral
-    try:
-        from transformers.models.pixtral.processing_pixtral import PixtralProcessor
-    finally:
-        if not is_torchvision_available():
-            del sys.modules[name]
-    return PixtralProcessor
-
-
-PixtralProcessor = processor_class()
+PixtralProcessor = pixtral_processor_class()
 
 
 def processor(merge: int):
@@ -80,4 +65,4 @@ def save_llava(folder: Path) -> Path:
 
 
 def load(folder: Path) -> HookedVLM:
-    return HookedVLM.from_pretrained(folder, processor=PixtralProcessor.from_pretrained(folder))
+    return HookedVLM.from_pretrained(folder)

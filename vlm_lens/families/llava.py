@@ -11,6 +11,7 @@ from torch import Tensor
 from vlm_lens.families.base import Architecture
 from vlm_lens.families.pixels import chain, covered, identity_map, resize_and_crop_map, square_map
 from vlm_lens.families.pixtral import end_of_image, packed_pictures
+from vlm_lens.families.pixtral_processor import load_pixtral_processor
 from vlm_lens.families.projected import Picture, ProjectedFamily, one_frame
 from vlm_lens.geometry import PixelMap
 
@@ -24,6 +25,10 @@ class LlavaFamily(ProjectedFamily):
     def dropped(self, config: Any) -> int:
         """How many of the tower's first positions do not enter the projector."""
         return 1 if config.vision_feature_select_strategy == "default" else 0
+
+    def load_processor(self, config: Any, where: str, **hub: Any) -> Any:
+        """Pixtral's, which transformers loads with torchvision only."""
+        return load_pixtral_processor(config, where, **hub)
 
     def brackets(self, config: Any, processor: Any) -> tuple[Collection[int], Collection[int]]:
         """None but after the pictures of a Pixtral tower."""

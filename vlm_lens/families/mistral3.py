@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm_lens.families.base import Architecture
 from vlm_lens.families.pixtral import end_of_image, packed_pictures
+from vlm_lens.families.pixtral_processor import load_pixtral_processor
 from vlm_lens.families.projected import Picture, ProjectedFamily
 from vlm_lens.sites import FlatView
 
@@ -24,6 +25,10 @@ class Mistral3Family(ProjectedFamily):
     model_types = ("mistral3",)
     merges = True
     projector_views = (FlatView(single=True), FlatView(single=True))
+
+    def load_processor(self, config: Any, where: str, **hub: Any) -> Any:
+        """Pixtral's, which transformers loads with torchvision only."""
+        return load_pixtral_processor(config, where, **hub)
 
     def brackets(self, config: Any, processor: Any) -> tuple[Collection[int], Collection[int]]:
         """A picture ends with `[IMG_END]`."""

@@ -173,7 +173,7 @@ class PatchMergingFamily(Family):
             )
         counts = (grids.prod(-1) // merge**2).tolist()
         block_at = self.merged_order(config, grids).tolist()
-        opening, closing = (getattr(model.config, name) for name in self.marks)
+        opening, closing = (getattr(model.config, name, None) for name in self.marks)
         number = first = 0
         layouts = []
         for row, pictures in enumerate(picture_places(marks, counts)):

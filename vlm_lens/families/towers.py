@@ -74,6 +74,9 @@ _CLASS_TOKENS = {
     "blip_2_vision_model": 1,
 }
 
+# Checkpoints of these write the whole model's type into the tower's config too.
+_IDEFICS = ("idefics2", "idefics3", "smolvlm")
+
 
 def describe_tower(tower: torch.nn.Module, config: Any) -> Tower:
     """The parts of a CLIP, SigLIP, Pixtral, InternVL or BLIP-2 tower.
@@ -81,10 +84,10 @@ def describe_tower(tower: torch.nn.Module, config: Any) -> Tower:
     Raises:
         ModelError: A tower of another type.
     """
-    if config.model_type not in _CLASS_TOKENS:
+    kind = f"{config.model_type}_vision" if config.model_type in _IDEFICS else config.model_type
+    if kind not in _CLASS_TOKENS:
         raise ModelError(
-            f"The vision tower is of type {config.model_type!r}; known are "
-            f"{', '.join(sorted(_CLASS_TOKENS))}."
+            f"The vision tower is of type {kind!r}; known are {', '.join(sorted(_CLASS_TOKENS))}."
         )
     size = StackConfig(
         n_layers=config.num_hidden_layers,
@@ -94,14 +97,14 @@ def describe_tower(tower: torch.nn.Module, config: Any) -> Tower:
         d_head=config.hidden_size // config.num_attention_heads,
         d_mlp=config.intermediate_size,
     )
-    n_class = _CLASS_TOKENS[config.model_type]
-    if config.model_type == "pixtral":
+    n_class = _CLASS_TOKENS[kind]
+    if kind == "pixtral":
         return Tower(
             "", _PIXTRAL, n_class, size, "transformer.layers", "ln_pre", "Patch embeddings, normed"
         )  # fmt: skip
-    if config.model_type == "internvl_vision":
+    if kind == "internvl_vision":
         return Tower("", _INTERNVL, n_class, size, "encoder.layer", sites=_scaled_sites(tower))
-    if config.model_type == "blip_2_vision_model":
+    if kind == "blip_2_vision_model":
         return Tower("", _BLIP2, n_class, size, sites=_fused_sites(size))
     # transformers moved the tower's parts up by one module between 5.0 and 5.23
     root = "" if hasattr(tower, "encoder") else "vision_model"
