@@ -16,11 +16,11 @@ from vlm_lens.positions import All, At, Patches
 TEXTS = ("Q:Greece\nA:", "What is the capital of the country?", "Q:Peru\nA:Lima\n\nQ:Japan\nA:")
 
 
-def random_prompt(vlm: HookedVLM, source: random.Random, *, pictures: bool) -> Any:
-    """One or two rows with 0, 1 or 3 pictures, padded where they differ."""
+def random_prompt(vlm: HookedVLM, source: random.Random, *, pictures: bool, least: int = 0) -> Any:
+    """One or two rows with 0, 1 or 3 pictures (`least` at the least), padded where they differ."""
     rows, images = [], []
     for _ in range(source.choice((1, 1, 2))):
-        n = source.choice((0, 1, 1, 3)) if pictures else 0
+        n = max(source.choice((0, 1, 1, 3)), least) if pictures else 0
         rows.append("<image>\n" * n + source.choice(TEXTS))
         images.append([tiny.noise_picture(source.randrange(50), (40, 36)) for _ in range(n)])
     if not any(images):
@@ -38,18 +38,25 @@ def random_intervention(vlm: HookedVLM, prompt: Any, source: random.Random) -> I
 
 def _one(vlm: HookedVLM, prompt: Any, source: random.Random) -> Intervention:
     point = source.choice([p for p in vlm.points().values() if p.space == "text" and p.writable
-                           and p.name != "hook_embed"])  # fmt: skip
+                           and p.name != "hook_embed"
+                           and (any(prompt.images) or not p.needs_pictures)])  # fmt: skip
     places = [
         Last(),
         Find(":", -1) if ":" in _text(prompt) else Last(),
         Text(),
         All(),
         At((-1, -2)),
+        At((-source.randint(1, min(map(_n_tokens, prompt.layouts))),)),
     ]
     if all(layout.images for layout in prompt.layouts):
         places += [Images(0)]
         if prompt.layouts[0].image[0].grid is not None:
             places += [Patches(0, rows=(0, 1)), Patches(0, cols=(0, 1))]
+            grids = [layout.image[0].grid for layout in prompt.layouts]
+            # the last patch: where pictures are read both ways, a change there reaches back
+            if all(g is not None for g in grids):
+                row, col = (min(getattr(g, n) for g in grids) - 1 for n in ("rows", "cols"))
+                places += [Patches(0, rows=row, cols=col)]
     at = source.choice(places)
     heads = None
     if point.has_heads and source.random() < 0.5:
@@ -67,12 +74,20 @@ def _one(vlm: HookedVLM, prompt: Any, source: random.Random) -> Intervention:
     return Ablate(point.name, at, kind, heads=heads)
 
 
+def _n_tokens(layout: Any) -> int:
+    return len(layout) - layout.start
+
+
 def _text(prompt: Any) -> str:
     return min(prompt.texts, key=lambda t: t.count(":"))
 
 
 def assert_same(replayed: torch.Tensor, full: torch.Tensor) -> None:
     """Same arg-max and logits within 1e-4 of their scale, in float32."""
+    assert not full.isnan().any()
+    usual = full.abs() < 1e30  # some models bar tokens by the lowest number there is
+    assert torch.equal(replayed[~usual], full[~usual])
+    full, replayed = (x.where(usual, 0) for x in (full, replayed))
     scale = full.abs().amax(-1, keepdim=True)
     assert ((replayed - full).abs() <= 1e-4 * scale).all(), float(
         ((replayed - full).abs() / scale).max()
@@ -82,10 +97,12 @@ def assert_same(replayed: torch.Tensor, full: torch.Tensor) -> None:
     assert torch.equal(replayed.argmax(-1)[clear], full.argmax(-1)[clear])
 
 
-def compare(vlm: HookedVLM, seed: int, *, pictures: bool, n_variants: int = 8) -> int:
+def compare(
+    vlm: HookedVLM, seed: int, *, pictures: bool, n_variants: int = 8, least: int = 0
+) -> int:
     """Replays random variants and computes them in full; returns how many were replayed."""
     source = random.Random(seed)
-    prompt = random_prompt(vlm, source, pictures=pictures)
+    prompt = random_prompt(vlm, source, pictures=pictures, least=least)
     variants = [random_intervention(vlm, prompt, source) for _ in range(n_variants)]
     options = {"measure": "logits", "progress": False}
     replayed = vlm.sweep(prompt, variants, memory=source.choice((1, 10**6, None)), **options)

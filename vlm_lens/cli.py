@@ -70,26 +70,11 @@ def demo(
 
 @app.command()
 def models() -> None:
-    """Lists the families that are known, and the models that ship with the package."""
-    from rich.table import Table
-
-    from vlm_lens import zoo
-    from vlm_lens.families import families
-
-    known: dict[str, list[str]] = {}
-    pictures: dict[str, bool] = {}
-    for model_type, family in families().items():
-        known.setdefault(family.name, []).append(model_type)
-        pictures[family.name] = family.takes_images
-    table = Table("family", "pictures", "Hugging Face model types", title="Families", box=None)
-    for name, types in known.items():
-        table.add_row(name, "yes" if pictures[name] else "no", ", ".join(types))
+    """Lists the families that are known, the models in the package, and published checkpoints."""
     console = _console()
-    console.print(table)
-    shipped = Table("name", "folder", title="Models in the package", box=None)
-    for name in zoo.names():
-        shipped.add_row(name, str(zoo.path(name)))
-    console.print(shipped)
+    for table in (_families_table(), _zoo_table(), _checkpoints_table()):
+        console.print(table)
+        console.print()
 
 
 @app.command()
@@ -107,6 +92,76 @@ def points(
         for row in rows:
             table.add_row(*(str(value).replace("[", "\\[") for value in row.values()))
         _console().print(table)
+
+
+def _families_table() -> Table:
+    from rich.table import Table
+
+    from vlm_lens.families import families
+
+    types: dict[Any, list[str]] = {}
+    for model_type, family in families().items():
+        types.setdefault(family, []).append(model_type)
+    table = Table(title="Families", box=None, header_style="bold", padding=(0, 1))
+    table.add_column("family", no_wrap=True)
+    for column in ("Hugging Face model types", "what it is", "notes"):
+        table.add_column(column, overflow="fold")
+    for family in sorted(types, key=lambda f: (f.takes_images, f.name)):
+        table.add_row(family.name, ", ".join(types[family]), _about(family), _notes(family))
+    return table
+
+
+def _about(family: Any) -> str:
+    """What is said of a family in the first line of its file, its own name left out."""
+    import sys
+
+    lines = (sys.modules[type(family).__module__].__doc__ or "").strip().splitlines()
+    _, _, about = lines[0].rpartition(": ") if lines else ("", "", "")
+    return about.rstrip(".") if family.takes_images else "a text model, no pictures"
+
+
+def _notes(family: Any) -> str:
+    """What a user of a family must know, one sentence a kind of thing."""
+    said = {
+        "runs in full": family.not_replayable,
+        "generates in full": getattr(family, "not_continued", ""),
+        "stream": family.residual_breaks,
+    }
+    return "; ".join(f"{kind}: {why}" for kind, why in said.items() if why)
+
+
+def _zoo_table() -> Table:
+    from rich.table import Table
+
+    from vlm_lens import zoo
+
+    table = Table(title="Models in the package", box=None, header_style="bold", padding=(0, 1))
+    table.add_column("name", no_wrap=True)
+    table.add_column("folder", overflow="fold")
+    for name in zoo.names():
+        table.add_row(name, str(zoo.path(name)))
+    return table
+
+
+def _checkpoints_table() -> Table:
+    from rich.table import Table
+
+    from vlm_lens.checkpoints import CHECKPOINTS
+
+    table = Table(title="Published checkpoints, by short name", box=None, header_style="bold",
+                  padding=(0, 1))  # fmt: skip
+    table.add_column("name", no_wrap=True)
+    table.add_column("Hub id", overflow="fold")
+    table.add_column("revision", no_wrap=True)
+    table.add_column("blocks", justify="right")
+    table.add_column("patched after block", justify="right")
+    table.add_column("notes", overflow="fold")
+    for one in CHECKPOINTS.values():
+        layer = "" if one.patch_layer is None else str(one.patch_layer)
+        notes = [*(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in one.settings.items()), one.note]
+        table.add_row(one.name, one.repo, one.revision[:8], str(one.n_layers), layer,
+                      "; ".join(n for n in notes if n))  # fmt: skip
+    return table
 
 
 def _transfer_table(result: TransferResult) -> Table:

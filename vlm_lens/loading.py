@@ -1,4 +1,4 @@
-"""Models and processors by zoo name, local folder or Hub id."""
+"""Models and processors by zoo name, folder, short name of a checkpoint, or Hub id."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from vlm_lens.errors import ModelError
+import torch
+
+from vlm_lens.checkpoints import CHECKPOINTS, Checkpoint, apply_settings
+from vlm_lens.errors import ModelError, near_matches
 
 _HUB_OPTIONS = (
     "revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder",
@@ -18,7 +21,8 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     """A model in evaluation mode and its processor.
 
     Args:
-        name: A zoo name, a folder, or a Hub id.
+        name: A zoo name, a folder, the short name of a checkpoint (`vlm_lens.checkpoints`), which
+            is loaded at its revision and with its settings, or a Hub id; the first that it is.
         **options: `revision`, `dtype`, `device_map`, `quantization_config`,
             `attn_implementation`, `trust_remote_code` and whatever else transformers'
             `from_pretrained` takes; `processor` overrides the checkpoint's own.
@@ -34,7 +38,9 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     processor = options.pop("processor", None)
     if "torch_dtype" in options:
         raise ModelError("Write dtype=..., not torch_dtype=...: transformers 5 renamed it.")
-    where = str(zoo.path(str(name))) if str(name) in zoo.names() else str(name)
+    where, checkpoint = find(name)
+    if checkpoint is not None:
+        options.setdefault("revision", checkpoint.revision)
     hub = {k: options[k] for k in _HUB_OPTIONS if k in options}
     try:
         config = AutoConfig.from_pretrained(where, **hub)
@@ -49,7 +55,48 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     model = _auto_class(config).from_pretrained(where, **options)
     if processor is None:
         processor = _load_processor(config, where, **hub)
+        if checkpoint is not None:
+            apply_settings(checkpoint, processor)
     return model.eval(), processor
+
+
+def find(name: str | Path) -> tuple[str, Checkpoint | None]:
+    """What transformers calls a model, and the checkpoint whose short name `name` is, if any.
+
+    Raises:
+        ModelError: A name that nothing has; the Hub is not asked for it.
+    """
+    from vlm_lens import zoo
+
+    text, shipped = str(name), zoo.names()
+    if text in shipped:
+        return str(zoo.path(text)), None
+    if Path(name).is_dir():
+        return text, None
+    if text in CHECKPOINTS:
+        return CHECKPOINTS[text].repo, CHECKPOINTS[text]
+    if "/" not in text and "\\" not in text:
+        raise ModelError(
+            f"{text!r} is not a zoo model ({', '.join(shipped)}), not a folder, not the short name "
+            f"of a checkpoint ({', '.join(CHECKPOINTS)}), and not a Hub id, which has a '/'."
+            + near_matches(text, [*shipped, *CHECKPOINTS])
+        )
+    return text, None
+
+
+def input_device(model: torch.nn.Module) -> torch.device:
+    """The device on which a model's token embedding computes.
+
+    Weights that accelerate keeps on the CPU or on disk are on the meta device between two calls;
+    the hook that fetches them says where to.
+    """
+    embedding = model.get_input_embeddings()
+    device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    fetching = getattr(embedding, "_hf_hook", None)
+    where = getattr(fetching, "execution_device", None)
+    return model.device if where is None else torch.device(where)
 
 
 def _auto_class(config: Any) -> Any:

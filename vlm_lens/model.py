@@ -22,6 +22,7 @@ from vlm_lens.errors import InterventionError, ModelError, PromptError
 from vlm_lens.families import family_of
 from vlm_lens.generation import Generation
 from vlm_lens.interventions.base import Composed, Intervention, ModelFacts, Target, compose
+from vlm_lens.loading import input_device
 from vlm_lens.points import NamesFilter, PointTable
 from vlm_lens.positions import Position, as_position
 from vlm_lens.prompt import Prompt, as_raw, from_chat, from_tensors, from_text, warn_if_training
@@ -67,7 +68,10 @@ class HookedVLM(Vocabulary):
     def from_pretrained(
         cls, name: str | Path, *, device: str | torch.device | None = None, **options: Any
     ) -> Self:
-        """Loads a model by zoo name (`"toy-llava"`), folder or Hub id.
+        """Loads a model by zoo name (`"toy-llava"`), folder, short name or Hub id.
+
+        A short name, such as `"idefics2-8b"`, stands for a published checkpoint at one revision and
+        with the settings of its study; `vlm_lens.checkpoints` lists them.
 
         Args:
             name: What to load.
@@ -103,8 +107,7 @@ class HookedVLM(Vocabulary):
     @property
     def device(self) -> torch.device:
         """The device that takes the tokens."""
-        weight = self.hf_model.get_input_embeddings().weight
-        return self.hf_model.device if weight.device.type == "meta" else weight.device
+        return input_device(self.hf_model)
 
     @property
     def dtype(self) -> torch.dtype:

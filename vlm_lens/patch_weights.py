@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -48,6 +49,7 @@ def patch_weights(
             "vlm.run_with_cache(prompt, names_filter='projector.*hook_pattern'). Where positions "
             "hold patches of their own (layout.image[0].grid), no such map is needed."
         )
-    mean = torch.stack([x[patches.row].float().mean(0) for x in found]).mean(0)
+    patterns = torch.stack([x[patches.row].float() for x in found])
+    mean = reduce(patterns, "block head latent key -> latent key", "mean")
     columns = torch.tensor(patches.positions, device=mean.device)
-    return mean[:, columns].unflatten(-1, (patches.rows, patches.cols))
+    return rearrange(mean[:, columns], "latent (rows cols) -> latent rows cols", rows=patches.rows)

@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens import aliases
 from vlm_lens.errors import PointError, near_matches
 from vlm_lens.sites import AttentionSite, Site
 
@@ -159,18 +161,26 @@ class PointTable(Mapping[str, Point]):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str | tuple) and self.full_name(name) in self._points
 
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Names by which users of TransformerLens know these points -> the points' own."""
+        return aliases.aliases(self._points)
+
     def full_name(self, name: str | tuple) -> str:
-        """The full name of a short form; a negative layer counts from the last block."""
+        """The full name of a short form or alias; a negative layer counts from the last block."""
         if isinstance(name, tuple) and len(name) > 1 and isinstance(name[1], int) and name[1] < 0:
             pattern = expand_name((name[0], "*"))
             n_layers = sum(fnmatchcase(n, pattern) for n in self._points)
             name = (name[0], n_layers + name[1], *name[2:])
-        return expand_name(name)
+        full = expand_name(name)
+        return full if full in self._points else self.aliases.get(full, full)
 
     def _why_not(self, name: str) -> str:
         for pattern, reason in self.missing.items():
-            if fnmatchcase(name, pattern):
+            if fnmatchcase(aliases.here(name), pattern):
                 return f"This model has no point {name!r}: {reason}"
+        if reason := aliases.why_without(name, self.aliases):
+            return f"There is no point {name!r}: {reason}"
         return (
             f"There is no point {name!r}.{near_matches(name, self._points)} "
             "`vlm.points()` lists every point of this model."
@@ -181,7 +191,9 @@ class PointTable(Mapping[str, Point]):
 
         Globs are those of `fnmatch`, matched against the whole name, and `{2,5}` or `{2..5}`
         lists layers. `None` selects everything but attention scores and patterns, which cost
-        extra: ask for those by name. The order is that of the forward pass.
+        extra: ask for those by name. The order is that of the forward pass. Names of
+        TransformerLens stand for the points that are the same thing; a glob that matches no name
+        of this package selects among those, `*` then standing for no dot.
 
         Raises:
             PointError: A name or a glob that matches nothing, with near matches.
@@ -201,9 +213,11 @@ class PointTable(Mapping[str, Point]):
     def _match_one(self, name: str) -> set[str]:
         found: set[str] = set()
         for pattern in expand_braces(name):
-            hits = {pattern} & self._points.keys()
+            hits = {self.full_name(pattern)} & self._points.keys()
             if not hits and any(c in pattern for c in "*?["):
-                hits = {n for n in self._points if fnmatchcase(n, pattern)}
+                hits = {n for n in self._points if fnmatchcase(n, pattern)} or {
+                    n for alias, n in self.aliases.items() if aliases.matches(alias, pattern)
+                }
             if not hits:
                 globbed = any(c in pattern for c in "*?[")
                 if not globbed or any(fnmatchcase(pattern, lacking) for lacking in self.missing):

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm_lens.cache import gather
 from vlm_lens.engine.hooks import Firing
 from vlm_lens.errors import PositionError, PromptError
-from vlm_lens.points import NamesFilter, PointTable, expand_name
+from vlm_lens.points import NamesFilter, PointTable
 from vlm_lens.positions import Position
 from vlm_lens.prompt import Prompt
 
@@ -29,7 +29,7 @@ def names_to_read(
         PointError: No such point.
     """
     asked = {names_filter} if isinstance(names_filter, str | tuple) else names_filter
-    exact = set() if asked is None or callable(asked) else {expand_name(n) for n in asked}
+    exact = set() if asked is None or callable(asked) else {points.full_name(n) for n in asked}
     kept = []
     for name in points.match(names_filter):
         try:

@@ -6,6 +6,7 @@ hooks. Nothing here knows of models, prompts or interventions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -162,17 +163,19 @@ class ScaleView:
     """What a block adds to the stream, where it multiplies a module's output by a learned vector.
 
     Attributes:
-        weight: The vector, a parameter of the block.
+        weight: The vector, a parameter of the block, or a function that gives it: an offloaded
+            block has its weights only while it runs.
         tanh: Whether the block multiplies by the hyperbolic tangent of it, as gates do.
     """
 
-    weight: Tensor = field(repr=False)
+    weight: Tensor | Callable[[], Tensor] = field(repr=False)
     tanh: bool = False
 
     @property
     def factor(self) -> Tensor:
         """What the block multiplies by."""
-        return self.weight.tanh() if self.tanh else self.weight
+        weight = self.weight() if callable(self.weight) else self.weight
+        return weight.tanh() if self.tanh else weight
 
     def split(self, x: Tensor, rows: int) -> Tensor:
         """The product that the block itself makes."""

@@ -17,6 +17,7 @@ from vlm_lens.errors import VectorError
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.points import Point, expand_name
 from vlm_lens.positions import Position, as_position
+from vlm_lens.read_many import as_list, read_each, text_of
 from vlm_lens.serial import FrozenTensor, Savable, savable
 
 _MAGIC = "vlm_lens.TaskVector/1"
@@ -142,7 +143,7 @@ class TaskVector(LayerVectors):
             prompts: Texts, RawPrompts or Prompts; one or many.
             at: One position, the same for every prompt: `Find(":", -3)`, `Last()`.
             points: Which point of each block.
-            batch_size: How many prompts run together.
+            batch_size: How many prompts run together at the most.
             seed: Noted in the vector, not used.
             interventions: What to change while reading.
 
@@ -167,7 +168,7 @@ class TaskVector(LayerVectors):
             kind=table[names[0]].kind,
             source=vlm.facts,
             at=as_position(at),
-            prompts=tuple(map(_text_of, _as_list(prompts))),
+            prompts=tuple(map(text_of, as_list(prompts))),
             seed=seed,
         )
 
@@ -326,63 +327,3 @@ class VectorEnsemble(LayerVectors, Savable):
 def _file(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-
-
-@torch.no_grad()
-def read_each(
-    vlm: Any,
-    prompts: Sequence[Any] | Any,
-    *,
-    at: Position | int,
-    points: str = "blocks.*.hook_resid_post",
-    batch_size: int = 16,
-    interventions: Any = (),
-) -> Float[Tensor, "prompts layers ..."]:
-    """The activation at one position of each prompt, at every layer, on the CPU.
-
-    Raises:
-        VectorError: No prompts, `at` means several positions, or points of several kinds.
-    """
-    listed, at = _as_list(prompts), as_position(at)
-    if not listed:
-        raise VectorError("A vector is read from at least one prompt.")
-    table = vlm.architecture.points
-    names = table.match(points)
-    if len({table[n].kind for n in names}) > 1:
-        raise VectorError(f"{points!r} matches several kinds of points; a vector holds one kind.")
-    rows = []
-    for batch in _batches(vlm, listed, batch_size):
-        prompt = vlm.as_prompt(batch)
-        _, cache = vlm.run_with_cache(
-            prompt, names_filter=names, positions=at, device="cpu", interventions=interventions
-        )
-        stacked = torch.stack([cache[n] for n in names], dim=1)  # [batch, layers, positions, ...]
-        if stacked.shape[2] != 1:
-            raise VectorError(
-                f"{at} holds {stacked.shape[2]} positions; a vector is read at one: Last(), "
-                "Find(':', -3), ..."
-            )
-        rows.append(stacked[:, :, 0])
-    return torch.cat(rows)
-
-
-def _batches(vlm: Any, prompts: list[Any], size: int) -> Iterable[Any]:
-    from vlm_lens.prompt import Prompt
-
-    if any(not isinstance(p, str) and not hasattr(p, "text") for p in prompts):
-        yield from prompts  # made prompts and tensors run as they are
-        return
-    assert not any(isinstance(p, Prompt) for p in prompts)
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
-
-
-def _as_list(prompts: Any) -> list[Any]:
-    return list(prompts) if isinstance(prompts, list | tuple) else [prompts]
-
-
-def _text_of(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    texts = getattr(prompt, "texts", None)
-    return "\n".join(texts) if texts else str(getattr(prompt, "text", ""))

@@ -13,6 +13,7 @@ from families.tiny_words import odd_pictures
 from vlm_lens import Ablate, HookedVLM, Images, Patches
 from vlm_lens.errors import ModelError, PointError, PositionError, PromptError
 from vlm_lens.patch_weights import patch_weights
+from vlm_lens.sweep import GeneratedTokens
 
 QUERIES = tiny_blip2.QUERIES
 
@@ -154,10 +155,14 @@ def test_a_second_generation_in_the_same_context(vlm):
     assert seen[0] == prompt.length
 
 
-def test_no_replay(vlm):
+def test_replay_but_for_tokens_after_the_first(vlm):
     prompt = vlm.prompt("<image>b:", [tiny.noise_picture(0, (20, 16))])
-    swept = vlm.sweep(prompt, [Ablate("hook_merged", Images())], progress=False)
-    assert swept.engines == {"full": 1}
+    edit = Ablate("hook_merged", Images())
+    for n, engine in ((1, "replay"), (2, "full")):
+        swept = vlm.sweep(prompt, [edit], measure=GeneratedTokens(n), progress=False)
+        assert swept.engines == {engine: 1}
+        tokens = vlm.generate(prompt, max_new_tokens=n, interventions=edit).tokens
+        assert swept.records[0]["tokens"] == tokens[0].tolist()
 
 
 def test_errors(vlm):

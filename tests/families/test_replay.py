@@ -6,12 +6,19 @@ import importlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from differential import compare, random_intervention, random_prompt
+import tiny
+import torch
+from differential import assert_same, compare, random_intervention, random_prompt
 
-from vlm_lens import HookedVLM
-from vlm_lens.engine.baseline import NotReplayable
+from vlm_lens import HookedVLM, Steer
+from vlm_lens.engine.baseline import NotReplayable, record
+from vlm_lens.engine.replay import start_of
+from vlm_lens.interventions import Target
+from vlm_lens.positions import At
+from vlm_lens.sweep import GeneratedTokens
 
 BUILDERS = {
     path.stem.removeprefix("tiny_"): importlib.import_module(f"families.{path.stem}")
@@ -27,15 +34,64 @@ def family(request, tmp_path_factory) -> Iterator[HookedVLM]:
     yield HookedVLM.from_pretrained(folder)
 
 
+def least(vlm: HookedVLM) -> int:
+    """How many pictures every row of a prompt must have."""
+    return vlm.family.name == "blip-2"
+
+
 def test_replay_equals_full_forward(family):
     reason = family.family.not_replayable
     for seed in range(2 if reason else N_SEEDS):
-        assert compare(family, seed, pictures=True) == (0 if reason else 8), seed
+        replayed = compare(family, seed, pictures=True, least=least(family))
+        assert replayed == (0 if reason else 8), seed
     if reason:
-        source = random.Random(0)
+        check_refused(family, reason, "top1")
+
+
+def test_tokens_generated_after_a_replay(family):
+    reason = family.family.not_replayable or family.family.not_continued
+    if reason:
+        check_refused(family, reason, GeneratedTokens(2))
+        return
+    for seed in range(4):
+        source = random.Random(seed)
         prompt = random_prompt(family, source, pictures=True)
-        edit = random_intervention(family, prompt, source)
-        result = family.sweep(prompt, [edit], progress=False)
-        assert result.engines == {"full": 1} and result.reasons == {reason: 1}
-        with pytest.raises(NotReplayable, match=reason[:20]):
-            family.sweep(prompt, [edit], engine="replay", progress=False)
+        drawn = [random_intervention(family, prompt, source) for _ in range(5)]
+        # generate computes the last position's logits only, so others cannot be written there
+        variants = [v for v in drawn if "hook_logits" not in repr(v)]
+        replayed, full = (
+            family.sweep(
+                prompt, variants, engine=engine, measure=GeneratedTokens(4), progress=False
+            ).records
+            for engine in ("replay", "full")
+        )
+        for one, two in zip(replayed, full, strict=True):
+            n = min(len(one["tokens"]), len(two["tokens"]))
+            assert one["tokens"][:n] == two["tokens"][:n], seed
+
+
+def check_refused(vlm: HookedVLM, reason: str, measure: Any) -> None:
+    source = random.Random(0)
+    prompt = random_prompt(vlm, source, pictures=True, least=1)
+    edit = random_intervention(vlm, prompt, source)
+    options = {"measure": measure, "progress": False}
+    result = vlm.sweep(prompt, [edit], **options)
+    assert result.engines == {"full": 1} and result.reasons == {reason: 1}
+    with pytest.raises(NotReplayable, match=reason[:20]):
+        vlm.sweep(prompt, [edit], engine="replay", **options)
+
+
+@pytest.mark.parametrize("name", ("gemma3", "paligemma"))
+def test_a_change_in_a_picture_reaches_back(name, tmp_path):
+    """To the picture's first position in Gemma 3, to the whole prompt in PaliGemma."""
+    vlm = HookedVLM.from_pretrained(BUILDERS[name].save(tmp_path))
+    prompt = vlm.prompt("Q:<image>\nA:", [tiny.noise_picture(0)])
+    positions = prompt.layout.image[0].text.grids[0].positions
+    edit = Steer("blocks.0.hook_resid_post", At((positions[-1],)), torch.randn(32))
+    baseline = record(vlm.hf_model, vlm.architecture, prompt.inputs)
+    start = start_of(edit.lower(Target(vlm.points(), prompt.layouts, vlm.facts)), baseline)
+    assert start.position == (0 if name == "paligemma" else positions[0])
+    after = positions[-1] + 1
+    assert baseline.reached[after] == (0 if name == "paligemma" else after)
+    result = vlm.sweep(prompt, [edit], measure="logits", engine="replay", progress=False)
+    assert_same(result.stack("logits")[0], vlm.run(prompt, interventions=edit)[0, -1:])

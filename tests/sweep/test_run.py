@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Last, Steer, VLMLensError
-from vlm_lens.sweep import GeneratedTokens, Grid, TokenScores
+from vlm_lens.sweep import Capture, GeneratedTokens, Grid, TokenScores
 from vlm_lens.sweep.run import sweep as run_sweep
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -72,6 +72,26 @@ def test_token_scores_and_functions(clip):
     own = clip.sweep(prompt, PATCH.each_layer(), measure=lambda x: x[token], progress=False)
     for a, b in zip(scores.records, own.records, strict=True):
         assert a["logit(17)"] == pytest.approx(b["value"])
+
+
+def test_captured_activations_are_those_of_single_runs(clip, picture):
+    prompt = clip.prompt(["<image>Q:Greece\nA:", "A:"], [picture])
+    names = ("blocks.1.hook_resid_mid", "blocks.*.attn.hook_pattern")
+    result = clip.sweep(prompt, PATCH.each_layer(), measure=Capture(names, -1), progress=False)
+    assert result.engines == {"full": 2} and "captured" in next(iter(result.reasons))
+    assert len(result.baseline) == 2
+    for layer in range(2):
+        edit = ActivationPatch(f"blocks.{layer}.hook_resid_post", at=Last(), value=VECTOR)
+        _, cache = clip.run_with_cache(
+            prompt, names_filter=list(names), positions=-1, interventions=edit
+        )
+        for row in range(2):
+            record = result.records[2 * layer + row]
+            assert set(record) == {"point", "layer", "at", "row", *cache}
+            assert all(torch.equal(record[name], cache[name][row]) for name in cache)
+    assert result.stack("blocks.1.hook_resid_mid").shape == (4, 1, clip.cfg.d_model)
+    with pytest.raises(VLMLensError, match="captured"):
+        clip.sweep(prompt, PATCH, measure=Capture(names, -1), engine="replay", progress=False)
 
 
 def test_contexts_around_a_sweep_count(clip):

@@ -2,7 +2,8 @@
 
 A change at layer l, position p of a causal model cannot reach earlier layers or earlier positions.
 So a variant needs, of the plain run, what enters layer l from position p on, and the keys and
-values of the positions before; everything else about it is new.
+values of the positions before; everything else about it is new. Where the model's masks let
+earlier positions see later ones (within a picture, say), p is the earliest one that is reached.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class Baseline:
         keys: For each block, its keys, `[rows, heads, pos, d_head]`.
         values: For each block, its values, likewise.
         logits: `[rows, pos, d_vocab]`.
+        added: Block -> what the model adds to the stream before it, `[rows, pos, d_model]`.
+        reached: For each position, the earliest one that a change there or later can reach.
+        next_positions: For each row, the position that rotary embeddings give the next token.
     """
 
     model: nn.Module
@@ -56,6 +60,9 @@ class Baseline:
     resid_pre: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    added: dict[int, Tensor] = field(default_factory=dict)
+    reached: list[int] = field(default_factory=list)
+    next_positions: Tensor | None = None
 
     def call(self, layer: int, start: int, owners: Tensor) -> dict[str, Any]:
         """The arguments of a block for the suffix from `start` on.
@@ -82,8 +89,16 @@ class Baseline:
 
 
 @torch.no_grad()
-def record(model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor]) -> Baseline:
+def record(
+    model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor], *, adds: bool = False
+) -> Baseline:
     """Runs the model once and keeps what variants need.
+
+    Args:
+        model: The Hugging Face model.
+        arch: Its parts.
+        inputs: The prompt.
+        adds: Whether the model adds something to the stream between blocks that text cannot change.
 
     Raises:
         NotReplayable: The blocks are called in a way that is not understood, or keep their keys and
@@ -93,24 +108,39 @@ def record(model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor]) -
     blocks = submodule(model, stack.path)
     calls: list[dict[str, Any]] = []
     entered: list[Tensor] = []
+    left: list[Tensor] = []  # what the last block that ran gave
+    added: dict[int, Tensor] = {}
+    positions: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        # the class's own, because other libraries put wrappers of other forms on the instance
+        signature = inspect.signature(type(module).forward)
+        bound = signature.bind(module, *args, **kwargs).arguments
         named = {**bound.pop("kwargs", {}), **bound}
-        first = next(iter(inspect.signature(module.forward).parameters))
+        itself, first, *_ = signature.parameters
+        del named[itself]
         entered.append(named.pop(first))
+        before = left[-1].to(entered[-1].device) if left else entered[-1]
+        if before is not entered[-1] and not torch.equal(before, entered[-1]):
+            added[len(calls)] = entered[-1] - before
         calls.append({k: v for k, v in named.items() if not k.startswith("past_key_value")})
 
-    left: list[Tensor] = []
+    def keep_output(module: nn.Module, args: tuple, output: Any) -> None:
+        # a copy where the model may write into it before the next block
+        output = output if isinstance(output, Tensor) else output[0]
+        left[:] = [output.clone() if adds else output]
 
-    def keep_last(module: nn.Module, args: tuple, output: Any) -> None:
-        left.append(output if isinstance(output, Tensor) else output[0])
+    def keep_positions(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if isinstance(kwargs.get("position_ids"), Tensor):
+            positions.append(kwargs["position_ids"])
 
     cache = DynamicCache()  # without a config: every layer keeps all its keys, sliding ones too
     handles = [
         b.register_forward_pre_hook(keep, prepend=True, with_kwargs=True) for b in list(blocks)
     ]
-    handles.append(blocks[-1].register_forward_hook(keep_last, prepend=True))
+    handles += [b.register_forward_hook(keep_output, prepend=True) for b in list(blocks)]
+    parent = submodule(model, stack.path.rpartition(".")[0])
+    handles.append(parent.register_forward_pre_hook(keep_positions, prepend=True, with_kwargs=True))
     try:
         logits = model(**inputs, past_key_values=cache, use_cache=True, return_dict=True).logits
     finally:
@@ -121,17 +151,54 @@ def record(model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor]) -
         raise NotReplayable(
             "the model does not run each of its blocks once, with a cache of its own"
         )
+    if added and not adds:
+        raise NotReplayable("the model changes the residual stream between its blocks")
     keys = [layer.keys for layer in cache.layers]
     if any(k.shape[-2] != length for k in keys):
         raise NotReplayable("some blocks do not keep the keys of every position")
     baseline = Baseline(
         model, arch, length, n_rows, logits, left[-1], calls, entered, keys,
-        [layer.values for layer in cache.layers],
+        [layer.values for layer in cache.layers], added, _reached(calls, inputs),
+        _next_positions(positions, n_rows),
     )  # fmt: skip
-    for call in calls:
+    for block, call in zip(blocks, calls, strict=True):
+        attn = submodule(block, stack.parts.attn)
+        if call.get("attention_mask") is None and not getattr(attn, "is_causal", True):
+            raise NotReplayable("its blocks see all positions, also later ones, without a mask")
         for name, value in call.items():
             _check(name, value, length)
     return baseline
+
+
+def _reached(calls: list[dict[str, Any]], inputs: Mapping[str, Tensor]) -> list[int]:
+    """For each position, the earliest one that a change there or later can reach, in any block."""
+    length = inputs["input_ids"].shape[1]
+    first = torch.arange(length)
+    read = inputs.get("attention_mask")
+    masks = {id(m): m for c in calls if isinstance(m := c.get("attention_mask"), Tensor)}
+    for mask in masks.values():
+        if mask.dim() != 4:
+            continue
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        if read is not None:  # what padding sees is read by nobody
+            seen = seen & read[:, None, :, None].bool().to(seen.device)
+        sees = seen.flatten(0, 1).any(0).expand(length, -1)[:, :length]
+        earliest = sees.to(torch.uint8).argmax(0).cpu()
+        first = torch.where(sees.any(0).cpu(), torch.minimum(first, earliest), first)
+    # a change at p changes all positions from p on, so the earliest reached by any of these counts
+    least = first.flip(0).cummin(0).values.flip(0)
+    while not torch.equal(least[least], least):
+        least = least[least]
+    return least.tolist()
+
+
+def _next_positions(given: list[Tensor], n_rows: int) -> Tensor | None:
+    """One more than the largest position of each row, where the model was given positions."""
+    if not given:
+        return None
+    ids = given[0][1:] if given[0].dim() == 3 and len(given[0]) == 4 else given[0]
+    ids = ids.reshape(-1, *ids.shape[-2:]).amax((0, 2)) + 1
+    return ids.expand(n_rows)
 
 
 def _check(name: str, value: Any, length: int) -> None:

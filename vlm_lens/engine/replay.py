@@ -64,7 +64,7 @@ def start_of(ops: Sequence[Op], baseline: Baseline) -> Start:
         if op.kind == MEAN:
             places += op.tensors["pool"][:, 1].tolist()
         position = min([position, *places])
-    return Start(layer, min(position, baseline.length - 1))
+    return Start(layer, baseline.reached[min(position, baseline.length - 1)])
 
 
 def _layer_of(point: Point, n_layers: int) -> int:
@@ -145,6 +145,8 @@ def replay(
                 call["attention_mask"] = _causal(start, baseline.length, hidden.device)
             out = blocks[layer](hidden, **call, past_key_values=cache)
             hidden = out if isinstance(out, Tensor) else out[0]
+            if layer + 1 in baseline.added:
+                hidden = hidden + baseline.added[layer + 1][owners[:active], start:]
         if len(hidden) < len(first):  # variants that change nothing before the final norm
             last = baseline.resid_post[owners[len(hidden) :], start:]
             hidden = torch.cat([hidden.to(last.device), last])

@@ -258,6 +258,9 @@ class Family(ABC):
         takes_images: Whether its models read pictures.
         residual_breaks: Why what leaves a block is not what enters the next one, where so.
         not_replayable: Why variants of a run must be computed from the beginning, where so.
+        not_continued: Why tokens after the first cannot be generated from a cache, where so.
+        adds_between_blocks: Whether its model adds to the residual stream, between blocks, what
+            does not depend on the text.
     """
 
     name: str
@@ -265,6 +268,8 @@ class Family(ABC):
     takes_images: bool = False
     residual_breaks: str = ""
     not_replayable: str = ""
+    not_continued: str = ""
+    adds_between_blocks: bool = False
 
     @abstractmethod
     def architecture(self, model: torch.nn.Module) -> Architecture:

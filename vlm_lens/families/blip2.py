@@ -48,7 +48,7 @@ class Blip2Family(ProjectedFamily):
     projector_input = "encoder_hidden_states"
     reads_normed = True
     merges = True
-    not_replayable = "its forward takes a picture at every step, so no cache can be continued"
+    not_continued = "its forward takes a picture at every step, so no cache can be continued"
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts of a BLIP-2; the Q-Former's blocks are `projector.blocks.*`.

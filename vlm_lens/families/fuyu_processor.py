@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -85,8 +86,8 @@ class FuyuReader:
             for size, step in zip(unpadded, (side["height"], side["width"]), strict=True)
         )
         image = image[:, : rows * side["height"], : cols * side["width"]]
-        cut = image.reshape(len(image), rows, side["height"], cols, side["width"])
-        return cut.permute(1, 3, 2, 4, 0).reshape(rows * cols, -1), (rows, cols)
+        cut = rearrange(image, "c (rows h) (cols w) -> (rows cols) (h w c)", rows=rows, cols=cols)
+        return cut, (rows, cols)
 
     def _ids(self, pieces: list[str], shapes: Iterator[tuple[int, int]]) -> list[int]:
         if len(pieces) == 1:

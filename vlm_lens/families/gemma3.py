@@ -29,7 +29,6 @@ class Gemma3Family(ProjectedFamily):
     reads_normed = True
     merges = True
     projector_input = "vision_outputs"
-    not_replayable = "the positions of a picture see each other both ways, also later ones"
 
     def layers_read(self, config: Any) -> list[int]:
         """The last one, normed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -168,7 +169,8 @@ def _decoder(model: torch.nn.Module) -> Decoder:
     heads = HeadView(stack.size.n_key_value_heads, stack.size.d_head)
 
     def cross(layer: int) -> dict[str, SiteMaker]:
-        gate = submodule(model, f"{stack.path}.{layer}").cross_attn_attn_gate
+        block = submodule(model, f"{stack.path}.{layer}")
+        gate = partial(getattr, block, "cross_attn_attn_gate")
         return {
             "attn.hook_k": lambda b: OutputSite(f"{b}.cross_attn.k_proj", view=RowsView(heads)),
             "attn.hook_v": lambda b: OutputSite(f"{b}.cross_attn.v_proj", view=RowsView(heads)),
@@ -204,9 +206,8 @@ def _tower(model: torch.nn.Module) -> tuple[Stack, Stack]:
     )
 
     def gated(block: str, part: str, gate: str) -> OutputSite:
-        return OutputSite(
-            f"{block}.{part}", view=ScaleView(getattr(submodule(model, block), gate), True)
-        )
+        weight = partial(getattr, submodule(model, block), gate)
+        return OutputSite(f"{block}.{part}", view=ScaleView(weight, True))
 
     local = Stack(f"{_TOWER}.transformer.layers", _BLOCK, size, "vision.", "vision")
     whole = Stack(

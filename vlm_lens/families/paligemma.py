@@ -25,7 +25,6 @@ class PaliGemmaFamily(ProjectedFamily):
     name = "paligemma"
     model_types = ("paligemma",)
     reads_normed = True
-    not_replayable = "every position of its prompt sees every other one, also later ones"
 
     def layers_read(self, config: Any) -> list[int]:
         """The last one, normed."""

@@ -19,7 +19,7 @@ class Qwen3VLFamily(PatchMergingFamily):
         "DeepStack adds picture features between the first blocks, at image positions "
         "(projector.deepstack.*.hook_out)"
     )
-    not_replayable = residual_breaks
+    adds_between_blocks = True
     tower_parts = BlockParts(
         ln1="norm1", attn="attn", q=None, k=None, v=None, o="proj", ln2="norm2", mlp="mlp",
         mlp_pre="linear_fc1", mlp_post="linear_fc2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,7 +127,7 @@ def _scaled_sites(tower: torch.nn.Module) -> dict[str, SiteMaker]:
 
     def branch(block: str, part: str, weight: str) -> OutputSite:
         layer = tower.encoder.layer[int(block.rsplit(".", 1)[1])]
-        return OutputSite(f"{block}.{part}", view=ScaleView(getattr(layer, weight)))
+        return OutputSite(f"{block}.{part}", view=ScaleView(partial(getattr, layer, weight)))
 
     def mid(block: str) -> MidSite:
         norm = InputSite(f"{block}.{_INTERNVL.ln2}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm_lens.sweep.measures import (
+    Capture,
     Custom,
     GeneratedTokens,
     Logits,
@@ -15,6 +16,7 @@ from vlm_lens.sweep.run import sweep
 from vlm_lens.sweep.variants import Grid, Variant
 
 __all__ = [
+    "Capture",
     "Custom",
     "GeneratedTokens",
     "Grid",

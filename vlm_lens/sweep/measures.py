@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.positions import Position, as_position
 from vlm_lens.tokens import string_token
 
 
@@ -122,6 +123,40 @@ class GeneratedTokens(Measure):
         ids = [] if tokens is None else tokens.tolist()
         text = vlm.tokenizer.decode(ids, skip_special_tokens=True) if vlm.tokenizer else ""
         return {"tokens": ids, "text": text}
+
+
+@dataclass(frozen=True)
+class Capture(Measure):
+    """Activations, as they are under each variant; every variant runs in full.
+
+    Attributes:
+        points: A point, a glob or several.
+        at: Where; as many positions in each row of the prompt.
+    """
+
+    points: str | tuple[str, ...]
+    at: Position | int | Sequence[int]
+
+    def __post_init__(self) -> None:
+        points = (self.points,) if isinstance(self.points, str) else tuple(self.points)
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "at", as_position(self.at))
+
+    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+        """Logits hold no activations.
+
+        Raises:
+            MeasureError: Always; `run` reads them.
+        """
+        raise MeasureError("Capture reads activations in a run of its own.")
+
+    def run(self, vlm: Any, prompt: Any, interventions: Any) -> list[dict[str, Tensor]]:
+        """Each row's columns: point -> `[positions, ...]` on the CPU, patterns `[head, ...]`."""
+        _, cache = vlm.run_with_cache(
+            prompt, names_filter=list(self.points), positions=self.at, device="cpu",
+            interventions=interventions,
+        )  # fmt: skip
+        return [{name: cache[name][row] for name in cache} for row in range(len(prompt))]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class SweepResult:
         baseline: The measurements of the run without interventions, one a row of the prompt.
         label_names: Which columns are labels.
         complete: Whether every variant was measured; not so after an interruption.
+        places: Label in the column `at` -> position and token in the prompt's first row, where it
+            means one position of the text.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -35,6 +37,7 @@ class SweepResult:
     baseline: Sequence[Mapping[str, Any]] = ()
     label_names: tuple[str, ...] = ()
     complete: bool = True
+    places: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -68,7 +71,10 @@ class SweepResult:
         """A measurement against the layer, or layers by positions as a heatmap.
 
         Args:
-            value: Which column; the first numeric measurement by default.
+            value: Which column; the first measured number by default.
+
+        Raises:
+            VLMLensError: No such column, or more labels than a figure can show.
         """
         from vlm_lens.figures.sweep import sweep_figure
 

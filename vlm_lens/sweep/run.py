@@ -17,7 +17,7 @@ from vlm_lens.engine.run import Counter
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Target
 from vlm_lens.prompt import Prompt
-from vlm_lens.sweep.measures import Measure, as_measure, greedy
+from vlm_lens.sweep.measures import Capture, Measure, as_measure, greedy
 from vlm_lens.sweep.memory import free_bytes, row_bytes
 from vlm_lens.sweep.result import SweepResult
 from vlm_lens.sweep.store import SweepStore, identity
@@ -80,8 +80,28 @@ def sweep(
     ]
     labels = tuple(dict.fromkeys(k for v in listed for k in v.labels))
     return SweepResult(
-        rows, dict(runner.engines), dict(runner.reasons), runner.baseline_records, labels, complete
-    )
+        rows, dict(runner.engines), dict(runner.reasons), runner.baseline_records, labels, complete,
+        _places(listed, target),
+    )  # fmt: skip
+
+
+def _places(listed: Sequence[Variant], target: Target) -> dict[str, tuple[int, str]]:
+    """Where the labels of positions lie in the prompt's first row, those that mean one position."""
+    found: dict[str, tuple[int, str]] = {}
+    layout = target.layouts[0]
+    for variant in listed:
+        label, at = variant.labels.get("at"), getattr(variant.intervention, "at", None)
+        if not isinstance(label, str) or at is None or label in found:
+            continue
+        ops = variant.intervention.lower(target)
+        if any(target.points[op.point].space != "text" or op.since is not None for op in ops):
+            continue
+        places = {p for op in ops for r, p in zip(op.rows, op.positions, strict=True) if r == 0}
+        if len(places) == 1:
+            position = places.pop()
+            text = layout.strings[position] if layout.strings else str(layout.token_ids[position])
+            found[label] = (position, text)
+    return found
 
 
 class _Runner:
@@ -109,8 +129,11 @@ class _Runner:
         baseline, reason = None, "asked for" if self.engine == "full" else ""
         if not reason:
             baseline, reason = self._record()
-        if baseline is not None and not self.measure.new_tokens:
-            plain = baseline.logits[None, :, -self.measure.n_last :]
+        if isinstance(self.measure, Capture):
+            self.baseline_records = self.measure.run(self.vlm, self.prompt, ())
+        elif not self.measure.new_tokens:
+            plain = self.vlm.run(self.prompt) if baseline is None else baseline.logits
+            plain = plain[None, :, -self.measure.n_last :]
             self.baseline_records = self._measured(plain, [None])[0]
         jobs, slow = [], []
         for number in todo:
@@ -135,12 +158,20 @@ class _Runner:
         family = self.vlm.family
         if self.vlm._active:
             return None, "other interventions or hooks are open around the sweep"
-        if family.not_replayable:
+        reason = family.not_replayable
+        if isinstance(self.measure, Capture):
+            reason = reason or "activations are captured in full runs"
+        if self.measure.new_tokens > 1:
+            reason = reason or family.not_continued
+        if reason:
             if self.engine == "replay":
-                raise NotReplayable(family.not_replayable)
-            return None, family.not_replayable
+                raise NotReplayable(reason)
+            return None, reason
         try:
-            return record(self.vlm.hf_model, self.vlm.architecture, self.prompt.inputs), ""
+            return record(
+                self.vlm.hf_model, self.vlm.architecture, self.prompt.inputs,
+                adds=family.adds_between_blocks,
+            ), ""  # fmt: skip
         except NotReplayable as error:
             if self.engine == "replay":
                 raise
@@ -189,6 +220,10 @@ class _Runner:
         if mask is not None:
             mask = mask.repeat(shape[0], 1)
         ends = _end_tokens(model)
+        following = baseline.next_positions
+        if following is None:
+            following = torch.full((shape[1],), baseline.length, device=logits.device)
+        following = following.to(new[0]).repeat(shape[0])
         for step in range(1, self.measure.new_tokens):
             if ends and torch.isin(torch.stack(new), torch.tensor(ends).to(new[0])).any(0).all():
                 break
@@ -196,7 +231,7 @@ class _Runner:
             if mask is not None:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
                 options["attention_mask"] = mask
-            position = torch.full_like(new[-1], baseline.length + step - 1)[:, None]
+            position = (following + step - 1)[:, None]
             with torch.no_grad():
                 out = model(
                     input_ids=new[-1][:, None], past_key_values=replayed.cache, use_cache=True,
@@ -209,6 +244,8 @@ class _Runner:
 
     def _full(self, variant: Variant) -> list[dict[str, Any]]:
         n_new = self.measure.new_tokens
+        if isinstance(self.measure, Capture):
+            return self.measure.run(self.vlm, self.prompt, variant.intervention)
         if n_new:
             generation = self.vlm.generate(
                 self.prompt, max_new_tokens=n_new, interventions=variant.intervention

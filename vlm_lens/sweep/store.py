@@ -85,7 +85,7 @@ class SweepStore:
             StoreError: The measure gives tensors, which are not written.
         """
         if any(isinstance(v, Tensor) for rs in records.values() for r in rs for v in r.values()):
-            raise StoreError("save= keeps numbers and text; measure something else than logits.")
+            raise StoreError("save= keeps numbers and text; this measure gives tensors.")
         name = f"chunk-{min(records):08d}-{max(records):08d}.json"
         _write(self._folder / name, json.dumps(records).encode())
 

@@ -1,0 +1,317 @@
+"""Figures of a sweep: a measurement against the layer, or over layers and positions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from vlm_lens.errors import VLMLensError, near_matches
+from vlm_lens.figures.style import GREY, PALETTE, SEQUENTIAL, style
+
+if TYPE_CHECKING:
+    from vlm_lens.sweep.result import SweepResult
+
+__all__ = ["sweep_figure"]
+
+_FEW = 4  # lines of one label, from 5 values on a heatmap
+_PANELS = 6
+_TITLES = {
+    "layer": "block (0-based)",
+    "at": "position",
+    "head": "head (0-based)",
+    "scale": "scale",
+    "vector": "vector",
+    "row": "row of the prompt",
+    "kind": "point",
+    "intervention": "intervention",
+}
+_ORDER = ("layer", "at", "head", "scale")  # which label goes along the x axis of lines
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Records by the labels that vary."""
+
+    axes: Mapping[str, list[Any]]
+    cells: Mapping[tuple, Mapping[str, Any]]
+
+    def record(self, **labels: Any) -> Mapping[str, Any] | None:
+        return self.cells.get(tuple(labels[a] for a in self.axes))
+
+
+def sweep_figure(result: SweepResult, value: str | None = None) -> go.Figure:
+    """A measurement of a sweep: lines against one label, or a heatmap over two.
+
+    Args:
+        result: The sweep.
+        value: The column; by default the first measurement that is a number.
+
+    Returns:
+        The figure; a dotted line, or the subtitle, gives the value without interventions.
+
+    Raises:
+        VLMLensError: No such column, one without numbers, or more labels than a figure can show.
+    """
+    value = _column(result, value)
+    table = _table(result)
+    axes = sorted(table.axes, key=lambda a: _ORDER.index(a) if a in _ORDER else len(_ORDER))
+    x, *rest = axes
+    n_lines = 1
+    for axis in rest:
+        n_lines *= len(table.axes[axis])
+    alike = all(axis in ("row", "vector", "kind") for axis in rest)
+    if n_lines <= _FEW or (alike and n_lines <= len(PALETTE)):
+        return _lines(result, table, value, x, rest)
+    wide = max(rest, key=lambda a: (a in ("at", "head"), len(table.axes[a])))
+    across, up = (wide, x) if x == "layer" else (x, wide)
+    panels = [a for a in rest if a != wide]
+    return _heatmaps(result, table, value, across, up, panels)
+
+
+def _column(result: SweepResult, value: str | None) -> str:
+    if not result.records:
+        raise VLMLensError("This sweep has no records, so there is nothing to plot.")
+    labels = {*result.label_names, "row"}
+    kinds: dict[str, type] = {}
+    for name in result.columns:
+        column = [r.get(name) for r in result.records]
+        if name not in labels and all(isinstance(v, int | float) for v in column):
+            kinds[name] = float if any(isinstance(v, float) for v in column) else int
+    if value is None:
+        if not kinds:
+            raise VLMLensError(
+                f"Nothing that was measured is a number; the columns are {list(result.columns)}."
+            )
+        return next((n for n, kind in kinds.items() if kind is float), next(iter(kinds)))
+    if value not in result.columns:
+        raise VLMLensError(
+            f"There is no column {value!r}; there are {list(result.columns)}."
+            + near_matches(value, result.columns)
+        )
+    if value not in kinds:
+        raise VLMLensError(f"{value!r} is no measured number; these are: {list(kinds)}.")
+    return value
+
+
+def _table(result: SweepResult) -> _Table:
+    rows = [_coordinates(r, result.label_names) for r in result.records]
+    names = [
+        n for n in dict.fromkeys(k for r in rows for k in r) if len({r.get(n) for r in rows}) > 1
+    ]
+    names = names or ["layer"]
+    axes = {n: _sorted(list(dict.fromkeys(r.get(n) for r in rows)), n, result) for n in names}
+    cells: dict[tuple, Mapping[str, Any]] = {}
+    for row, record in zip(rows, result.records, strict=True):
+        place = tuple(row.get(n) for n in names)
+        if place in cells:
+            raise VLMLensError(
+                "Several variants have the same labels, so a figure cannot tell them apart: give "
+                "each its own, Variant(intervention, {'name': ...}), or plot to_dataframe()."
+            )
+        cells[place] = record
+    return _Table(axes, cells)
+
+
+def _coordinates(record: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """A record's labels; points of one kind in several layers count as one."""
+    found = {n: record[n] for n in (*labels, "row") if n in record}
+    if "point" in found:
+        found["kind"] = re.sub(r"blocks\.\d+\.", "blocks.*.", found.pop("point"))
+    return found
+
+
+def _sorted(values: list[Any], name: str, result: SweepResult) -> list[Any]:
+    if name == "at" and all(v in result.places for v in values):
+        return sorted(values, key=lambda v: result.places[v][0])
+    if all(isinstance(v, int | float) for v in values):
+        return sorted(values)
+    return values
+
+
+def _title(result: SweepResult, table: _Table, axis: str) -> str:
+    if axis == "at" and _known(result, table):
+        return "position (0-based) and token"
+    return _TITLES.get(axis, axis)
+
+
+def _known(result: SweepResult, table: _Table) -> bool:
+    return "at" in table.axes and all(v in result.places for v in table.axes["at"])
+
+
+def _name(result: SweepResult, axis: str, entry: Any) -> str:
+    """What a value of a label is called on an axis, in a legend and when pointed at."""
+    if axis == "at" and entry in result.places:
+        position, token = result.places[entry]
+        name = f"{position} {_seen(token)}"
+        return name if str(entry) == str(position) else f"{entry}: {name}"
+    return _seen(str(entry)) if entry is not None else "none"
+
+
+def _seen(text: str) -> str:
+    text = text.replace("\n", "⏎").replace("<", "&lt;")
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _lines(
+    result: SweepResult, table: _Table, value: str, x: str, rest: Sequence[str]
+) -> go.Figure:
+    fig, colours = go.Figure(), list(PALETTE.values())
+    ticks = table.axes[x]
+    numeric = all(isinstance(t, int | float) for t in ticks)
+    names = [_name(result, x, t) for t in ticks]
+    combinations = list(product(*(table.axes[a] for a in rest)))
+    for i, labels in enumerate(combinations):
+        chosen = dict(zip(rest, labels, strict=True))
+        records = [table.record(**{x: t}, **chosen) for t in ticks]
+        said = ", ".join(_called(result, a, v) for a, v in chosen.items())
+        colour = colours[i % len(colours)]
+        fig.add_scatter(
+            x=ticks if numeric else names,
+            y=[None if r is None else r[value] for r in records],
+            name=said,
+            showlegend=bool(said),
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            marker={"size": 7},
+            customdata=[[n, _token(r)] for n, r in zip(names, records, strict=True)],
+            hovertemplate=(
+                f"<b>{_short(x)} %{{customdata[0]}}</b>"
+                f"<br>{_html(value)} %{{y:.4g}}%{{customdata[1]}}"
+                + (f"<br>{_html(said)}" if said else "")
+                + "<extra></extra>"
+            ),
+        )
+    plain = _plain(result, value)
+    for i, (row, height) in enumerate(plain.items()):
+        many = len(plain) > 1
+        of_row = [c for c, labels in enumerate(combinations) if labels == (row,)]
+        colour = colours[of_row[0] % len(colours)] if many and of_row else GREY
+        fig.add_hline(y=height, line={"color": colour, "dash": "dot", "width": 1.5})
+        # an entry in the legend, whose own points lie nowhere
+        if i == 0:
+            line = {"color": GREY, "dash": "dot", "width": 1.5}
+            fig.add_scatter(
+                x=[None], y=[None], mode="lines", line=line, name="without intervention",
+                showlegend=True, hoverinfo="skip",
+            )  # fmt: skip
+    rotated = not numeric and max(map(len, names)) * len(names) > 80
+    style(fig, title=_html(_headline(result, value)), x=_title(result, table, x),
+          y=_html(value), height=440 + 60 * rotated)  # fmt: skip
+    fig.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    fig.update_layout(margin_t=100)
+    if numeric and all(isinstance(t, int) for t in ticks):
+        fig.update_xaxes(dtick=_step(len(ticks)), range=[ticks[0] - 0.4, ticks[-1] + 0.4])
+    elif rotated:
+        fig.update_xaxes(tickangle=-60)
+    fig.update_xaxes(showgrid=False, zeroline=False)
+    if value.startswith("prob"):
+        fig.update_yaxes(range=[0, 1.04], dtick=0.2, tickformat=".1f")
+    return fig
+
+
+def _heatmaps(
+    result: SweepResult, table: _Table, value: str, across: str, up: str, panels: Sequence[str]
+) -> go.Figure:
+    groups = list(product(*(table.axes[a] for a in panels)))
+    if len(groups) > _PANELS:
+        raise VLMLensError(
+            f"The labels {list(table.axes)} all vary, which is {len(groups)} heatmaps; a figure "
+            f"shows {_PANELS}: sweep fewer at once, or plot to_dataframe()."
+        )
+    columns, rows = table.axes[across], table.axes[up]
+    names, up_names = ([_name(result, a, v) for v in table.axes[a]] for a in (across, up))
+    said = [
+        ", ".join(_called(result, a, v) for a, v in zip(panels, group, strict=True))
+        for group in groups
+    ]
+    fig = make_subplots(
+        rows=len(groups), cols=1, shared_xaxes=True, subplot_titles=said if panels else None,
+        vertical_spacing=0.16 / len(groups),
+    )  # fmt: skip
+    for i, group in enumerate(groups):
+        chosen = dict(zip(panels, group, strict=True))
+        cells = [[table.record(**{across: c, up: r}, **chosen) for c in columns] for r in rows]
+        fig.add_heatmap(
+            x=list(range(len(columns))),
+            y=list(range(len(rows))),
+            z=[[None if c is None else c[value] for c in row] for row in cells],
+            customdata=[
+                [[up_names[r], names[c], _token(cell)] for c, cell in enumerate(row)]
+                for r, row in enumerate(cells)
+            ],
+            hovertemplate=(
+                f"<b>{_short(up)} %{{customdata[0]}}, {_short(across)} %{{customdata[1]}}</b>"
+                f"<br>{_html(value)} %{{z:.4g}}%{{customdata[2]}}<extra></extra>"
+            ),
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            row=i + 1,
+            col=1,
+        )
+    numbers = [len(result.baseline), *_plain(result, value).values()]
+    subtitle = f"Without intervention: {numbers[1]:.3g}" if numbers[0] == 1 and numbers[1:] else ""
+    slanted = max(map(len, names)) > 4
+    height = len(groups) * (60 + min(max(28 * len(rows), 160), 640)) + 140 + 60 * slanted
+    style(fig, title=_html(_headline(result, value)), subtitle=subtitle or None, height=height)
+    fig.update_annotations(font_size=13, x=0, xanchor="left")
+    shown = [r[value] for r in table.cells.values()]
+    low_high = {"cmin": 0, "cmax": max(shown)} if value.startswith("prob") else {}
+    bar = {"title": {"text": _html(value), "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    fig.update_layout(coloraxis={"colorscale": SEQUENTIAL, "colorbar": bar, **low_high})
+    fig.update_layout(margin_t=84 + 24 * bool(panels))
+    fig.update_xaxes(
+        showgrid=False, zeroline=False, tickangle=-60 if slanted else 0,
+        **_ticks(columns, names),
+    )  # fmt: skip
+    fig.update_yaxes(
+        showgrid=False, zeroline=False, title_text=_title(result, table, up),
+        **_ticks(rows, up_names),
+    )  # fmt: skip
+    fig.update_xaxes(title_text=_title(result, table, across), row=len(groups), col=1)
+    return fig
+
+
+def _ticks(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    numeric = all(isinstance(v, int) for v in values)
+    step = _step(len(values)) if numeric else max(1, -(-len(values) // 60))
+    return {"tickvals": list(range(0, len(values), step)), "ticktext": list(names)[::step]}
+
+
+def _step(n: int) -> int:
+    return 1 if n <= 20 else 2 if n <= 40 else 4
+
+
+def _plain(result: SweepResult, value: str) -> dict[int, float]:
+    """The value without interventions, by row of the prompt."""
+    return {i: r[value] for i, r in enumerate(result.baseline) if value in r}
+
+
+def _headline(result: SweepResult, value: str) -> str:
+    kinds = {_coordinates(r, result.label_names).get("kind") for r in result.records}
+    return f"{value} by {kinds.pop()}" if len(kinds) == 1 and None not in kinds else value
+
+
+def _called(result: SweepResult, axis: str, entry: Any) -> str:
+    name = _name(result, axis, entry)
+    return name if axis in ("kind", "vector", "intervention") else f"{_short(axis)} {name}"
+
+
+def _short(axis: str) -> str:
+    return {"layer": "block", "at": "position"}.get(axis, axis)
+
+
+def _token(record: Mapping[str, Any] | None) -> str:
+    """What the most likely token is, for the hover."""
+    token = None if record is None else record.get("token")
+    return "" if token is None else f"<br>next token {_html(repr(token))}"
+
+
+def _html(text: str) -> str:
+    return text.replace("<", "&lt;")
