@@ -144,3 +144,17 @@ def test_prints_itself(vlm, picture):
     shown = repr(vlm.prompt("Q:<image>\nA:", [picture]))
     assert "4 x 4 patches" in shown
     assert "input_ids [1," in shown
+
+
+def test_a_picture_is_read_as_pil_gives_it(clip, tmp_path):
+    """EXIF may ask a viewer to turn a picture; model and coordinates both take PIL's pixels."""
+    plain = tiny.noise_picture(3, (40, 20))
+    exif = plain.getexif()
+    exif[0x0112] = 6
+    plain.save(tmp_path / "turned.png", exif=exif)
+    turned = Image.open(tmp_path / "turned.png")
+    assert turned.getexif()[0x0112] == 6
+    one, two = (clip.prompt("<image>A:", [p]) for p in (plain, turned))
+    assert torch.equal(one.inputs["pixel_values"], two.inputs["pixel_values"])
+    assert one.layout.image[0].grid.pixels_of == two.layout.image[0].grid.pixels_of
+    assert two.layout.image[0].grid.pixels_of.picture == (40, 20)

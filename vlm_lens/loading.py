@@ -33,7 +33,6 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     from vlm_lens import zoo
-    from vlm_lens.families import family_of
 
     processor = options.pop("processor", None)
     if "torch_dtype" in options:
@@ -51,7 +50,7 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
         ) from error
     except ValueError as error:
         raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
-    family_of(config)  # an unknown architecture is refused before gigabytes are read
+    _check_described(config)
     model = _auto_class(config).from_pretrained(where, **options)
     if processor is None:
         processor = _load_processor(config, where, **hub)
@@ -97,6 +96,23 @@ def input_device(model: torch.nn.Module) -> torch.device:
     fetching = getattr(embedding, "_hf_hook", None)
     where = getattr(fetching, "execution_device", None)
     return model.device if where is None else torch.device(where)
+
+
+def _check_described(config: Any) -> None:
+    """Refuses an architecture that cannot be described, before gigabytes are read."""
+    from vlm_lens.families import families, family_of
+
+    if config.model_type in families():
+        return
+    with torch.device("meta"):
+        try:
+            empty = _auto_class(config).from_config(config)
+        except ValueError as error:
+            raise ModelError(
+                f"No family is registered for models of type {config.model_type!r}, and "
+                f"transformers' {_auto_class(config).__name__} does not know that type either."
+            ) from error
+    family_of(config).architecture(empty)
 
 
 def _auto_class(config: Any) -> Any:

@@ -35,18 +35,20 @@ def families() -> dict[str, Family]:
 def family_of(config: Any) -> Family:
     """The family of a Hugging Face config.
 
+    For a model type that no family claims, one that finds the parts by structure, and raises where
+    it cannot when it is asked for the architecture.
+
     Raises:
-        ModelError: None is registered for its model type.
+        ModelError: A config without a model type.
     """
     model_type = getattr(config, "model_type", None)
-    if model_type not in _FAMILIES:
-        raise ModelError(
-            f"No family is registered for models of type {model_type!r}; known are "
-            f"{', '.join(sorted(_FAMILIES))}. A family is a small class with one method, "
-            "`architecture(model)`: see CONTRIBUTING.md, 'Adding a family', and "
-            "`vlm_lens.families.register`."
-        )
-    return _FAMILIES[model_type]
+    if model_type in _FAMILIES:
+        return _FAMILIES[model_type]
+    if not isinstance(model_type, str) or not hasattr(config, "get_text_config"):
+        raise ModelError(f"{type(config).__name__} is not the config of a transformers model.")
+    from vlm_lens.families.by_structure import StructureFamily
+
+    return StructureFamily(config)
 
 
 def _register_own() -> None:

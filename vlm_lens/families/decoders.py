@@ -63,6 +63,9 @@ _GLM4V = replace(
 
 _PARALLEL = replace(_LLAMA, ln2=None)
 
+# What a block of an unknown text model may look like; see `by_structure`.
+BLOCK_FORMS = (_LLAMA, _SANDWICH, _PARALLEL)
+
 _PERSIMMON = BlockParts(
     ln1="input_layernorm", attn="self_attn", q=None, k=None, v=None, o="dense",
     ln2="post_attention_layernorm", mlp="mlp", mlp_pre="dense_h_to_4h", mlp_post="dense_4h_to_h",
