@@ -21,8 +21,6 @@ from vlm_lens import (
 )
 from vlm_lens.loading import input_device
 
-pytest.importorskip("accelerate", reason="accelerate is not installed")
-
 TEXT = "model.language_model"
 MAPS = {
     "cpu": {"": "cpu"},

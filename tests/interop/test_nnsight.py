@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import nnsight
 import pytest
 import tiny
 import torch
@@ -11,7 +12,6 @@ import torch
 from vlm_lens import HookedVLM
 
 pytestmark = pytest.mark.slow  # nnsight takes seconds to import
-nnsight = pytest.importorskip("nnsight", reason="nnsight is not installed")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from torch import Tensor
 from vlm_lens import HookedVLM
 
 pytestmark = pytest.mark.slow  # transformer_lens takes seconds to import
-pytest.importorskip("transformer_lens", reason="transformer-lens is not installed")
 
 
 class Case(NamedTuple):

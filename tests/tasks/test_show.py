@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from vlm_lens.tasks import Row, Task
@@ -30,7 +29,6 @@ def test_html_never_raises(tmp_path: Path) -> None:
 
 
 def test_dataframe() -> None:
-    pytest.importorskip("pandas")
     frame = Task.load("country-capital").to_dataframe()
     assert list(frame.columns) == ["input", "output", "aliases", "image", "split"]
     assert len(frame) == 130
