@@ -206,7 +206,7 @@ def _table(predictions: pd.DataFrame, tasks: Sequence[Task]) -> pd.DataFrame:
         right = majority([row.output for row in task.test], answers).astype(float)
         by_query[task.name, MAJORITY] = right, float(right.mean())
     rows = []
-    for method in METHODS:
+    for method in dict.fromkeys((*METHODS, *(m for _, m in by_query))):  # others after the known
         mine = {t.name: by_query[t.name, method] for t in tasks if (t.name, method) in by_query}
         for name, (shares, strict) in mine.items():
             rows.append((name, method, shares.mean(), *bootstrap([shares]), strict, len(shares)))
