@@ -1,0 +1,1 @@
+"""Experiments of the paper, run and set beside its numbers."""
