@@ -30,10 +30,6 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     Raises:
         ModelError: No family for this model, or nothing of that name.
     """
-    from transformers import AutoConfig
-
-    from vlm_lens import zoo
-
     processor = options.pop("processor", None)
     if "torch_dtype" in options:
         raise ModelError("Write dtype=..., not torch_dtype=...: transformers 5 renamed it.")
@@ -41,15 +37,7 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     if checkpoint is not None:
         options.setdefault("revision", checkpoint.revision)
     hub = {k: options[k] for k in _HUB_OPTIONS if k in options}
-    try:
-        config = AutoConfig.from_pretrained(where, **hub)
-    except OSError as error:
-        raise ModelError(
-            f"{name!r} is not a zoo model ({', '.join(zoo.names())}), not a folder with a "
-            f"config.json, and could not be read from the Hub: {str(error).splitlines()[0]}"
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
+    config = read_config(name, where, **hub)
     _check_described(config)
     model = _auto_class(config).from_pretrained(where, **options)
     if processor is None:
@@ -81,6 +69,32 @@ def find(name: str | Path) -> tuple[str, Checkpoint | None]:
             + near_matches(text, [*shipped, *CHECKPOINTS])
         )
     return text, None
+
+
+def read_config(name: str | Path, where: str, **hub: Any) -> Any:
+    """The config of a model, without its weights.
+
+    Args:
+        name: What the user called it, for messages.
+        where: What transformers calls it; see `find`.
+        **hub: `revision` and other options of the Hub.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from vlm_lens import zoo
+
+    try:
+        return AutoConfig.from_pretrained(where, **hub)
+    except OSError as error:
+        raise ModelError(
+            f"{name!r} is not a zoo model ({', '.join(zoo.names())}), not a folder with a "
+            f"config.json, and could not be read from the Hub: {str(error).splitlines()[0]}"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
 
 
 def input_device(model: torch.nn.Module) -> torch.device:

@@ -113,8 +113,8 @@ class Recipe(ABC):
             result = Result(_as_table(result, type(self).__name__))
         about = {
             "recipe": self.to_dict(),
-            "model": _model_facts(vlm),
-            "versions": _versions(),
+            "model": model_facts(vlm),
+            "versions": versions(),
             "seeds": list(self.used_seeds()),
             "date": started.isoformat(timespec="seconds"),
             "seconds": round(perf_counter() - clock, 3),
@@ -142,7 +142,7 @@ class Recipe(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON data: its class and its fields."""
-        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"class": type(self).__name__, **fields}
 
     def _model(self, vlm: Any) -> Any:
@@ -196,7 +196,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else True
+    return isinstance(value, hint) if isinstance(hint, type) and hint is not Any else True
 
 
 def _said(hint: Any) -> str:
@@ -210,14 +210,14 @@ def _said(hint: Any) -> str:
     return {type(None): "None"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A field as JSON data; a task of one's own by its name, size and content."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if hasattr(value, "validation") and hasattr(value, "test"):
         rows = repr([(r.input, r.answers) for r in value]).encode()
         digest = hashlib.sha256(rows).hexdigest()[:16]
@@ -228,7 +228,8 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------------------- provenance
 
 
-def _model_facts(vlm: Any) -> dict[str, Any]:
+def model_facts(vlm: Any) -> dict[str, Any]:
+    """What says which model it was, as plain JSON data."""
     config = vlm.hf_model.config
     quantization = getattr(config, "quantization_config", None)
     return {
@@ -241,11 +242,12 @@ def _model_facts(vlm: Any) -> dict[str, Any]:
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "device": str(vlm.device),
         "attention": getattr(config, "_attn_implementation", None),
-        "quantization": None if quantization is None else _plain(str(quantization)),
+        "quantization": None if quantization is None else plain(str(quantization)),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of the libraries on which numbers depend."""
     import torch
     import transformers
 

@@ -97,11 +97,13 @@ class Result:
 
     # ------------------------------------------------------------------ files
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, plotlyjs: str = "directory") -> Path:
         """Writes the tables as CSV, the figures as HTML that needs no network, and provenance.
 
         Args:
             folder: Where to; made if it is not there.
+            plotlyjs: Where the figures find the library that draws them: `"directory"` puts it
+                beside them, a path to a file `.js` (relative to the folder) shares one.
 
         Returns:
             The folder.
@@ -113,7 +115,7 @@ class Result:
             # every text quoted: the csv module leaves a lone carriage return bare
             table.to_csv(folder / f"{name}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
         for name, figure in self._drawn().items():
-            figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
+            figure.write_html(folder / f"{name}.html", include_plotlyjs=plotlyjs)
         about = {
             "format": _FORMAT,
             "result": type(self).__name__,

@@ -1,0 +1,153 @@
+"""On what the experiments are run: a model, its base language model, tasks and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_lens.errors import VLMLensError
+from vlm_lens.recipes.base import plain
+from vlm_lens.tasks import PAPER_TASKS, Task
+
+if TYPE_CHECKING:
+    from vlm_lens.recipes import Recipe
+
+__all__ = ["ReproduceError", "Setup", "base_of", "choose_tasks", "weights_digest"]
+
+_PAPER_MODEL = {"llava": "LLaVA-v1.5", "idefics2": "Idefics2", "fuyu": "Mantis-Fuyu"}
+_ZOO_BASES = {"toy-llava": "toy-vicuna", "toy-idefics2": "toy-mistral"}
+_WITHOUT_BASE = {
+    "fuyu": "no language model from which Mantis-Fuyu was made has been published; the paper has "
+    "no row for it either",
+}
+
+
+class ReproduceError(VLMLensError):
+    """A reproduction that cannot be done as asked."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every experiment on a model gets.
+
+    Attributes:
+        model: The model's name, folder or Hub id.
+        family: Its family's name.
+        base: The language model it was made from; None where there is none.
+        tasks: The tasks: names of shipped ones, or Tasks of one's own data.
+        seeds: Seeds 1 to this many.
+        batch_size: How many prompts run together; None for each recipe's own.
+    """
+
+    model: str
+    family: str
+    base: str | None = None
+    tasks: tuple[str | Task, ...] = PAPER_TASKS
+    seeds: int = 3
+    batch_size: int | None = None
+
+    @property
+    def paper_model(self) -> str:
+        """The paper's model to stand beside: that of the same family, Idefics2 for others."""
+        return _PAPER_MODEL.get(self.family, "Idefics2")
+
+    @property
+    def why_no_base(self) -> str:
+        """Why experiments with a base language model are left out."""
+        reason = _WITHOUT_BASE.get(self.family, f"no base language model of {self.model} is known")
+        return f"{reason}; name one with --base"
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return tuple(t if isinstance(t, str) else t.name for t in self.tasks)
+
+    def task(self, name: str) -> str | Task:
+        """The task of that name, as a recipe takes it."""
+        return self.tasks[self.task_names.index(name)]
+
+    def make(self, recipe: type[Recipe], **fields: Any) -> Recipe:
+        """A recipe with the setup's tasks, seeds and batch size, as far as it has such fields.
+
+        Args:
+            recipe: The recipe's class.
+            **fields: Further fields; they go before the setup's.
+        """
+        shared = {"tasks": self.tasks, "seeds": self.seeds, "batch_size": self.batch_size}
+        known = {field.name for field in dataclasses.fields(recipe)}
+        given = {k: v for k, v in shared.items() if k in known and v is not None}
+        return recipe(**(given | fields))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What its numbers depend on, as plain JSON data."""
+        return {
+            "model": self.model,
+            "base": self.base,
+            "tasks": [plain(task) for task in self.tasks],
+            "seeds": self.seeds,
+        }
+
+
+def base_of(model: str) -> str | None:
+    """The language model that a vision-language model was made from, if it is known.
+
+    Args:
+        model: A zoo name, the short name of a checkpoint or a Hub id.
+    """
+    from vlm_lens import zoo
+    from vlm_lens.checkpoints import find
+
+    if model in _ZOO_BASES:
+        return _ZOO_BASES[model] if _ZOO_BASES[model] in zoo.names() else None
+    checkpoint = find(model)
+    return None if checkpoint is None else checkpoint.base_lm
+
+
+def choose_tasks(names: Sequence[str] = (), data: str | Path | None = None) -> tuple:
+    """The tasks to run: shipped ones, or the same from a folder as the paper's authors publish it.
+
+    Args:
+        names: Which; the paper's six if empty.
+        data: The folder; the shipped tasks if None.
+
+    Raises:
+        TaskError: No such task, or the folder lacks a file of it, named in the message.
+        ReproduceError: A task is named twice, or there is no such folder.
+    """
+    names = tuple(names) or PAPER_TASKS
+    if len(set(names)) < len(names):
+        raise ReproduceError(f"--tasks names a task twice: {', '.join(names)}.")
+    if data is None:
+        for name in names:
+            Task.load(name)
+        return names
+    if not Path(data).is_dir():
+        raise ReproduceError(
+            f"--data {data} is not a folder. It must hold annotations/<task>_val.json and "
+            "annotations/<task>_test.json, with pictures at the paths that these give."
+        )
+    return tuple(Task.from_folder(data, name) for name in names)
+
+
+def weights_digest(model: Any, samples: int = 64) -> str:
+    """A fingerprint of a model's weights: names, shapes, and some values of each.
+
+    Args:
+        model: A torch module.
+        samples: How many values of each tensor, evenly spaced.
+    """
+    import hashlib
+
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if weight.device.type != "meta" and weight.numel():
+            flat = weight.detach().flatten()
+            at = torch.linspace(0, len(flat) - 1, min(samples, len(flat)), dtype=torch.float64)
+            digest.update(flat[at.long().to(flat.device)].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
