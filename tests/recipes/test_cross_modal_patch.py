@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vlm_lens import zoo
+from vlm_lens.errors import VLMLensError
 from vlm_lens.recipes import CrossModalPatch, RecipeError, Result
 from vlm_lens.recipes import transfer as t
 from vlm_lens.tasks import Task
@@ -129,6 +130,25 @@ def test_numbers_equal_plain_transformers(result):
         assert [m.strip() for m in mine] == [s.strip() for run in runs for s in run]
 
 
+def test_balanced_accuracy_and_intervals_over_seeds(toy, small):
+    from scipy import stats
+    from sklearn.metrics import balanced_accuracy_score
+
+    recipe = CrossModalPatch(tasks=small(TASK, 12), seeds=(1, 2, 3), layer=4, controls=False)
+    result = recipe.run(toy, progress=False)
+    said = result.predictions.query("method == 'Prompt'")
+    truth = said["answer"].tolist()
+    taken = [a if right else "?" for a, right in zip(truth, said["correct"], strict=True)]
+    row = result.table.query("method == 'Prompt' and task == @TASK").iloc[0]
+    with pytest.warns(UserWarning, match="y_pred contains classes"):
+        assert row["balanced"] == pytest.approx(balanced_accuracy_score(truth, taken))
+    by_seed = said.groupby("seed")["correct"].mean()
+    low, high = stats.t.interval(0.95, 2, by_seed.mean(), stats.sem(by_seed))
+    assert (row["seeds_low"], row["seeds_high"]) == pytest.approx((max(low, 0), min(high, 1)))
+    alone = result.table.query("method == 'No Context'")["seeds_low"]
+    assert alone.isna().all()
+
+
 def test_every_method_is_there_with_its_interval(result):
     table = result.table
     assert list(dict.fromkeys(table["method"])) == list(t.METHODS)
@@ -138,33 +158,6 @@ def test_every_method_is_there_with_its_interval(result):
     assert result.accuracy() == result.accuracy("Patch", TASK)
     with pytest.raises(RecipeError, match="no 'Patsch'"):
         result.accuracy("Patsch")
-
-
-def test_controls_have_the_norm_of_the_vector(toy):
-    recipe = CrossModalPatch(tasks=TASK, seeds=1)
-    task = Task.load(TASK)
-
-    def vector(asked, seed):
-        return recipe.vector(toy, asked, seed)
-
-    controls = recipe._controls(task, 1, 3, vector)
-    assert set(controls) == {t.RANDOM, t.WRONG_SAME, t.WRONG_OTHER}
-    norm = vector(task, 1).layer(3).norm()
-    for value in controls.values():
-        torch.testing.assert_close(value.norm(), norm, rtol=1e-5, atol=0)
-    other = vector(Task.load("food-flavor"), 1).layer(3)
-    cosine = torch.nn.functional.cosine_similarity(controls[t.WRONG_SAME], other, dim=0)
-    assert cosine > 0.9999
-
-
-def test_donors_are_another_task_and_another_domain():
-    tasks = CrossModalPatch().chosen_tasks()
-    for task in tasks:
-        same, other = t.donors(task, tasks)
-        assert same.domain == task.domain and same.name != task.name
-        assert other.domain != task.domain
-    same, other = t.donors(tasks[0], tasks[:1])
-    assert (same.name, other.name) == ("country-currency", "animal-latin")
 
 
 def test_layer_ties_go_to_the_lowest_and_tasks_weigh_the_same():
@@ -178,15 +171,15 @@ def test_layer_ties_go_to_the_lowest_and_tasks_weigh_the_same():
     assert t.best_layer(pd.DataFrame(rows[:6], columns=columns)) == 1
 
 
-def test_single_vector_instruction_and_given_layer(toy):
-    recipe = CrossModalPatch(tasks=TASK, seeds=1, vectors="single", layer=4, controls=False)
+def test_single_vector_instruction_and_given_layer(toy, small):
+    recipe = CrossModalPatch(tasks=small(TASK), seeds=1, vectors="single", layer=4, controls=False)
     one = recipe.run(toy, progress=False)
     assert one.layer == 4 and one.layers.empty
     assert set(one.table["method"]) == {t.NO_CONTEXT, t.PROMPT, t.PATCH, t.MAJORITY}
     assert len(recipe.vector(toy, Task.load(TASK), 1).prompts) == 1
     with pytest.raises(RecipeError, match="no sweep"):
         one.plot_layers()
-    told = CrossModalPatch(tasks=TASK, source="instruction", layer=4, controls=False)
+    told = CrossModalPatch(tasks=small(TASK), source="instruction", layer=4, controls=False)
     result = told.run(toy, progress=False)
     assert result.provenance["seeds"] == [1]
     assert told.prompts(Task.load(TASK), 1)[0].text.startswith(
@@ -194,9 +187,9 @@ def test_single_vector_instruction_and_given_layer(toy):
     )
 
 
-def test_vectors_from_the_base_language_model(toy):
+def test_vectors_from_the_base_language_model(toy, small):
     recipe = CrossModalPatch(
-        tasks=TASK, seeds=1, layer=4, controls=False, source_model="toy-vicuna"
+        tasks=small(TASK), seeds=1, layer=4, controls=False, source_model="toy-vicuna"
     )
     result = recipe.run(toy, progress=False)
     assert 0 <= result.accuracy() <= 1
@@ -213,6 +206,13 @@ def test_vectors_from_the_base_language_model(toy):
         ({"seeds": (1, 1)}, r"CrossModalPatch\.seeds"),
         ({"layer": -1}, r"CrossModalPatch\.layer"),
         ({"n_examples": 0}, r"CrossModalPatch\.n_examples"),
+        (
+            {"controls": ("wrong",)},
+            r"CrossModalPatch\.controls names 'wrong'; there are 'wrong-same'",
+        ),
+        ({"controls": "random"}, r"CrossModalPatch\.controls"),
+        ({"source": "instruction", "controls": ("single",)}, "there are 'wrong-same'"),
+        ({"source": "instruction", "form": "chat"}, r"CrossModalPatch\.form"),
     ],
 )
 def test_wrong_fields_are_named(fields, message):
@@ -226,6 +226,8 @@ def test_what_the_model_cannot_do_is_said_before_any_run(toy, load, no_forward):
         CrossModalPatch(layer=99).run(toy)
     with pytest.raises(RecipeError, match="takes no pictures"):
         CrossModalPatch().run(load("llama"))
+    with pytest.raises(VLMLensError, match="no chat template"):
+        CrossModalPatch(form="chat").run(toy)
     with pytest.raises(RecipeError, match=r"CrossModalPatch\.source is 'image'"):
         CrossModalPatch(tasks=TASK, source="image", source_model="toy-vicuna").run(toy)
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_lens.recipes.metric import accuracy, bootstrap, majority, prefix_match, score
+from vlm_lens.recipes.metric import (
+    accuracy,
+    balanced,
+    bootstrap,
+    majority,
+    over_seeds,
+    prefix_match,
+    score,
+)
 from vlm_lens.tasks import Task
 
 
@@ -87,6 +95,20 @@ def test_bootstrap_of_one_task_is_near_the_binomial_interval():
     half = 1.96 * np.sqrt(0.3 * 0.7 / 100)
     assert low == pytest.approx(0.3 - half, abs=0.015)
     assert high == pytest.approx(0.3 + half, abs=0.015)
+
+
+def test_balanced_accuracy_gives_each_label_the_same_weight():
+    assert balanced([True, True, True, False], ["a", "a", "a", "b"]) == 0.5
+    assert balanced([True, False, False], ["a", "b", "b"]) == 0.5
+
+
+def test_interval_over_seeds():
+    # the table of Student's t: 4.303 for two degrees of freedom
+    low, high = over_seeds([0.4, 0.5, 0.6])
+    assert (low, high) == pytest.approx((0.5 - 4.3027 * 0.1 / 3**0.5, 0.5 + 4.3027 * 0.1 / 3**0.5),
+                                        abs=1e-4)  # fmt: skip
+    assert np.isnan(over_seeds([0.4])).all()
+    assert over_seeds([0.0, 1.0]) == (0.0, 1.0)
 
 
 def test_accuracy_equals_greedy_generation_of_one_token(toy):

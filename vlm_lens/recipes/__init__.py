@@ -6,11 +6,19 @@ A recipe is a frozen dataclass; `.run(vlm)` gives a Result that prints, plots an
 from __future__ import annotations
 
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
+from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
+from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
+from vlm_lens.recipes.method import MethodRecipe, MethodResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
 
 __all__ = [
+    "Control",
     "CrossModalPatch",
+    "InterModelResult",
+    "InterModelTransfer",
+    "MethodRecipe",
+    "MethodResult",
     "PhaseAnalysis",
     "PhaseResult",
     "Recipe",

@@ -1,26 +1,33 @@
 """Cross-modal patching: a task read from prompts of one modality, written into another's query.
 
-The main experiment of Luo et al. 2025 (arXiv 2410.22330): Tables 2, 11 and 12 and Figure 10.
+The main experiment of Luo et al. 2025 (arXiv 2410.22330): Tables 2, 10, 11 and 12.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from vlm_lens.interventions import ActivationPatch
-from vlm_lens.positions import Find, Last
+from vlm_lens.interventions import ActivationPatch, Steer
+from vlm_lens.positions import Last
 from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.base import Recipe, RecipeError, seed_list
+from vlm_lens.recipes.controls import (
+    Control,
+    Setting,
+    chosen_controls,
+    donors,
+    interventions,
+)
 from vlm_lens.recipes.metric import Scores, score
 from vlm_lens.recipes.predict import first_tokens
+from vlm_lens.recipes.sources import Form, Source, TaskVectors, few_shot, in_form
 from vlm_lens.recipes.transfer import Run, TransferResult
 from vlm_lens.tasks import PAPER_TASKS, Task
 from vlm_lens.template import RawPrompt
@@ -39,10 +46,12 @@ class CrossModalPatch(Recipe):
     - *Prompt*: examples drawn from the other test rows, afresh for each query and seed, then the
       query.
     - *Patch*: the query alone, and at its last position, at the output of one block, the task
-      vector. The vector is read at the last example's delimiter, `Find(":", -3)`, of the validation
-      prompts, and averaged over them.
-    - Controls, written at the same place with the same norm: the vector of another task of the same
-      domain, that of a task of another domain, and a random direction.
+      vector. The vector is read at the delimiter of each validation prompt's last example, and
+      averaged over the prompts; see `sources.open_prompts`.
+    - Controls at the same place, in the same sweep. With the norm of the task vector: the vector
+      of another task of the same domain, that of a task of another domain, a random direction, and
+      a vector from examples whose answers are shuffled. And the task's own vector used otherwise:
+      read from a single prompt; added instead of put in place. See `controls`.
 
     One layer is chosen for all tasks on the validation rows. The predicted token is right if it and
     an answer begin one another; the strict rule wants the answer's first token.
@@ -50,6 +59,7 @@ class CrossModalPatch(Recipe):
     Attributes:
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
         source: Where the task is read from: examples as text or as pictures, or the instruction.
+            Captions are texts: a task whose `input` is a caption is read by `"text"` (Table 4).
         query: Whether queries are given by name or by picture.
         seeds: A number n for seeds 1..n, or the seeds.
         layer: The 0-based block whose output is replaced; chosen on the validation rows if None.
@@ -57,28 +67,30 @@ class CrossModalPatch(Recipe):
             single prompt.
         n_examples: How many examples a prompt has.
         ignore_case: Whether answers are compared without case.
-        controls: Whether the controls are run.
+        controls: All or none; or which, by key, with one's own among them: see `CONTROLS`.
+        form: How prompts are written: as questions and answers, or as turns of a conversation in
+            the model's own chat template (Table 10).
         source_model: Reads the vectors on another model, for example the base language model.
         batch_size: How many prompts run together.
     """
 
     tasks: str | Task | tuple[str | Task, ...] = "all"
-    source: Literal["text", "image", "instruction"] = "text"
+    source: Source = "text"
     query: Literal["image", "text"] = "image"
     seeds: int | tuple[int, ...] = 3
     layer: int | None = None
     vectors: Literal["mean", "single"] = "mean"
     n_examples: int = 5
     ignore_case: bool = False
-    controls: bool = True
+    controls: bool | tuple[str | Control, ...] = True
+    form: Form = "question-answer"
     source_model: str | None = None
     batch_size: int = 32
 
     def measure(self, vlm: Any) -> TransferResult:
         """Vectors, then the layer, then the test."""
-        tasks = self.chosen_tasks()
-        source = self.source_vlm(vlm)
-        vector = cache(partial(self.vector, source))  # each is read once
+        tasks = [in_form(task, self.form, vlm) for task in self.chosen_tasks()]
+        vector = self.reader(self.source_vlm(vlm))
         for task in self.progress(tasks, "task vectors"):
             for seed in self.used_seeds():
                 vector(task, seed)
@@ -108,22 +120,28 @@ class CrossModalPatch(Recipe):
             )
         return source
 
+    def reader(self, vlm: Any) -> TaskVectors:
+        """Reads task vectors on a model, each once."""
+        return TaskVectors(
+            vlm, self.source, kind=self.vectors, n_examples=self.n_examples, form=self.form,
+            batch_size=self.batch_size,
+        )  # fmt: skip
+
     def vector(self, vlm: Any, task: Task, seed: int) -> TaskVector:
         """The task's vector, every layer at once."""
-        if self.source == "instruction":
-            return TaskVector.read(vlm, [task.instruction], at=Find(":", -1))
-        # The delimiter stands before the open query, so the query's modality cannot matter to it.
-        prompts = task.example_sets(self.source, seed=seed, n=self.n_examples)
-        if self.vectors == "single":
-            prompts = [prompts[np.random.RandomState(seed).permutation(len(prompts))[0]]]
-        return TaskVector.read(
-            vlm, prompts, at=Find(":", -3), seed=seed, batch_size=self.batch_size
-        )
+        return self.reader(vlm)(task, seed)
 
     def patch(self, layer: int, value: TaskVector | Tensor) -> ActivationPatch:
         """The vector in place of what the query's last position holds after one block."""
         return ActivationPatch(
             f"blocks.{layer}.hook_resid_post", at=Last(), value=value,
+            allow_transfer=self.source_model is not None,
+        )  # fmt: skip
+
+    def add(self, layer: int, value: TaskVector | Tensor) -> Steer:
+        """The vector added to what the query's last position holds after one block."""
+        return Steer(
+            f"blocks.{layer}.hook_resid_post", at=Last(), vector=value,
             allow_transfer=self.source_model is not None,
         )  # fmt: skip
 
@@ -145,41 +163,40 @@ class CrossModalPatch(Recipe):
         patches: dict[tuple[str, int], Any] = {(t.NO_CONTEXT, 0): ()}
         for seed in self.used_seeds():
             patches[t.PATCH, seed] = self.patch(layer, vector(task, seed))
-            for method, value in self._controls(task, seed, layer, vector).items():
-                patches[method, seed] = self.patch(layer, value)
+            setting = self.setting(task, seed, layer, vector)
+            for method, control in interventions(self.used_controls(), setting).items():
+                patches[method, seed] = control
         tokens = self._predict(vlm, queries, list(patches.values()), f"{task.name}: patch")
         said = dict(zip(patches, tokens, strict=True))
         for seed in self.used_seeds():
             prompts = self.prompts(task, seed)
             said[t.PROMPT, seed] = self._predict(vlm, prompts, [()], f"{task.name}: prompt")[0]
         runs = self._scored(vlm, task, said, answers)
-        donor, _ = t.donors(task, self.chosen_tasks())
+        donor, _ = donors(task, self.chosen_tasks())
         wrong = {(t.AS_DONOR, s): said[m, s] for m, s in said if m == t.WRONG_SAME}
         if wrong:  # does the other task's vector make the model do that task?
             runs += self._scored(vlm, task, wrong, [donor[row.input].answers for row in task.test])
         return runs
 
-    def _controls(self, task: Task, seed: int, layer: int, vector: Reader) -> dict[str, Tensor]:
-        """Vectors that should not work, as long as the one that should."""
-        if not self.controls:
-            return {}
-        mine = vector(task, seed).layer(layer)
-        generator = torch.Generator().manual_seed(seed)
-        wrong = {t.RANDOM: torch.randn(mine.shape, generator=generator)}
-        donors = t.donors(task, self.chosen_tasks())
-        for method, donor in zip((t.WRONG_SAME, t.WRONG_OTHER), donors, strict=True):
-            if donor is not None:
-                wrong[method] = vector(donor, seed).layer(layer)
-        return {m: (v * (mine.norm() / v.norm())).to(mine.dtype) for m, v in wrong.items()}
+    def setting(self, task: Task, seed: int, layer: int, vector: Reader) -> Setting:
+        """What controls of the patch are made from."""
+        return Setting(
+            task, seed, layer, self.chosen_tasks(), vector,
+            write=partial(self.patch, layer), add=partial(self.add, layer),
+            single=None if self.vectors == "single" else getattr(vector, "single", None),
+        )  # fmt: skip
+
+    def used_controls(self) -> tuple[Control, ...]:
+        """The controls that the field `controls` means."""
+        drawn = self.source != "instruction"  # nothing is drawn or shuffled for an instruction
+        return chosen_controls(
+            self.controls, field="CrossModalPatch.controls",
+            without=() if drawn else ("shuffled", "single"),
+        )  # fmt: skip
 
     def prompts(self, task: Task, seed: int) -> Sequence[RawPrompt]:
         """The few-shot prompts of the test rows, the query of each in the target modality."""
-        if self.source != "instruction":
-            return task.example_sets(
-                self.source, seed=seed, target_modality=self.query, n=self.n_examples, split="test"
-            )
-        queries = [task.query(row, self.query) for row in task.test]
-        return [RawPrompt(f"{task.instruction}\n\n{q.text}", q.images) for q in queries]
+        return few_shot(task, self.source, self.query, seed=seed, n=self.n_examples)
 
     def _predict(self, vlm: Any, prompts: Sequence[Any], runs: Sequence[Any], what: str) -> Tensor:
         return first_tokens(
@@ -219,6 +236,12 @@ class CrossModalPatch(Recipe):
                 f"CrossModalPatch.seeds is {self.seeds!r}; give a number of seeds from 1 on, or "
                 "different seeds from 1 on."
             )
+        self.used_controls()
+        if self.form == "chat" and self.source == "instruction":
+            raise RecipeError(
+                "CrossModalPatch.form is 'chat', and an instruction alone is no conversation: set "
+                "form='question-answer', or read the task from examples."
+            )
         for name, least in (("n_examples", 1), ("batch_size", 1), ("layer", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -231,6 +254,7 @@ class CrossModalPatch(Recipe):
                 f"CrossModalPatch.layer is {self.layer}; {vlm.name} has blocks "
                 f"0..{vlm.cfg.n_layers - 1}."
             )
+        in_form(self.chosen_tasks()[0], self.form, vlm)
         if "image" in (self.source, self.query) and vlm.cfg.vision is None:
             raise RecipeError(
                 f"{vlm.name} takes no pictures: set CrossModalPatch.source and .query to 'text'."

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from vlm_lens.recipes.predict import first_tokens
 
-__all__ = ["Scores", "accuracy", "bootstrap", "majority", "prefix_match", "score"]
+__all__ = [
+    "Scores",
+    "accuracy",
+    "balanced",
+    "bootstrap",
+    "majority",
+    "over_seeds",
+    "prefix_match",
+    "score",
+]
 
 
 def prefix_match(
@@ -150,6 +159,35 @@ def bootstrap(
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def balanced(correct: np.ndarray, labels: Sequence[str]) -> float:
+    """Balanced accuracy: the mean over labels of the share of their prompts that are right.
+
+    A guess of the commonest label, right for half of all prompts, gets 1 / labels.
+
+    Args:
+        correct: For each prompt, whether it is right.
+        labels: For each prompt, its label.
+    """
+    labels, correct = np.asarray(labels), np.asarray(correct, dtype=float)
+    return float(np.mean([correct[labels == label].mean() for label in dict.fromkeys(labels)]))
+
+
+def over_seeds(accuracies: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Student's t-interval for the mean over seeds, within 0 and 1; NaN where there is one seed.
+
+    Args:
+        accuracies: The accuracy of each seed.
+        level: How much of the distribution the interval holds.
+    """
+    from scipy import stats
+
+    values = np.asarray(accuracies, dtype=float)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return max(0.0, float(values.mean() - half)), min(1.0, float(values.mean() + half))
 
 
 def _bare(text: str, ignore_case: bool) -> str:

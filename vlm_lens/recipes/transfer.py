@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from vlm_lens.recipes.metric import Scores, bootstrap, majority
+from vlm_lens.recipes.controls import CONTROLS, WRONG_OTHER, WRONG_SAME, donors
+from vlm_lens.recipes.metric import Scores, balanced, bootstrap, majority, over_seeds
 from vlm_lens.recipes.result import RecipeError, Result
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Run", "TransferResult", "best_layer", "donors", "result"]
+__all__ = ["WRONG_OTHER", "WRONG_SAME", "Run", "TransferResult", "best_layer", "donors", "result"]
 
 NO_CONTEXT = "No Context"
 PROMPT = "Prompt"
 PATCH = "Patch"
-WRONG_SAME = "Wrong task, same domain"
 AS_DONOR = "Wrong task, as that task"
-WRONG_OTHER = "Wrong task, other domain"
-RANDOM = "Random vector"
 MAJORITY = "Majority answer"
-METHODS = (
-    NO_CONTEXT, PROMPT, PATCH, WRONG_SAME, AS_DONOR, WRONG_OTHER, RANDOM, MAJORITY,
-)  # fmt: skip
+_NAMES = [control.name for control in CONTROLS]
+METHODS = (NO_CONTEXT, PROMPT, PATCH, _NAMES[0], AS_DONOR, *_NAMES[1:], MAJORITY)
 MEAN = "mean"
 
 
@@ -46,10 +43,12 @@ class Run:
 class TransferResult(Result):
     """Accuracies of prompting and patching.
 
-    `table` has one row a task and method, and the mean over tasks; `accuracy` is by the prefix
-    rule, `low` and `high` bound its 95 % bootstrap interval over queries, `strict` wants the
-    answer's first token. `tables["layers"]` is the sweep on the validation rows,
-    `tables["predictions"]` holds every answer (seed 0: the method needs no seed).
+    `table` has one row a task and method, and the mean over tasks. `accuracy` is by the prefix
+    rule; `low` and `high` bound its 95 % bootstrap interval over queries, `seeds_low` and
+    `seeds_high` its 95 % t-interval over seeds (NaN where there is one); `strict` wants the
+    answer's first token; `balanced` gives each label the same weight. `tables["layers"]` is the
+    sweep on the validation rows, `tables["predictions"]` holds every answer (seed 0: the method
+    needs no seed).
     """
 
     @property
@@ -83,15 +82,19 @@ class TransferResult(Result):
         return float(found["accuracy"].iloc[0])
 
     def summary(self) -> pd.DataFrame:
-        """Methods by tasks, as the paper prints them, with the mean's interval and strict rule."""
+        """Methods by tasks, as the paper prints them; intervals and further rules of the mean."""
         wide = self.table.pivot(index="method", columns="task", values="accuracy")
         tasks = list(dict.fromkeys(self.table["task"]))
         methods = list(dict.fromkeys(self.table["method"]))
         wide = wide.loc[methods, tasks].round(3)
         mean = self.table[self.table["task"] == MEAN].set_index("method").loc[methods]
-        bounds = zip(mean["low"], mean["high"], strict=True)
-        wide["95 %"] = [f"{low:.2f}-{high:.2f}" for low, high in bounds]
-        wide["strict"] = mean["strict"].round(3)
+        for name, low, high in (
+            ("95 % queries", "low", "high"), ("95 % seeds", "seeds_low", "seeds_high"),
+        ):  # fmt: skip
+            bounds = zip(mean[low], mean[high], strict=True)
+            wide[name] = ["-" if np.isnan(lo) else f"{lo:.2f}-{hi:.2f}" for lo, hi in bounds]
+        for name in ("strict", "balanced"):
+            wide[name] = mean[name].round(3)
         return wide.rename(columns=short_names(tasks)).reset_index().rename_axis(columns=None)
 
     def plots(self) -> dict[str, go.Figure]:
@@ -118,23 +121,6 @@ def short_names(tasks: Sequence[str]) -> dict[str, str]:
     """Task names without their domain, where that leaves them different."""
     short = {task: task.rpartition("-")[2] for task in tasks}
     return short if len(set(short.values())) == len(short) else {task: task for task in tasks}
-
-
-def donors(task: Task, tasks: Sequence[Task]) -> tuple[Task | None, Task | None]:
-    """Another task of the same domain, and one of another domain: those next in the list.
-
-    Args:
-        task: The task whose vector is exchanged.
-        tasks: The tasks of the recipe; shipped tasks come after them.
-    """
-    names = [one.name for one in tasks]
-    after = names.index(task.name) + 1
-    shipped = [Task.load(n) for n in Task.names() if n not in names]
-    others = [*tasks[after:], *tasks[: after - 1], *shipped]
-    known = {row.input for row in task.test}
-    same = (o for o in others if o.domain == task.domain and known <= {r.input for r in o.test})
-    other = (o for o in others if o.domain != task.domain)
-    return next(same, None), next(other, None)
 
 
 def best_layer(layers: pd.DataFrame) -> int:
@@ -164,11 +150,11 @@ def result(
     notes = (
         f"Patched: the output of block {layer} (0-based), at the query's last position; the layer "
         f"{chosen}.",
-        f"{recipe.source} -> {recipe.query}, accuracy by the prefix rule, mean over seeds {seeds}; "
-        "95 %: bootstrap over queries, for the mean; strict: the answer's first token, for the "
-        "mean.",
-        "Controls are written at the same place with the norm of the task vector; 'as that task': "
-        "the same answers, judged by what the other task asks.",
+        f"{recipe.source} -> {recipe.query}, accuracy by the prefix rule, mean over seeds {seeds}. "
+        "For the mean over tasks: 95 %, bootstrap over queries and t-interval over seeds; strict: "
+        "the answer's first token; balanced: each label has the same weight.",
+        "Wrong, random and shuffled vectors are written at the same place with the norm of the "
+        "task vector; 'as that task': the same answers, judged by what the other task asks.",
     )
     if recipe.source == "instruction":
         notes += ("Prompt: the instruction, an empty line, the query. Nothing is drawn: one seed.",)
@@ -197,23 +183,63 @@ def _answers(run: Run) -> pd.DataFrame:
 
 
 def _table(predictions: pd.DataFrame, tasks: Sequence[Task]) -> pd.DataFrame:
-    by_query: dict[tuple[str, str], tuple[np.ndarray, float]] = {}
-    for (task, method), mine in predictions.groupby(["task", "method"], sort=False):
-        shares = mine.groupby("input", sort=False)["correct"].mean().to_numpy()
-        by_query[task, method] = shares, float(mine["strict"].mean())
+    found = {
+        (task, method): _Numbers.of(mine)
+        for (task, method), mine in predictions.groupby(["task", "method"], sort=False)
+    }
     for task in tasks:
-        answers = [row.answers for row in task.test]
-        right = majority([row.output for row in task.test], answers).astype(float)
-        by_query[task.name, MAJORITY] = right, float(right.mean())
+        right = majority([row.output for row in task.test], [row.answers for row in task.test])
+        labels = [row.output for row in task.test]
+        found[task.name, MAJORITY] = _Numbers.of(
+            pd.DataFrame({"input": [row.input for row in task.test], "answer": labels, "seed": 0,
+                          "correct": right, "strict": right})
+        )  # fmt: skip
     rows = []
-    for method in dict.fromkeys((*METHODS, *(m for _, m in by_query))):  # others after the known
-        mine = {t.name: by_query[t.name, method] for t in tasks if (t.name, method) in by_query}
-        for name, (shares, strict) in mine.items():
-            rows.append((name, method, shares.mean(), *bootstrap([shares]), strict, len(shares)))
+    for method in dict.fromkeys((*METHODS, *(m for _, m in found))):  # others after the known
+        mine = {t.name: found[t.name, method] for t in tasks if (t.name, method) in found}
+        rows += [(name, method, *_Numbers.row([one])) for name, one in mine.items()]
         if len(mine) == len(tasks):
-            shares = [one for one, _ in mine.values()]
-            mean = float(np.mean([one.mean() for one in shares]))
-            strict = float(np.mean([one for _, one in mine.values()]))
-            rows.append((MEAN, method, mean, *bootstrap(shares), strict, sum(map(len, shares))))
-    columns = ["task", "method", "accuracy", "low", "high", "strict", "queries"]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append((MEAN, method, *_Numbers.row(list(mine.values()))))
+    return pd.DataFrame(rows, columns=["task", "method", *_Numbers.columns])
+
+
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """What a method got on one task.
+
+    Attributes:
+        by_query: The share of seeds in which each query was right.
+        by_seed: The accuracy of each seed.
+        strict: The accuracy by the strict rule.
+        balanced: The balanced accuracy.
+    """
+
+    by_query: np.ndarray
+    by_seed: np.ndarray
+    strict: float
+    balanced: float
+
+    columns: ClassVar = (
+        "accuracy", "low", "high", "seeds_low", "seeds_high", "strict", "balanced", "queries",
+    )  # fmt: skip
+
+    @classmethod
+    def of(cls, mine: pd.DataFrame) -> _Numbers:
+        """From the answers of one method on one task."""
+        by_query = mine.groupby("input", sort=False)["correct"].mean().to_numpy(dtype=float)
+        by_seed = mine.groupby("seed", sort=False)["correct"].mean().to_numpy(dtype=float)
+        even = balanced(mine["correct"].to_numpy(), mine["answer"].to_numpy())
+        return cls(by_query, by_seed, float(mine["strict"].mean()), even)
+
+    @staticmethod
+    def row(tasks: Sequence[_Numbers]) -> tuple[Any, ...]:
+        """The columns, for the mean over tasks."""
+        queries = [one.by_query for one in tasks]
+        return (
+            float(np.mean([shares.mean() for shares in queries])),
+            *bootstrap(queries),
+            *over_seeds(np.mean([one.by_seed for one in tasks], axis=0)),
+            float(np.mean([one.strict for one in tasks])),
+            float(np.mean([one.balanced for one in tasks])),
+            sum(map(len, queries)),
+        )
