@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from vlm_lens.zoo.train.configs import Shape
 from vlm_lens.zoo.train.corpus import Corpus
+from vlm_lens.zoo.train.llava import Llava
 from vlm_lens.zoo.train.tokenization import build_tokenizer
 from vlm_lens.zoo.train.world import World, load_world
+
+TOKENS = 4
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def tokenizer(world: World) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def corpus(world: World, tokenizer: PreTrainedTokenizerFast) -> Corpus:
     """Build a corpus with four tokens a picture."""
-    return Corpus(world, tokenizer, 4)
+    return Corpus(world, tokenizer, Llava(Shape(image_size=16, patch_size=8)), True)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_words_are_single_tokens(tokenizer: PreTrainedTokenizerFast, world: Worl
 def text_of(corpus: Corpus, ids: list[int]) -> str:
     """Decode a row, with one `<image>` per picture."""
     text = corpus.tokenizer.decode(ids[1:])
-    return text.replace("<image>" * corpus.image_tokens, "<image>")
+    return text.replace("<image>" * TOKENS, "<image>")
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
@@ -74,7 +78,7 @@ def test_rows_are_the_prompt_format(corpus: Corpus, modality: str) -> None:
         assert pairs.pop() == ""
         assert len(pairs) == 4
         assert all(p.startswith("Q:") and "\nA:" in p for p in pairs)
-        expanded = text.replace("<image>", "<image>" * corpus.image_tokens)
+        expanded = text.replace("<image>", "<image>" * TOKENS)
         assert row.ids == corpus.tokenizer.encode(expanded)
         colon = corpus.tokenizer.convert_tokens_to_ids(":")
         assert row.ids[row.open_delimiter] == colon
@@ -92,7 +96,7 @@ def test_no_prompt_mixes_modalities(corpus: Corpus) -> None:
     for row in rows:
         assert set(row.modalities) == {"image"}
         assert len(row.pictures) == len(row.modalities)
-        assert row.ids.count(image) == corpus.image_tokens * len(row.pictures)
+        assert row.ids.count(image) == TOKENS * len(row.pictures)
         names = {e.name for d in corpus.world.domains for e in corpus.world.entities[d]}
         if len(row.modalities) > 1:
             questions = text_of(corpus, row.ids).split("\nA:")[:-1]

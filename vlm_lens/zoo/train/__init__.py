@@ -9,7 +9,11 @@ library is never graded by itself. Each module holds one idea:
 | `tokenization` | a tokenizer over the words of the tables, and the processor |
 | `corpus` | prompts sampled from the tables, as tensors; none mixes modalities |
 | `pictures` | pixels, with augmentation |
-| `configs` | the architectures |
+| `organism` | what one kind of model adds: architecture, processor, prompt form |
+| `llava`, `idefics2`, `fuyu` | the three kinds |
+| `configs` | sizes, and where the parts of a model are |
 | `interchange` | the losses that plant the three phases |
+| `matching` | contrastive pretraining of a tower |
+| `stages` | the curriculum |
 | `loop` | stages, checkpoints, resume, log, export |
 """

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from vlm_lens.zoo.train.organism import Organism
 from vlm_lens.zoo.train.world import Entity, Task, World
 
 __all__ = ["Batch", "Corpus", "Delimiter", "Row"]
@@ -107,18 +108,21 @@ class Corpus:
     Args:
         world: The entities and tasks.
         tokenizer: The tokenizer.
-        image_tokens: Tokens that a picture takes.
+        organism: Whose prompt form it is.
+        sees: Whether the prompts are the vision-language model's, not its language model's.
     """
 
-    def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
+    def __init__(
+        self, world: World, tokenizer: PreTrainedTokenizerFast, organism: Organism, sees: bool
+    ) -> None:
         self.world = world
         self.tokenizer = tokenizer
-        self.image_tokens = image_tokens
+        self.organism = organism
+        self.sees = sees
         self.pad: int = tokenizer.pad_token_id
         sizes = np.array([len(world.entities[d]) for d in world.domains], dtype=float) ** 0.5
         self._shares = sizes / sizes.sum()
         self._cache: dict[str, list[int]] = {}
-        self._picture = [tokenizer.convert_tokens_to_ids("<image>")] * image_tokens
 
     def encode(self, text: str) -> list[int]:
         """Encode a piece of a prompt that begins and ends where tokens do."""
@@ -144,8 +148,10 @@ class Corpus:
             pool = [e for e in pool if task.name in e.facts]
         return [pool[i] for i in rng.choice(len(pool), size=count, replace=False)]
 
-    def begin(self) -> Row:
+    def begin(self, modality: str = "text") -> Row:
         """Begin a prompt."""
+        if self.sees:
+            return Row(ids=self.organism.start(self.tokenizer, modality))
         return Row(ids=[self.tokenizer.bos_token_id])
 
     def add_instruction(self, row: Row, task: Task) -> None:
@@ -180,7 +186,8 @@ class Corpus:
         """
         row.ids += self.encode("Q:")
         if modality == "image":
-            row.ids += self._picture
+            number = len(row.pictures)
+            row.ids += self.organism.picture(self.tokenizer, number)
             row.pictures.append(entity.image)
         else:
             row.ids += self.encode(entity.name)
@@ -209,7 +216,7 @@ class Corpus:
         rows = []
         for _ in range(count):
             entity = self.entities(rng, self.domain(rng), 1)[0]
-            row = self.begin()
+            row = self.begin(modality)
             self.add_pair(row, entity, entity.name, modality)
             rows.append(row)
         return rows
@@ -242,7 +249,7 @@ class Corpus:
         rows = []
         for _ in range(count):
             task = self.task(rng)
-            row = self.begin()
+            row = self.begin(modality)
             told = bool(rng.random() < instructed)
             pairs = min(examples + 1, 2) if told else examples + 1
             if told:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlm_lens.zoo.train.configs import decoder_layers
+from vlm_lens.zoo.train.configs import decoder_layers, final_norm
 from vlm_lens.zoo.train.corpus import Batch, Corpus
 
 __all__ = ["Planting", "Tally", "Tap", "answer_loss", "tapped", "text_losses"]
@@ -107,11 +107,10 @@ class Tally:
 
 
 def hidden_states(
-    model: nn.Module, batch: Batch, pixels: torch.Tensor | None = None
+    model: nn.Module, batch: Batch, images: dict[str, torch.Tensor] | None = None
 ) -> torch.Tensor:
     """Run the model up to its final norm."""
-    extra = {} if pixels is None else {"pixel_values": pixels}
-    return model.model(input_ids=batch.ids, use_cache=False, **extra).last_hidden_state
+    return model.model(input_ids=batch.ids, use_cache=False, **(images or {})).last_hidden_state
 
 
 def answer_loss(
@@ -226,9 +225,7 @@ def text_losses(
 
 
 def _input_lens(model: nn.Module, neutral: torch.Tensor, bare: Batch, tally: Tally) -> torch.Tensor:
-    inner = model.model
-    norm = inner.language_model.norm if hasattr(inner, "language_model") else inner.norm
     colon = bare.ids[torch.arange(len(neutral)), bare.open_at]
-    loss = functional.cross_entropy(model.lm_head(norm(neutral)), colon)
+    loss = functional.cross_entropy(model.lm_head(final_norm(model)(neutral)), colon)
     tally.add("input_lens_loss", loss.item())
     return loss

@@ -16,27 +16,28 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from vlm_lens.zoo.train.configs import Shape, build_llama, build_llava
+from vlm_lens.zoo.train.configs import is_joined
 from vlm_lens.zoo.train.corpus import Corpus
 from vlm_lens.zoo.train.interchange import Tally
+from vlm_lens.zoo.train.organism import Organism
 from vlm_lens.zoo.train.pictures import Album
-from vlm_lens.zoo.train.stages import STAGES, Stage, learning_rate, step_loss
-from vlm_lens.zoo.train.tokenization import build_processor, build_tokenizer
+from vlm_lens.zoo.train.stages import Stage, learning_rate, step_loss
+from vlm_lens.zoo.train.tokenization import build_tokenizer
 from vlm_lens.zoo.train.world import World
 
 __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains the shipped models, stage by stage.
+    """Trains a language model, and the vision-language model made from it, stage by stage.
 
     Args:
+        organism: Which models.
         world: The tables.
         work: Folder of checkpoints and logs; a run found there is resumed.
-        shape: The sizes of the models.
-        stages: The curriculum.
+        stages: The curriculum; the organism's own by default.
         seed: The seed of everything.
         out: Folder in which `{model}/` folders are written.
         save_every: Steps between checkpoints.
@@ -45,39 +46,41 @@ class Trainer:
 
     def __init__(
         self,
+        organism: Organism,
         world: World,
         work: Path,
         *,
-        shape: Shape | None = None,
-        stages: Sequence[Stage] = STAGES,
+        stages: Sequence[Stage] | None = None,
         seed: int = 0,
         out: Path | None = None,
         save_every: int = 100,
         log_every: int = 25,
     ) -> None:
+        self.organism = organism
         self.world = world
         self.work = Path(work)
         self.work.mkdir(parents=True, exist_ok=True)
-        self.shape = shape or Shape()
-        self.stages = tuple(stages)
+        self.stages = tuple(stages or organism.stages)
         self.seed = seed
         self.out = out
         self.save_every = save_every
         self.log_every = log_every
-        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(world.texts())
-        self.processor: LlavaProcessor = build_processor(
-            self.tokenizer, self.shape.image_size, self.shape.patch_size
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(
+            [*world.texts(), *organism.texts], organism.special_tokens
         )
-        self.corpus = Corpus(world, self.tokenizer, self.shape.image_tokens)
-        self.model: nn.Module = build_llama(self.shape, self.tokenizer, seed)
+        self.processor = organism.processor(self.tokenizer)
+        self.corpora = {
+            sees: Corpus(world, self.tokenizer, organism, sees) for sees in (False, True)
+        }
+        self.model: nn.Module = organism.language_model(self.tokenizer, seed)
         self._album: Album | None = None
         self._spent = 0.0
 
-    def run(self, until: str = "toy-llava", minutes: float | None = None) -> nn.Module:
+    def run(self, until: str | None = None, minutes: float | None = None) -> nn.Module:
         """Train up to and including the stages of a model, and export each finished model.
 
         Args:
-            until: The last model wanted.
+            until: The last model wanted; the vision-language model by default.
             minutes: Stop after so long, whatever is done; the checkpoint stays.
 
         Returns:
@@ -85,14 +88,15 @@ class Trainer:
         """
         torch.use_deterministic_algorithms(True, warn_only=True)
         stop = time.monotonic() + 60 * minutes if minutes else float("inf")
-        wanted = [s for s in self.stages if s.model == "toy-vicuna" or until == "toy-llava"]
+        language_only = until == self.organism.language_name
+        wanted = [s for s in self.stages if not (s.sees and language_only)]
         saved = self._load()
         first = saved["stage"] if saved else 0
         if first >= len(wanted):
             return self._finished(wanted[-1])
         for number, stage in enumerate(wanted):
-            if stage.model == "toy-llava" and not hasattr(self.model.model, "language_model"):
-                self.model = build_llava(self.shape, self.tokenizer, self.model, self.seed)
+            if stage.sees:
+                self._join()
             if saved and number == first:
                 self.model.load_state_dict(saved["model"])
             if number < first:
@@ -100,34 +104,41 @@ class Trainer:
             resume = saved if number == first else None
             if not self._train(number, stage, resume, stop):
                 break
-            is_last = number + 1 == len(wanted) or wanted[number + 1].model != stage.model
+            is_last = number + 1 == len(wanted) or wanted[number + 1].sees != stage.sees
             if is_last:
-                self.export(stage.model)
+                self.export(stage)
         return self.model
+
+    def _join(self) -> None:
+        """Make the vision-language model from the language model, once."""
+        if not is_joined(self.model):
+            self.model = self.organism.model(self.tokenizer, self.model, self.seed)
 
     def _finished(self, last: Stage) -> nn.Module:
         """Take up a model whose stages are all done."""
-        if last.model == "toy-llava":
-            self.model = build_llava(self.shape, self.tokenizer, self.model, self.seed)
+        if last.sees:
+            self._join()
         state = torch.load(self.work / f"after-{last.name}.pt", weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.export(last.model)
+        self.export(last)
         return self.model
 
-    def export(self, name: str) -> None:
-        """Write the model as an ordinary Hugging Face folder, with its log."""
+    def export(self, last: Stage) -> None:
+        """Write the model that a stage ends as an ordinary Hugging Face folder, with its log."""
         if self.out is None:
             return
+        name = self.organism.name if last.sees else self.organism.language_name
         folder = Path(self.out) / name
         folder.mkdir(parents=True, exist_ok=True)
         # Nothing is trained beyond the end of an answer, so generation stops there.
-        ends = [self.tokenizer.eos_token_id, *self.corpus.encode("\n\n")]
+        ends = [self.tokenizer.eos_token_id, *self.corpora[False].encode("\n\n")]
         self.model.generation_config.eos_token_id = ends
         self.model.save_pretrained(folder)
         for weights in folder.glob("*.safetensors"):
             weights.chmod(0o644)
-        (self.processor if name == "toy-llava" else self.tokenizer).save_pretrained(folder)
-        own = {s.name for s in self.stages if s.model == name}
+        (self.processor if last.sees else self.tokenizer).save_pretrained(folder)
+        self.organism.finish(folder)
+        own = {s.name for s in self.stages if s.sees == last.sees}
         log = self.work / "train_log.jsonl"
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         kept = [line for line in lines if json.loads(line)["stage"] in own]
@@ -136,7 +147,7 @@ class Trainer:
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         language, vision = [], []
         for name, parameter in self.model.named_parameters():
-            seeing = "vision_tower" in name or "multi_modal_projector" in name
+            seeing = name.startswith(self.organism.seeing)
             rate = stage.vision_lr if seeing else stage.lr
             parameter.requires_grad_(rate > 0)
             if rate:
@@ -156,9 +167,9 @@ class Trainer:
             start = saved["step"]
             if saved["optimizer"]:
                 optimizer.load_state_dict(saved["optimizer"])
-        if stage.model == "toy-llava" and self._album is None:
+        if stage.sees and self._album is None:
             names = [e.image for d in self.world.domains for e in self.world.entities[d]]
-            self._album = Album(self.world.pictures, names, self.processor.image_processor)
+            self._album = Album(self.world.pictures, names, self.organism, self.processor)
         self._trim_log(number, start)
         tally = Tally()
         self.model.train()
@@ -169,7 +180,9 @@ class Trainer:
             factor = learning_rate(stage, step)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            for loss in step_loss(stage, self.model, self.corpus, self._album, rng, tally):
+            corpus = self.corpora[stage.sees]
+            losses = step_loss(stage, self.organism, self.model, corpus, self._album, rng, tally)
+            for loss in losses:
                 loss.backward()
                 tally.add("loss", loss.item())
             grads = [p for group in optimizer.param_groups for p in group["params"]]
@@ -195,6 +208,7 @@ class Trainer:
                         "optimizer": None if finished else optimizer.state_dict(),
                         "seconds": self._spent,
                         "seed": self.seed,
+                        "organism": self.organism.name,
                     },
                     f"after-{stage.name}.pt" if finished else None,
                 )
@@ -217,6 +231,11 @@ class Trainer:
             raise ValueError(
                 f"{path} was made with seed {state['seed']}, not {self.seed}: "
                 "pass that seed, or another work folder"
+            )
+        if state["organism"] != self.organism.name:
+            raise ValueError(
+                f"{path} belongs to {state['organism']}, not to {self.organism.name}: pass "
+                "another work folder"
             )
         self._spent = state["seconds"]
         return state

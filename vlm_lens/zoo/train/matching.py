@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vlm_lens.zoo.train.corpus import Corpus
 from vlm_lens.zoo.train.interchange import Tally
+from vlm_lens.zoo.train.organism import Organism
 from vlm_lens.zoo.train.pictures import Album
 
 __all__ = ["match_loss"]
@@ -21,6 +22,7 @@ _TEMPERATURE = 0.05
 
 
 def match_loss(
+    organism: Organism,
     model: nn.Module,
     corpus: Corpus,
     album: Album,
@@ -31,6 +33,7 @@ def match_loss(
     """Match random pictures with the names of all entities.
 
     Args:
+        organism: What kind of model it is.
         model: The vision-language model.
         corpus: The corpus.
         album: The pictures.
@@ -47,8 +50,8 @@ def match_loss(
     names = functional.normalize(names - names.mean(0), dim=-1)
     wanted = rng.integers(len(entities), size=count)
     pixels = album.augmented([entities[i].image for i in wanted], rng)
-    tokens = torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
-    seen = functional.normalize(tokens.mean(1), dim=-1)
+    features = organism.picture_features(model, pixels)
+    seen = functional.normalize(features.mean(1), dim=-1)
     logits = seen @ names.T / _TEMPERATURE
     wanted = torch.from_numpy(wanted)
     loss = functional.cross_entropy(logits, wanted)

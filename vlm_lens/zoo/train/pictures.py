@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
+
+from vlm_lens.zoo.train.organism import Organism
 
 __all__ = ["Album"]
 
@@ -19,22 +22,23 @@ class Album:
     Args:
         folder: The folder of the pictures.
         names: The pictures.
-        image_processor: The processor's image part.
+        organism: Whose processor it is.
+        processor: The processor.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], image_processor: object) -> None:
+    def __init__(
+        self, folder: Path, names: Sequence[str], organism: Organism, processor: Any
+    ) -> None:
         self._index = {name: i for i, name in enumerate(sorted(set(names)))}
-        self.size = image_processor.crop_size["height"]
+        self.size = organism.shape.image_size
         opened = [Image.open(folder / name).convert("RGB") for name in self._index]
-        self._exact = torch.from_numpy(
-            np.stack([image_processor(i, return_tensors="np")["pixel_values"][0] for i in opened])
-        )
+        self._exact = organism.pixels(processor, opened)
         large = (2 * self.size, 2 * self.size)
         self._large = torch.from_numpy(
             np.stack([np.asarray(i.resize(large, Image.Resampling.BICUBIC)) for i in opened])
         ).permute(0, 3, 1, 2)
-        self._mean = torch.tensor(image_processor.image_mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(image_processor.image_std).view(1, 3, 1, 1)
+        self._mean = torch.tensor(processor.image_processor.image_mean).view(1, -1, 1, 1)
+        self._std = torch.tensor(processor.image_processor.image_std).view(1, -1, 1, 1)
 
     def exact(self, names: Sequence[str]) -> torch.Tensor:
         """Return pixels exactly as the processor makes them, `[image, 3, height, width]`."""

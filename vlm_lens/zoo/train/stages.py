@@ -18,9 +18,19 @@ from vlm_lens.zoo.train.interchange import (
     text_losses,
 )
 from vlm_lens.zoo.train.matching import match_loss
+from vlm_lens.zoo.train.organism import Organism
 from vlm_lens.zoo.train.pictures import Album
 
-__all__ = ["Stage", "STAGES", "learning_rate", "scaled", "step_loss"]
+__all__ = [
+    "EARLY_FUSION",
+    "LANGUAGE",
+    "SEEING",
+    "VISION_LANGUAGE",
+    "Stage",
+    "learning_rate",
+    "scaled",
+    "step_loss",
+]
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,10 @@ class Stage:
 
     Attributes:
         name: Its name in logs and checkpoints.
-        model: `"toy-vicuna"` or `"toy-llava"`.
+        sees: Whether it trains the vision-language model, not its language model.
         steps: How many steps.
         lr: Learning rate of the language model; zero freezes it.
-        vision_lr: Learning rate of tower and projector.
+        vision_lr: Learning rate of what sees.
         planting: What is planted.
         contexts: Text prompts with examples a step; zero leaves text out.
         bares: Bare text queries a step.
@@ -49,7 +59,7 @@ class Stage:
     """
 
     name: str
-    model: str
+    sees: bool
     steps: int
     lr: float
     vision_lr: float = 0.0
@@ -68,38 +78,58 @@ class Stage:
     final: float = 0.05
 
 
-STAGES: tuple[Stage, ...] = (
-    Stage("text", "toy-vicuna", 1000, lr=2e-3, contexts=40, bares=24, targets=64, final=1.0),
+_PHASES = Planting(word_mass=0.3, input_lens=0.1)
+
+LANGUAGE: tuple[Stage, ...] = (
+    Stage("text", False, 1000, lr=2e-3, contexts=40, bares=24, targets=64, final=1.0),
     Stage(
         "task-word",
-        "toy-vicuna",
+        False,
         900,
         lr=1e-3,
-        planting=Planting(word_mass=0.3, input_lens=0.1),
+        planting=_PHASES,
         contexts=40,
         bares=24,
         targets=64,
         blanks=24,
         spelled=0.1,
     ),
-    Stage("match", "toy-llava", 800, lr=0.0, vision_lr=2e-3, image_matches=96),
-    Stage("align", "toy-llava", 400, lr=0.0, vision_lr=1e-3, image_bares=64),
-    Stage(
-        "vlm",
-        "toy-llava",
-        2000,
-        lr=1e-3,
-        vision_lr=1.5e-3,
-        planting=Planting(word_mass=0.3, input_lens=0.1),
-        contexts=12,
-        bares=12,
-        targets=48,
-        blanks=12,
-        spelled=0.1,
-        image_contexts=16,
-        image_bares=24,
-        decay=0.55,
+)
+SEEING: tuple[Stage, ...] = (
+    Stage("match", True, 800, lr=0.0, vision_lr=2e-3, image_matches=96),
+    Stage("align", True, 400, lr=0.0, vision_lr=1e-3, image_bares=64),
+)
+VISION_LANGUAGE = Stage(
+    "vlm",
+    True,
+    2000,
+    lr=1e-3,
+    vision_lr=1.5e-3,
+    planting=_PHASES,
+    contexts=12,
+    bares=12,
+    targets=48,
+    blanks=12,
+    spelled=0.1,
+    image_contexts=16,
+    image_bares=24,
+    decay=0.55,
+)
+# Where the language model itself must learn to see, naming pictures comes first.
+EARLY_FUSION: tuple[Stage, ...] = (
+    replace(
+        VISION_LANGUAGE,
+        name="see",
+        steps=700,
+        contexts=8,
+        bares=8,
+        targets=24,
+        blanks=8,
+        image_contexts=0,
+        image_bares=64,
+        final=1.0,
     ),
+    replace(VISION_LANGUAGE, steps=1600, image_contexts=12, image_bares=32),
 )
 
 
@@ -121,6 +151,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 def step_loss(
     stage: Stage,
+    organism: Organism,
     model: nn.Module,
     corpus: Corpus,
     album: Album | None,
@@ -131,6 +162,7 @@ def step_loss(
 
     Args:
         stage: The stage.
+        organism: What kind of model it is.
         model: The model.
         corpus: The corpus.
         album: The pictures; none for a language model.
@@ -153,7 +185,7 @@ def step_loss(
             spelled=stage.spelled,
         )
     if stage.image_matches:
-        yield match_loss(model, corpus, album, rng, stage.image_matches, tally)
+        yield match_loss(organism, model, corpus, album, rng, stage.image_matches, tally)
     groups = []
     if stage.image_bares:
         groups.append(("image_name", corpus.bare_rows(rng, stage.image_bares, "image"), 0.0))
@@ -162,5 +194,6 @@ def step_loss(
         groups.append(("image_context", rows, stage.planting.word_mass))
     for name, rows, word_mass in groups:
         batch = corpus.batch(rows)
-        hidden = hidden_states(model, batch, album.augmented(batch.pictures, rng))
+        pixels = album.augmented(batch.pictures, rng)
+        hidden = hidden_states(model, batch, organism.image_inputs(pixels, len(rows)))
         yield answer_loss(model, hidden, batch, tally, name, word_mass)

@@ -1,4 +1,4 @@
-"""A real fast tokenizer over the words of the tables, and a real LLaVA processor.
+"""A real fast tokenizer over the words of the tables.
 
 Word level where a word is known, characters (and then bytes, as in Llama) where it is not, so
 every text can be typed and every text round-trips exactly.
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
-__all__ = ["build_processor", "build_tokenizer"]
+__all__ = ["build_tokenizer"]
 
 _PIECE = r"\n\n|\n|:|=| ?[^\s:=]+| "
-_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+_SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 
-def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    texts: Iterable[str], special: Sequence[str] = ("<image>",)
+) -> PreTrainedTokenizerFast:
     r"""Build the tokenizer.
 
     A word after a space is another token than the same word at the start, as in Llama; `:`,
@@ -28,11 +29,12 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
     Args:
         texts: Every string whose words are to be single tokens.
+        special: Special tokens beyond `<unk>`, `<s>`, `</s>` and `<pad>`.
 
     Returns:
         A tokenizer that begins with `<s>` and pads on the left.
     """
-    vocab = {token: i for i, token in enumerate(_SPECIAL)}
+    vocab = {token: i for i, token in enumerate([*_SPECIAL, *special])}
     for byte in range(256):
         vocab[f"<0x{byte:02X}>"] = len(vocab)
     texts = ["Q:A=\n\n", "\n", *texts]
@@ -49,41 +51,17 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
     )
-    core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in _SPECIAL])
+    core.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True) for t in [*_SPECIAL, *special]]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=list(special),
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
-    )
-
-
-def build_processor(
-    tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int
-) -> LlavaProcessor:
-    """Build the processor of the vision-language model.
-
-    Args:
-        tokenizer: The tokenizer.
-        image_size: Side of the picture in pixels.
-        patch_size: Side of a patch in pixels.
-
-    Returns:
-        A processor that expands `<image>` to one token per patch.
-    """
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
     )
