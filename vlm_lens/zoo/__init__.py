@@ -1,7 +1,8 @@
-"""The small trained models that ship with the package.
+"""The small models that ship with the package.
 
 They are ordinary Hugging Face folders: load them with plain transformers, or with the library.
-`python -m vlm_lens.zoo.train toy-llava` makes them again from nothing.
+`python -m vlm_lens.zoo.train toy-llava` trains one again from nothing; the weights of toy-induction
+are written down, by `python -m vlm_lens.zoo.induction`.
 """
 
 from __future__ import annotations
