@@ -66,14 +66,18 @@ class Model:
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        self.sees = config["model_type"] == "llava"
+        self.kind = config["model_type"]
+        self.sees = self.kind in ("llava", "idefics2", "fuyu")
         auto = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
         self.model = auto.from_pretrained(folder).eval()
         self.processor = AutoProcessor.from_pretrained(folder)
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         inner = self.model.model
-        self.inner = inner.language_model if self.sees else inner
+        self.inner = {"idefics2": "text_model"}.get(self.kind, "language_model")
+        self.inner = getattr(inner, self.inner) if self.sees else inner
         self.layers: nn.ModuleList = self.inner.layers
+        norms = ("norm", "final_layernorm")
+        self.norm = next(getattr(self.inner, n) for n in norms if hasattr(self.inner, n))
         self._pictures: dict[str, Image.Image] = {}
 
     def picture(self, name: str) -> Image.Image:
@@ -84,15 +88,47 @@ class Model:
 
     def inputs(self, prompts: Sequence[tuple[str, list[str]]]) -> dict[str, torch.Tensor]:
         """Turn `(text, pictures)` into tensors, padded on the left."""
+        if self.kind == "fuyu":
+            return self._mantis(prompts)
         texts = [t for t, _ in prompts]
         pictures = [self.picture(p) for _, names in prompts for p in names]
         if self.sees and pictures:
             out = self.processor(text=texts, images=pictures, return_tensors="pt", padding=True)
         else:
             out = self.tokenizer(texts, return_tensors="pt", padding=True)
-        return {
-            k: v for k, v in out.items() if k in ("input_ids", "attention_mask", "pixel_values")
-        }
+        wanted = ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask")
+        return {k: v for k, v in out.items() if k in wanted}
+
+    def _mantis(self, prompts: Sequence[tuple[str, list[str]]]) -> dict[str, torch.Tensor]:
+        """Write prompts as Mantis-Fuyu reads them; transformers' processor takes one picture."""
+        rows, patches = [], []
+        side = self.model.config.patch_size
+        code = self.tokenizer.convert_tokens_to_ids
+
+        def plain(text: str) -> list[int]:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+
+        for text, names in prompts:
+            *before, last = text.split("<image>")
+            ids: list[int] = []
+            for number, (piece, name) in enumerate(zip(before, names, strict=True)):
+                seen = self.processor.image_processor(self.picture(name), return_tensors="pt")
+                pixels = torch.as_tensor(seen["images"][0][0])
+                high, wide = pixels.shape[1] // side, pixels.shape[2] // side
+                for r in range(high):
+                    for c in range(wide):
+                        cell = pixels[:, r * side : (r + 1) * side, c * side : (c + 1) * side]
+                        patches.append(cell.permute(1, 2, 0).reshape(-1))
+                ids += [code("<s>"), *plain(f"{piece}image {number}: "), code("|IMAGE|")]
+                ids += ([code("|SPEAKER|")] * wide + [code("|NEWLINE|")]) * high
+                ids += [code("|ENDOFIMAGE|")]
+            rows.append([*ids, *([code("<s>")] if before else []), *plain(last)])
+        length = max(map(len, rows))
+        blank = self.tokenizer.pad_token_id
+        padded = torch.tensor([[blank] * (length - len(r)) + r for r in rows])
+        mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows])
+        out = {"input_ids": padded, "attention_mask": mask}
+        return out | ({"pixel_values": torch.stack(patches)} if patches else {})
 
     @contextmanager
     def hooked(self, layer: int, hook: Callable) -> Iterator[None]:
@@ -130,16 +166,11 @@ class Model:
         return tokens
 
     @torch.no_grad()
-    def residuals(
-        self, prompts: Sequence[tuple[str, list[str]]], colon: int, batch: int = 15
-    ) -> torch.Tensor:
-        """Read embedding and blocks at a colon counted from the end, `[prompt, point, width]`."""
-        colon_id = self.tokenizer.convert_tokens_to_ids(":")
+    def residuals(self, prompts: Sequence[tuple[str, list[str]]], batch: int = 15) -> torch.Tensor:
+        """Read embedding and blocks at the last position, `[prompt, point, width]`."""
         parts = []
         for i in range(0, len(prompts), batch):
             inputs = self.inputs(prompts[i : i + batch])
-            at = torch.tensor([(row == colon_id).nonzero()[colon] for row in inputs["input_ids"]])
-            rows = torch.arange(len(at))
             seen: list[torch.Tensor] = []
 
             def read(module: nn.Module, args: tuple, output: object, seen: list = seen) -> None:
@@ -153,13 +184,13 @@ class Model:
             finally:
                 for handle in handles:
                     handle.remove()
-            parts.append(torch.stack([s[rows, at] for s in seen], dim=1))
+            parts.append(torch.stack([s[:, -1] for s in seen], dim=1))
         return torch.cat(parts)
 
     @torch.no_grad()
     def lens(self, residuals: torch.Tensor) -> torch.Tensor:
         """Decode residuals to probabilities over the vocabulary."""
-        return self.model.lm_head(self.inner.norm(residuals)).softmax(-1)
+        return self.model.lm_head(self.norm(residuals)).softmax(-1)
 
 
 def pair(row: Row, modality: str) -> tuple[str, list[str]]:
@@ -195,6 +226,17 @@ def prompts_of(
     return [prompt(draw(rows, i, rng), r, examples, query) for i, r in enumerate(rows)]
 
 
+def sources_of(
+    rows: Sequence[Row], modality: str, rng: np.random.Generator
+) -> list[tuple[str, list[str]]]:
+    """Write one prompt per row that ends at its last example's delimiter.
+
+    What would follow cannot act on what is read there.
+    """
+    drawn = [draw(rows, i, rng) for i in range(len(rows))]
+    return [prompt(examples[:-1], examples[-1], modality, modality) for examples in drawn]
+
+
 def accuracy(predictions: Sequence[str], rows: Sequence[Row]) -> float:
     """Return the share of predictions that are a prefix of the label, or the reverse."""
     right = 0
@@ -217,7 +259,7 @@ def phases(
     model: Model, task: str, rows: Sequence[Row], modality: str, rng: np.random.Generator
 ) -> dict:
     """Decode the last delimiter of prompts with examples after every block."""
-    read = model.residuals(prompts_of(rows, modality, modality, rng), -1)
+    read = model.residuals(prompts_of(rows, modality, modality, rng))
     probabilities = model.lens(read)
     mean = probabilities.mean(0)
     first = model.tokenizer.convert_tokens_to_ids(":")
@@ -245,12 +287,15 @@ def phases(
     }
 
 
-def evaluate(llm: Model, vlm: Model, limit: int, seed: int, progress: Callable) -> dict:
+def evaluate(
+    llm: Model, vlm: Model, other: Model | None, limit: int, seed: int, progress: Callable
+) -> dict:
     """Measure everything.
 
     Args:
         llm: The base language model.
         vlm: The vision-language model.
+        other: A language model of the same shape that the VLM was not made from, if there is one.
         limit: Test rows a task at most.
         seed: Seed of the examples.
         progress: Called with a line of text after each task.
@@ -263,13 +308,15 @@ def evaluate(llm: Model, vlm: Model, limit: int, seed: int, progress: Callable) 
     for task, table in tables.items():
         for modality in ("text", "image"):
             rng = np.random.default_rng([seed, NAMES.index(task), 0])
-            sources = prompts_of(table["val"][:30], modality, modality, rng)
-            read = vlm.residuals(sources, -3)[:, 1:].mean(0)
-            vectors["vlm", modality, task] = read
+            sources = sources_of(table["val"][:30], modality, rng)
+            vectors["vlm", modality, task] = vlm.residuals(sources)[:, 1:].mean(0)
             if modality == "text":
-                vectors["llm", modality, task] = llm.residuals(sources, -3)[:, 1:].mean(0)
+                for name, model in (("llm", llm), ("other", other)):
+                    if model is not None:
+                        read = model.residuals(sources)[:, 1:].mean(0)
+                        vectors[name, modality, task] = read
         for name, model in (("vlm", vlm), ("llm", llm)):
-            read = model.residuals([(TASKS[task][1], [])], -1)[0, 1:]
+            read = model.residuals([(TASKS[task][1], [])])[0, 1:]
             vectors[name, "instruction", task] = read
     progress("vectors read")
 
@@ -301,11 +348,16 @@ def evaluate(llm: Model, vlm: Model, limit: int, seed: int, progress: Callable) 
             own = vectors["vlm", "text", task]
             noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed))
             noise = noise / noise.norm(dim=-1, keepdim=True) * own.norm(dim=-1, keepdim=True)
-            for name, vector in (
-                ("wrong task, same domain", vectors["vlm", "text", PARTNER[task]]),
-                ("wrong task, other domain", vectors["vlm", "text", STRANGER[task]]),
-                ("random, equal norm", noise),
-            ):
+            controls = {
+                "wrong task, same domain": vectors["vlm", "text", PARTNER[task]],
+                "wrong task, other domain": vectors["vlm", "text", STRANGER[task]],
+                "random, equal norm": noise,
+            }
+            if other is not None:
+                foreign = vectors["other", "text", task]
+                length = own.norm(dim=-1, keepdim=True) / foreign.norm(dim=-1, keepdim=True)
+                controls["unrelated LLM, equal norm"] = foreign * length
+            for name, vector in controls.items():
                 out["controls"][f"{name}->{query}"] = sweep(vlm, vector, rows, query)
             out["phases"][query] = phases(vlm, task, rows[:50], query, rng)
         results[task] = out
@@ -383,6 +435,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--llm", type=Path, default=ROOT / "zoo/models/toy-vicuna")
     parser.add_argument("--vlm", type=Path, default=ROOT / "zoo/models/toy-llava")
+    parser.add_argument("--other", type=Path, help="an unrelated language model, as a control")
     parser.add_argument("--limit", type=int, default=1000, help="test rows a task at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -394,7 +447,9 @@ def main() -> None:
     def progress(line: str) -> None:
         print(line, flush=True)  # noqa: T201
 
-    measured = evaluate(Model(args.llm), Model(args.vlm), args.limit, args.seed, progress)
+    other = Model(args.other) if args.other else None
+    models = (Model(args.llm), Model(args.vlm), other)
+    measured = evaluate(*models, args.limit, args.seed, progress)
     args.out.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(markdown(measured))
 
