@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recipes.plain import small
 from vlm_lens import Find, Last, TaskVector
 from vlm_lens.recipes import Control, CrossModalPatch, RecipeError
 from vlm_lens.recipes import transfer as t
@@ -92,7 +93,7 @@ def test_donors_are_another_task_and_another_domain():
     assert (same.name, other.name) == ("country-currency", "animal-latin")
 
 
-def test_a_control_of_ones_own_is_a_row_of_the_table(toy, small):
+def test_a_control_of_ones_own_is_a_row_of_the_table(toy):
     def flipped(setting):
         return setting.write(-setting.value())
 

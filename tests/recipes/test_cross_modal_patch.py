@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from vlm_lens import zoo
+from recipes.plain import QUERY, Plain, few_shot, right, small
 from vlm_lens.errors import VLMLensError
 from vlm_lens.recipes import CrossModalPatch, RecipeError, Result
 from vlm_lens.recipes import transfer as t
@@ -21,120 +20,49 @@ def result(toy):
     return CrossModalPatch(tasks=TASK, seeds=SEEDS).run(toy, progress=False)
 
 
-class Plain:
-    """The experiment from Hugging Face, torch and numpy alone, one prompt at a time."""
-
-    def __init__(self):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        where = zoo.path("toy-llava")
-        self.model = AutoModelForImageTextToText.from_pretrained(where).eval()
-        self.processor = AutoProcessor.from_pretrained(where)
-        self.blocks = self.model.model.language_model.layers
-
-    @torch.no_grad()
-    def logits(self, text, images=(), patch=None):
-        handle = None
-        if patch is not None:
-            layer, vector = patch
-
-            def hook(module, args, output):
-                output = output.clone()
-                output[:, -1] = vector
-                return output
-
-            handle = self.blocks[layer].register_forward_hook(hook)
-        inputs = self.processor(text=text, images=list(images) or None, return_tensors="pt")
-        try:
-            return self.model(**inputs).logits[0, -1]
-        finally:
-            if handle is not None:
-                handle.remove()
-
-    def says(self, *args, **options):
-        return self.processor.tokenizer.decode([int(self.logits(*args, **options).argmax())])
-
-    @torch.no_grad()
-    def vector(self, texts):
-        """The mean over prompts, at the third colon from the end, after every block."""
-        total = 0
-        colon = self.processor.tokenizer(":", add_special_tokens=False)["input_ids"][0]
-        for text in texts:
-            kept = []
-            handles = [
-                block.register_forward_hook(lambda m, a, out, kept=kept: kept.append(out))
-                for block in self.blocks
-            ]
-            inputs = self.processor(text=text, return_tensors="pt")
-            self.model(**inputs)
-            for handle in handles:
-                handle.remove()
-            at = (inputs["input_ids"][0] == colon).nonzero().flatten()[-3]
-            total = total + torch.stack([out[0, at].double() for out in kept])
-        return (total / len(texts)).float()
-
-
-def draws(n, seed):
-    np.random.seed(seed)
-    return [np.random.permutation([i for i in range(n) if i != q])[:5] for q in range(n)]
-
-
-def right(said, row):
-    said = said.strip()
-    return any(
-        bool(said) and (said.startswith(a) or a.startswith(said)) for a in row.answers
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_numbers_equal_plain_transformers(result):
-    plain, task = Plain(), Task.load(TASK)
+    plain, task = Plain("toy-llava"), Task.load(TASK)
     val, test = task.validation, task.test
-    query = "Q:<image>\nA:"
     layers, vectors = len(plain.blocks), {}
     sweep = np.zeros(layers)
     for seed in SEEDS:
-        texts = [
-            "".join(f"Q:{val[i].input}\nA:{val[i].output}\n\n" for i in drawn) + f"Q:{q.input}\nA:"
-            for drawn, q in zip(draws(len(val), seed), val, strict=True)
-        ]
-        vectors[seed] = plain.vector(texts)
+        vectors[seed] = plain.vector(few_shot(val, seed))
         for layer in range(layers):
-            patch = (layer, vectors[seed][layer])
-            said = [plain.says(query, [row.image], patch=patch) for row in val]
-            got = np.mean([right(s, r) for s, r in zip(said, val, strict=True)])
+            put = [plain.put(layer, vectors[seed][layer])]
+            said = [plain.says(QUERY, [row.image], outputs=put) for row in val]
+            got = np.mean([right(s, r.answers) for s, r in zip(said, val, strict=True)])
             mine = result.layers.query("seed == @seed and layer == @layer")["accuracy"].item()
             assert got == pytest.approx(mine, abs=1e-12)
             sweep[layer] += got
     layer = int(np.argmax(np.round(sweep, 9)))
     assert result.layer == layer
-    said = {t.NO_CONTEXT: [[plain.says(query, [row.image]) for row in test]]}
+    said = {t.NO_CONTEXT: [[plain.says(QUERY, [row.image]) for row in test]]}
     said[t.PATCH] = [
-        [plain.says(query, [r.image], patch=(layer, vectors[s][layer])) for r in test]
+        [plain.says(QUERY, [r.image], outputs=[plain.put(layer, vectors[s][layer])]) for r in test]
         for s in SEEDS
     ]
     said[t.PROMPT] = [
         [
-            plain.says(
-                "".join(f"Q:{test[i].input}\nA:{test[i].output}\n\n" for i in drawn) + query,
-                [row.image],
-            )
-            for drawn, row in zip(draws(len(test), seed), test, strict=True)
+            plain.says(text, [row.image])
+            for text, row in zip(few_shot(test, seed, QUERY), test, strict=True)
         ]
         for seed in SEEDS
     ]
     for method, runs in said.items():
-        expected = np.mean([[right(s, r) for s, r in zip(run, test, strict=True)] for run in runs])
+        expected = np.mean(
+            [[right(s, r.answers) for s, r in zip(run, test, strict=True)] for run in runs]
+        )
         assert result.accuracy(method, TASK) == pytest.approx(expected, abs=1e-12)
         mine = result.predictions.query("method == @method")["prediction"].tolist()
-        assert [m.strip() for m in mine] == [s.strip() for run in runs for s in run]
+        assert [m.strip() for m in mine] == [s for run in runs for s in run]
 
 
-def test_balanced_accuracy_and_intervals_over_seeds(toy, small):
+def test_balanced_accuracy_and_intervals_over_seeds(toy):
     from scipy import stats
     from sklearn.metrics import balanced_accuracy_score
 
-    recipe = CrossModalPatch(tasks=small(TASK, 12), seeds=(1, 2, 3), layer=4, controls=False)
+    recipe = CrossModalPatch(tasks=small(TASK, 12, 12), seeds=(1, 2, 3), layer=4, controls=False)
     result = recipe.run(toy, progress=False)
     said = result.predictions.query("method == 'Prompt'")
     truth = said["answer"].tolist()
@@ -171,7 +99,7 @@ def test_layer_ties_go_to_the_lowest_and_tasks_weigh_the_same():
     assert t.best_layer(pd.DataFrame(rows[:6], columns=columns)) == 1
 
 
-def test_single_vector_instruction_and_given_layer(toy, small):
+def test_single_vector_instruction_and_given_layer(toy):
     recipe = CrossModalPatch(tasks=small(TASK), seeds=1, vectors="single", layer=4, controls=False)
     one = recipe.run(toy, progress=False)
     assert one.layer == 4 and one.layers.empty
@@ -187,7 +115,7 @@ def test_single_vector_instruction_and_given_layer(toy, small):
     )
 
 
-def test_vectors_from_the_base_language_model(toy, small):
+def test_vectors_from_the_base_language_model(toy):
     recipe = CrossModalPatch(
         tasks=small(TASK), seeds=1, layer=4, controls=False, source_model="toy-vicuna"
     )
@@ -236,6 +164,8 @@ def test_files_figures_and_text(result, tmp_path):
     again = Result.load(result.save(tmp_path))
     assert type(again) is t.TransferResult and again.layer == result.layer
     assert repr(again) == repr(result)
-    assert {p.name for p in tmp_path.glob("*.html")} == {"transfer.html", "layer_sweep.html"}
+    assert {p.name for p in tmp_path.glob("*.html")} == {
+        "transfer.html", "controls.html", "layer_sweep.html",
+    }  # fmt: skip
     assert result.plot().layout.yaxis.title.text == "accuracy (prefix rule)"
     assert len(result.plot_layers().data) == 1

@@ -1,4 +1,4 @@
-"""Figures of the recipes: bars by task, the layer sweep, the phase curves."""
+"""Figures of the recipes: bars by task, the phase curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlm_lens.recipes.phase_analysis import PhaseResult
     from vlm_lens.recipes.transfer import TransferResult
 
-__all__ = ["layer_sweep", "phase_curves", "transfer_bars"]
+__all__ = ["phase_curves", "transfer_bars"]
 
 _METHOD_COLOURS = {
     "No Context": GREY,
@@ -82,50 +82,6 @@ def transfer_bars(result: TransferResult) -> go.Figure:
     )
     fig.update_yaxes(range=[0, 1.02], tickformat=".1f")
     fig.update_xaxes(showgrid=False)
-    return fig
-
-
-def layer_sweep(result: TransferResult) -> go.Figure:
-    """Validation accuracy by the layer that is patched, one line a task and their mean.
-
-    Args:
-        result: The result of CrossModalPatch.
-
-    Returns:
-        The figure.
-    """
-    fig = go.Figure()
-    by_task = result.layers.groupby(["task", "layer"], sort=False)["accuracy"].mean()
-    colours = list(PALETTE.values())
-    dashes = ("solid", "dash", "dot")
-    tasks = list(dict.fromkeys(result.layers["task"]))
-    for i, task in enumerate(tasks):
-        line = {
-            "color": colours[i % len(colours)],
-            "width": 1.8,
-            "dash": dashes[i // len(colours) % 3],
-        }
-        mine = by_task[task].sort_index()
-        fig.add_scatter(x=mine.index, y=mine, name=task, mode="lines+markers", line=line)
-    if len(tasks) > 1:
-        mean = by_task.groupby("layer").mean()
-        line = {"color": GREY, "width": 4}
-        fig.add_scatter(x=mean.index, y=mean, name="mean", mode="lines", line=line)
-    fig.add_vline(
-        x=result.layer,
-        line={"color": GREY, "dash": "dash", "width": 1},
-        annotation={"text": f"chosen: block {result.layer}", "textangle": 0},
-    )
-    style(
-        fig,
-        title=f"Where the patch works: {_arrow(result)}",
-        subtitle="Validation rows; mean over seeds",
-        x="block whose output is patched (0-based)",
-        y="accuracy (prefix rule)",
-        height=430,
-    )
-    fig.update_yaxes(range=[0, 1.05], tickformat=".1f")
-    fig.update_xaxes(dtick=1 if len(mine) <= 20 else 4)
     return fig
 
 

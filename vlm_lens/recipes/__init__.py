@@ -10,6 +10,7 @@ from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
 from vlm_lens.recipes.method import MethodRecipe, MethodResult
+from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "InterModelTransfer",
     "MethodRecipe",
     "MethodResult",
+    "LayerSweep",
+    "LayerSweepResult",
     "PhaseAnalysis",
     "PhaseResult",
     "Recipe",

@@ -98,11 +98,12 @@ class TransferResult(Result):
         return wide.rename(columns=short_names(tasks)).reset_index().rename_axis(columns=None)
 
     def plots(self) -> dict[str, go.Figure]:
-        """Bars by task, and the layer sweep where there is one."""
+        """Bars by task, every method and control, and the layer sweep where there is one."""
+        from vlm_lens.figures.controls import methods_figure
         from vlm_lens.figures.recipes import transfer_bars
 
         sweep = {} if self.layers.empty else {"layer_sweep": self.plot_layers()}
-        return {"transfer": transfer_bars(self), **sweep}
+        return {"transfer": transfer_bars(self), "controls": methods_figure(self), **sweep}
 
     def plot_layers(self) -> go.Figure:
         """Validation accuracy by layer.
@@ -110,11 +111,13 @@ class TransferResult(Result):
         Raises:
             RecipeError: The layer was given, so none was tried.
         """
-        from vlm_lens.figures.recipes import layer_sweep
+        from vlm_lens.figures.layers import Panel, layer_figure
 
         if self.layers.empty:
             raise RecipeError("There is no sweep: the recipe named its layer. Leave layer=None.")
-        return layer_sweep(self)
+        title = f"Where the patch works: {self.values['source']} → {self.values['query']}"
+        subtitle = "Validation rows; mean over seeds, band: one standard deviation over seeds"
+        return layer_figure([Panel(title, self.layers, self.layer)], title=title, subtitle=subtitle)
 
 
 def short_names(tasks: Sequence[str]) -> dict[str, str]:
