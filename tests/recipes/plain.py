@@ -60,6 +60,28 @@ class Plain:
     def says(self, text, images=(), **edits):
         return self.tokenizer.decode([int(self.logits(text, images, **edits).argmax())]).strip()
 
+    def generates(self, text, images=(), n=3, patch=None):
+        """Greedy tokens without a cache; the patch (layer, vector) stays at the prompt's end."""
+        inputs, new = self.inputs(text, images), []
+        at, ends = inputs["input_ids"].shape[1] - 1, self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+
+        def edit(module, args, output):
+            output = output.clone()
+            output[:, at] = patch[1]
+            return output
+
+        hook = patch and self.blocks[patch[0]].register_forward_hook(edit)
+        with torch.no_grad():
+            while len(new) < n and not set(new[-1:]) & set(ends):
+                new.append(int(self.model(**inputs).logits[0, -1].argmax()))
+                more = {"input_ids": new[-1], "attention_mask": 1}
+                for name, value in more.items():
+                    inputs[name] = torch.cat([inputs[name], torch.tensor([[value]])], 1)
+        if hook:
+            hook.remove()
+        return self.tokenizer.decode(new, skip_special_tokens=True)
+
     def put(self, layer, vector):
         """The (module, function) pair that writes a vector at the last position of a block."""
 

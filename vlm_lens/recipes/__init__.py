@@ -9,23 +9,33 @@ from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
-from vlm_lens.recipes.method import MethodRecipe, MethodResult
+from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
+from vlm_lens.recipes.method import MethodRecipe, MethodResult
+from vlm_lens.recipes.override_result import OverrideItem, OverrideResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
+from vlm_lens.recipes.task_override import TaskOverride
 
 __all__ = [
+    "Case",
     "Control",
     "CrossModalPatch",
+    "Endpoint",
+    "ExactRules",
     "InterModelResult",
     "InterModelTransfer",
-    "MethodRecipe",
-    "MethodResult",
     "LayerSweep",
     "LayerSweepResult",
+    "MethodRecipe",
+    "MethodResult",
+    "OverrideItem",
+    "OverrideResult",
     "PhaseAnalysis",
     "PhaseResult",
     "Recipe",
     "RecipeError",
     "Result",
+    "TaskOverride",
     "TransferResult",
+    "Wanted",
 ]
