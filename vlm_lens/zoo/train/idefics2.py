@@ -38,7 +38,12 @@ class Idefics2(Organism):
     name = "toy-idefics2"
     language_name = "toy-mistral"
     # Grouped queries learn the text more slowly than full attention.
-    stages = (replace(LANGUAGE[0], steps=1300), *LANGUAGE[1:], *SEEING, VISION_LANGUAGE)
+    stages = (
+        replace(LANGUAGE[0], steps=1300),
+        *LANGUAGE[1:],
+        *SEEING,
+        replace(VISION_LANGUAGE, steps=2600),
+    )
     seed = 1
     special_tokens = (_FAKE, "<image>", "<end_of_utterance>")
     seeing = ("model.vision_model", "model.connector")

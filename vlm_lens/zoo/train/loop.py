@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm_lens.zoo.train.configs import is_joined
 from vlm_lens.zoo.train.corpus import Corpus
+from vlm_lens.zoo.train.curves import draw_curves
 from vlm_lens.zoo.train.interchange import Tally
 from vlm_lens.zoo.train.organism import Organism
 from vlm_lens.zoo.train.pictures import Album
@@ -143,6 +144,7 @@ class Trainer:
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         kept = [line for line in lines if json.loads(line)["stage"] in own]
         (folder / "train_log.jsonl").write_text("".join(kept))
+        draw_curves(folder / "train_log.jsonl", folder / "training_curves.svg")
 
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         language, vision = [], []
