@@ -12,6 +12,7 @@ from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTr
 from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
 from vlm_lens.recipes.method import MethodRecipe, MethodResult
+from vlm_lens.recipes.noisy_instruction import NoisyInstruction, NoisyResult
 from vlm_lens.recipes.override_result import OverrideItem, OverrideResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
 from vlm_lens.recipes.task_override import TaskOverride
@@ -28,6 +29,8 @@ __all__ = [
     "LayerSweepResult",
     "MethodRecipe",
     "MethodResult",
+    "NoisyInstruction",
+    "NoisyResult",
     "OverrideItem",
     "OverrideResult",
     "PhaseAnalysis",

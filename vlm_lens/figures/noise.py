@@ -1,0 +1,61 @@
+"""Accuracy against the number of swapped characters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+
+from vlm_lens.figures.style import GREY, PALETTE, style
+
+if TYPE_CHECKING:
+    from vlm_lens.recipes.noisy_instruction import NoisyResult
+
+__all__ = ["noise_lines"]
+
+
+def noise_lines(result: NoisyResult) -> go.Figure:
+    """One line a task, and the mean over tasks with its interval.
+
+    Args:
+        result: The result of NoisyInstruction.
+
+    Returns:
+        The figure.
+    """
+    table, fig = result.by_swaps(), go.Figure()
+    colours = list(PALETTE.values())
+    tasks = [name for name in dict.fromkeys(table["task"]) if name != "mean"]
+    for i, name in enumerate(tasks):
+        mine = table[table["task"] == name]
+        line = {"color": colours[i % len(colours)], "width": 1.6, "dash": "dot"}
+        fig.add_scatter(x=mine["swaps"], y=mine["accuracy"], name=name, mode="lines+markers",
+                        line=line)  # fmt: skip
+    mean = table[table["task"] == "mean"]
+    fig.add_scatter(
+        x=mean["swaps"],
+        y=mean["accuracy"],
+        name="mean, 95 % interval",
+        mode="lines+markers",
+        line={"color": GREY, "width": 4},
+        marker={"size": 9},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": mean["high"] - mean["accuracy"],
+            "arrayminus": mean["accuracy"] - mean["low"],
+            "color": GREY,
+        },
+    )
+    style(
+        fig,
+        title="Instructions with typing errors",
+        subtitle=f"Vector of the instruction at block {result.layer} (0-based); test rows; mean "
+        "over seeds of the swaps",
+        x="swapped pairs of characters in the instruction",
+        y="accuracy (prefix rule)",
+        height=420,
+    )
+    fig.update_yaxes(range=[-0.02, 1.03], tickformat=".1f")
+    fig.update_xaxes(dtick=1)
+    return fig
