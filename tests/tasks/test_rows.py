@@ -43,7 +43,7 @@ def test_given(flag: Path) -> None:
     row = Row("Peru", "Lima", picture=flag)
     assert row.given("text") == "Peru"
     assert row.given("image") is row.image
-    with pytest.raises(TaskError, match="'text' or 'image', not 'audio'"):
+    with pytest.raises(TaskError, match="'text', 'image' or 'description', not 'audio'"):
         row.given("audio")
     with pytest.raises(TaskError, match="has no picture"):
         Row("Peru", "Lima").given("image")

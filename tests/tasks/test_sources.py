@@ -59,7 +59,7 @@ def test_folder_with_an_unknown_task(folder: Path) -> None:
 def test_folder_errors(folder: Path) -> None:
     with pytest.raises(TaskError, match=r"food-color_val.json; tasks found.*country-capital"):
         Task.from_folder(folder, "food-color")
-    with pytest.raises(TaskError, match="say which task"):
+    with pytest.raises(TaskError, match="holds no folder 'annotations'"):
         Task.from_folder(folder / "images")
     path = folder / "annotations" / "country-capital_test.json"
     for text, message in (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vlm_lens.errors import near_matches
 from vlm_lens.tasks.rows import TaskError
 
-__all__ = ["EXTRA_TASKS", "PAPER_TASKS", "SPECS", "TaskSpec", "spec"]
+__all__ = ["EXTRA_TASKS", "GRID_TASKS", "PAPER_TASKS", "SPECS", "TaskSpec", "spec"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class TaskSpec:
 
     Attributes:
         name: The task's name, `{domain}-{attribute}`.
-        domain: `country`, `animal` or `food`; tasks of one domain share rows and split.
+        domain: `country`, `animal`, `food` or `grid`; tasks of one domain share inputs, pictures
+            and split.
         instruction: The task in words; ends in a colon, at which a vector is read.
         task_word: The one word for the task, looked for in what the logit lens decodes.
     """
@@ -44,19 +45,33 @@ _EXTRA = (
     ("food-texture", "The texture descriptor of the food:", "texture"),
 )
 
-SPECS: dict[str, TaskSpec] = {
-    name: TaskSpec(name, name.partition("-")[0], instruction, word)
-    for name, instruction, word in _PAPER + _EXTRA
-}
+_GRID = (
+    ("grid-color", "The color of the shape that is not gray:", "color"),
+    ("grid-shape", "The name of the shape that is not gray:", "shape"),
+    ("grid-position", "The cell of the shape that is not gray:", "cell"),
+    ("grid-count", "The number of gray shapes:", "number"),
+)
+
+
+def _specs(rows: tuple[tuple[str, str, str], ...]) -> dict[str, TaskSpec]:
+    return {
+        name: TaskSpec(name, name.partition("-")[0], instruction, word)
+        for name, instruction, word in rows
+    }
+
+
+SPECS: dict[str, TaskSpec] = _specs(_PAPER + _EXTRA)
+_DRAWN: dict[str, TaskSpec] = _specs(_GRID)
 PAPER_TASKS: tuple[str, ...] = tuple(name for name, *_ in _PAPER)
 EXTRA_TASKS: tuple[str, ...] = tuple(name for name, *_ in _EXTRA)
+GRID_TASKS: tuple[str, ...] = tuple(_DRAWN)
 
 
 def spec(name: str) -> TaskSpec:
-    """Return what a shipped task asks.
+    """Return what a task of the package asks.
 
     Args:
-        name: One of `Task.names()`.
+        name: One of `Task.names()` or of `GRID_TASKS`.
 
     Returns:
         The task's spec.
@@ -64,10 +79,11 @@ def spec(name: str) -> TaskSpec:
     Raises:
         TaskError: No shipped task has this name.
     """
-    if name not in SPECS:
+    known = SPECS | _DRAWN
+    if name not in known:
         raise TaskError(
-            f"no shipped task is called {name!r}.{near_matches(name, SPECS)} "
-            f"There are: {', '.join(SPECS)}. "
+            f"no shipped task is called {name!r}.{near_matches(name, known)} "
+            f"There are: {', '.join(known)}. "
             "For your own data use Task.from_rows, Task.from_csv or Task.from_folder."
         )
-    return SPECS[name]
+    return known[name]

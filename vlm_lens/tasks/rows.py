@@ -9,15 +9,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from PIL import Image
 
 from vlm_lens.errors import VLMLensError
 
+if TYPE_CHECKING:
+    from vlm_lens.layout import Layout
+
 __all__ = ["Modality", "Picture", "Row", "Split", "TaskError", "check_rows", "make_row"]
 
-Modality = Literal["text", "image"]
+Modality = Literal["text", "image", "description"]
 Split = Literal["validation", "test"]
 Picture = Path | Traversable | Image.Image
 
@@ -37,6 +40,9 @@ class Row:
         picture: The picture, or the file that holds it; None where there is none.
         width: The width to which the picture is brought when opened, its aspect kept; None leaves
             it as it is. The paper uses 224, which the shipped pictures already have.
+        description: The entity in a sentence that does not name it; empty where there is none.
+        boxes: The boxes `(x0, y0, x1, y1)`, in pixels of `image`, that the answer depends on, where
+            they are known.
     """
 
     input: str
@@ -44,6 +50,8 @@ class Row:
     aliases: tuple[str, ...] = ()
     picture: Picture | None = field(default=None, hash=False, repr=False)
     width: int | None = field(default=None, repr=False)
+    description: str = field(default="", repr=False)
+    boxes: tuple[tuple[float, float, float, float], ...] = field(default=(), repr=False)
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -80,20 +88,52 @@ class Row:
         return image
 
     def given(self, modality: Modality) -> str | Image.Image:
-        """The input in one modality.
+        """The input in one form.
 
         Args:
-            modality: `"text"` for the name, `"image"` for the picture.
+            modality: `"text"` for the name, `"image"` for the picture, `"description"` for the
+                sentence that describes it.
 
         Returns:
-            The name or the picture.
+            The name, the picture or the sentence.
 
         Raises:
-            TaskError: There is no such modality, or the row has no picture.
+            TaskError: There is no such form, or the row does not have it.
         """
-        if modality not in get_args(Modality):
-            raise TaskError(f"a modality is 'text' or 'image', not {modality!r}")
-        return self.input if modality == "text" else self.image
+        if modality == "text":
+            return self.input
+        if modality == "image":
+            return self.image
+        if modality != "description":
+            *first, last = (repr(m) for m in get_args(Modality))
+            raise TaskError(f"a modality is {', '.join(first)} or {last}, not {modality!r}")
+        if not self.description:
+            raise TaskError(
+                f"the row {self.input!r} has no description; Task.described() keeps the rows that "
+                "have one"
+            )
+        return self.description
+
+    def patches(self, layout: Layout, image: int = 0) -> list[int]:
+        """Where the patches stand that the answer depends on.
+
+        Args:
+            layout: The layout of a prompt that shows the row's picture.
+            image: Which picture of the prompt it is.
+
+        Returns:
+            Positions in the language model, in increasing order.
+
+        Raises:
+            TaskError: It is not known which part of the picture the answer depends on.
+            PositionError: The layout has no such picture, or its positions hold no single patches.
+        """
+        if not self.boxes:
+            raise TaskError(
+                f"it is not known which part of the picture of {self.input!r} the answer depends "
+                "on; the tasks 'grid-...' know it"
+            )
+        return sorted({p for box in self.boxes for p in layout.image[image].box(*box)})
 
 
 def make_row(
@@ -101,7 +141,7 @@ def make_row(
     picture: Picture | str | os.PathLike[str] | None,
     answers: str | Sequence[str],
     *,
-    folder: Path | Traversable | None = None,
+    folder: Path | None = None,
     width: int | None = None,
 ) -> Row:
     """Make a row of data from outside, and check it.
@@ -126,9 +166,11 @@ def make_row(
         raise TaskError(f"the row {given!r} needs a text as output, not {answers!r}")
     if isinstance(picture, (str, os.PathLike)):
         path = Path(picture)
-        picture = folder / path if isinstance(folder, Path) else path
+        picture = path if folder is None else folder / path
         _check_picture(given, picture)
-    elif picture is not None and not isinstance(picture, (Image.Image, Traversable)):
+    elif isinstance(picture, Traversable):
+        _check_picture(given, picture)
+    elif picture is not None and not isinstance(picture, Image.Image):
         raise TaskError(
             f"the picture of {given!r} is a {type(picture).__name__}; "
             "pass a PIL picture or the path of one"
@@ -155,11 +197,11 @@ def check_rows(name: str, rows: Sequence[Row]) -> None:
         )
 
 
-def _check_picture(given: str, path: Path) -> None:
+def _check_picture(given: str, path: Path | Traversable) -> None:
     if not path.is_file():
         raise TaskError(f"the picture of {given!r} is not there: {path}")
     try:
-        with Image.open(path):
+        with path.open("rb") as file, Image.open(file):
             pass
     except OSError as error:
         raise TaskError(f"the file of {given!r} is no picture that Pillow knows: {path}") from error

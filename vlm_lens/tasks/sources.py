@@ -1,16 +1,15 @@
-"""Where rows come from: the package's tables, a CSV file, or a folder as the authors publish it."""
+"""Rows from tables: the package's own, or a CSV file."""
 
 from __future__ import annotations
 
 import csv
-import json
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from vlm_lens.tasks.rows import Row, TaskError, make_row
 
-__all__ = ["folder_tasks", "read_csv", "read_folder", "read_package"]
+__all__ = ["Splits", "numbered_row", "read_csv", "read_package"]
 
 Splits = tuple[tuple[Row, ...], tuple[Row, ...]]
 
@@ -69,7 +68,7 @@ def read_csv(path: Path, *, images: Path | None, validation: int, width: int | N
     splits: dict[str, list[Row]] = {"validation": [], "test": []}
     for i, record in enumerate(records):
         aliases = [a.strip() for a in (record.get("aliases") or "").split("|") if a.strip()]
-        row = _numbered(
+        row = numbered_row(
             f"{path}, line {i + 2}",
             record["input"],
             record.get("image") or None,
@@ -86,77 +85,27 @@ def read_csv(path: Path, *, images: Path | None, validation: int, width: int | N
     return tuple(splits["validation"]), tuple(splits["test"])
 
 
-def folder_tasks(folder: Path) -> tuple[str, ...]:
-    """Return the names of the tasks in a folder as the paper's authors publish it.
-
-    Args:
-        folder: The folder that holds `annotations/`.
-
-    Returns:
-        The names that have both `annotations/{name}_val.json` and `..._test.json`.
-    """
-    annotations = folder / "annotations"
-    names = sorted(path.name.removesuffix("_val.json") for path in annotations.glob("*_val.json"))
-    return tuple(name for name in names if (annotations / f"{name}_test.json").is_file())
-
-
-def read_folder(folder: Path, name: str, *, width: int | None) -> Splits:
-    """Return the rows of a task in a folder as the paper's authors publish it.
-
-    Args:
-        folder: The folder with `annotations/{name}_{val|test}.json`: a list of objects with
-            `input`, `image` (relative to the folder) and `output`, or such a list under `data`.
-        name: The task's name.
-        width: As in `Row`.
-
-    Returns:
-        The validation rows and the test rows.
-
-    Raises:
-        TaskError: A file, a key or a picture is missing or wrong.
-    """
-    splits = []
-    for stem in ("val", "test"):
-        path = folder / "annotations" / f"{name}_{stem}.json"
-        if not path.is_file():
-            raise TaskError(
-                f"there is no {path}; tasks found there: {list(folder_tasks(folder)) or 'none'}"
-            )
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{path} is not JSON: {error}") from error
-        if isinstance(records, dict):
-            records = records.get("data")
-        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-            raise TaskError(f"{path} holds no list of objects, alone or under 'data'")
-        rows = []
-        for i, record in enumerate(records):
-            missing = [key for key in ("input", "output") if key not in record]
-            if missing:
-                raise TaskError(f"{path}, object {i} lacks {missing}; it has {sorted(record)}")
-            rows.append(
-                _numbered(
-                    f"{path}, object {i}",
-                    record["input"],
-                    record.get("image"),
-                    record["output"],
-                    folder,
-                    width,
-                )
-            )
-        splits.append(tuple(rows))
-    return splits[0], splits[1]
-
-
-def _numbered(
+def numbered_row(
     place: str,
     given: str,
-    picture: str | None,
+    picture: str | Traversable | None,
     answers: str | list[str],
-    folder: Path,
+    folder: Path | None,
     width: int | None,
 ) -> Row:
+    """Make a row as `make_row` does, with its place in a file in front of an error.
+
+    Args:
+        place: The file, and which of its rows this is.
+        given: The input as text.
+        picture: A picture, the path of one, or None.
+        answers: The label, or the label and its aliases.
+        folder: Where a relative path starts.
+        width: As in `Row`.
+
+    Raises:
+        TaskError: The row is wrong.
+    """
     try:
         return make_row(given, picture, answers, folder=folder, width=width)
     except TaskError as error:

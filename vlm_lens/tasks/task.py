@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from vlm_lens.errors import near_matches
-from vlm_lens.tasks import registry, show, sources
+from vlm_lens.tasks import show
+from vlm_lens.tasks.constructors import Constructors
 from vlm_lens.tasks.draws import draw_examples, draw_one
-from vlm_lens.tasks.rows import Modality, Row, Split, TaskError, check_rows, make_row
+from vlm_lens.tasks.rows import Modality, Row, Split, TaskError, check_rows
+from vlm_lens.tasks.words import draw_words
 from vlm_lens.template import QUESTION_ANSWER, RawPrompt, Template
 
 if TYPE_CHECKING:
     import pandas as pd
+    from PIL import ImageFont
 
 __all__ = ["Task"]
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Constructors):
     r"""A task: an entity goes in, as a name or as a picture, and one attribute comes out.
 
     Attributes:
@@ -62,160 +62,6 @@ class Task:
         if not self.validation + self.test:
             raise TaskError(f"the task {self.name!r} has no rows")
         check_rows(self.name, self.validation + self.test)
-
-    # ------------------------------------------------------------------ where tasks come from
-    @staticmethod
-    def names() -> tuple[str, ...]:
-        """The names of the shipped tasks, the paper's six first."""
-        return registry.PAPER_TASKS + registry.EXTRA_TASKS
-
-    @classmethod
-    def load(cls, name: str) -> Task:
-        """Load a task that ships with the package.
-
-        Args:
-            name: One of `Task.names()`.
-
-        Returns:
-            The task; the same object each time, so that pictures are opened once.
-
-        Raises:
-            TaskError: No shipped task has this name.
-        """
-        return _load(name)
-
-    @classmethod
-    def from_rows(
-        cls,
-        name: str,
-        rows: Iterable[Row | tuple[Any, ...]],
-        *,
-        instruction: str,
-        validation: int = 30,
-        domain: str = "",
-        task_word: str | None = None,
-        width: int | None = None,
-    ) -> Task:
-        """Make a task of one's own data.
-
-        Args:
-            name: The task's name.
-            rows: Rows, or tuples (input, picture, output) in which the picture is a PIL picture, a
-                path or None, and the output a text or a list of texts, the label first.
-            instruction: The task in words; in the paper it ends in a colon.
-            validation: How many rows, from the first on, are for validation; the rest is for test.
-            domain: What the entities are.
-            task_word: The one word for the task.
-            width: The width to which pictures are brought; None leaves them as they are.
-
-        Returns:
-            The task.
-
-        Raises:
-            TaskError: A row is wrong or there twice, or a picture is missing or no picture.
-        """
-        made = []
-        for i, row in enumerate(rows):
-            if isinstance(row, Row):
-                made.append(row)
-                continue
-            if not isinstance(row, (tuple, list)) or len(row) != 3:
-                raise TaskError(f"row {i} of {name!r} is no (input, picture, output): {row!r}")
-            made.append(make_row(*row, width=width))
-        if not 0 <= validation <= len(made):
-            raise TaskError(
-                f"validation={validation}, but {name!r} has {len(made)} rows; "
-                "pass how many of them are for validation"
-            )
-        splits = tuple(made[:validation]), tuple(made[validation:])
-        return cls(name, instruction, *splits, domain=domain, task_word=task_word)
-
-    @classmethod
-    def from_csv(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        instruction: str,
-        name: str | None = None,
-        images: str | os.PathLike[str] | None = None,
-        validation: int = 30,
-        domain: str = "",
-        task_word: str | None = None,
-        width: int | None = None,
-    ) -> Task:
-        """Read a task from a CSV file with the columns of the shipped tables.
-
-        Args:
-            path: The file: columns `input` and `output`, and where wanted `image`, `aliases` (with
-                `|` between them) and `split` (`validation` or `test`).
-            instruction: The task in words.
-            name: The task's name; the file's stem if None.
-            images: Where the paths of the pictures start; the CSV file's folder if None.
-            validation: Without a `split` column, how many rows from the top are for validation.
-            domain: What the entities are.
-            task_word: The one word for the task.
-            width: The width to which pictures are brought; None leaves them as they are.
-
-        Returns:
-            The task.
-
-        Raises:
-            TaskError: The file, a column, a value or a picture is missing or wrong.
-        """
-        path = Path(path)
-        splits = sources.read_csv(
-            path,
-            images=None if images is None else Path(images),
-            validation=validation,
-            width=width,
-        )
-        return cls(name or path.stem, instruction, *splits, domain=domain, task_word=task_word)
-
-    @classmethod
-    def from_folder(
-        cls,
-        folder: str | os.PathLike[str],
-        name: str | None = None,
-        *,
-        instruction: str | None = None,
-        domain: str | None = None,
-        task_word: str | None = None,
-        width: int | None = 224,
-    ) -> Task:
-        """Read a task from a folder as the paper's authors publish their data.
-
-        Args:
-            folder: The folder with `annotations/{name}_{val|test}.json`; the paths of the pictures
-                start at the folder.
-            name: The task's name; may be left out where the folder holds one task only.
-            instruction: The task in words; known for the names of the shipped tasks.
-            domain: What the entities are; known for the names of the shipped tasks.
-            task_word: The one word for the task; known for the names of the shipped tasks.
-            width: The width to which pictures are brought, 224 as in the paper.
-
-        Returns:
-            The task.
-
-        Raises:
-            TaskError: A file, a key, the instruction or a picture is missing or wrong.
-        """
-        folder = Path(folder)
-        if name is None:
-            found = sources.folder_tasks(folder)
-            if len(found) != 1:
-                listed = ", ".join(found) or "none"
-                raise TaskError(f"say which task of {folder} is meant; found: {listed}")
-            name = found[0]
-        known = registry.SPECS.get(name)
-        if instruction is None and known is None:
-            raise TaskError(f"{name!r} is no shipped task: pass instruction='...:'")
-        return cls(
-            name,
-            instruction if instruction is not None else known.instruction,
-            *sources.read_folder(folder, name, width=width),
-            domain=domain if domain is not None else (known.domain if known else ""),
-            task_word=task_word if task_word is not None else (known.task_word if known else None),
-        )
 
     # ------------------------------------------------------------------------------- rows
     def rows(self, split: Split) -> tuple[Row, ...]:
@@ -256,10 +102,13 @@ class Task:
 
         Args:
             row: The row, or its input.
-            modality: Whether its name or its picture is given.
+            modality: Whether its name, its picture or its description is given.
 
         Returns:
             The prompt.
+
+        Raises:
+            TaskError: The row does not have what is to be given.
         """
         return self.template.build((), self._row(row).given(modality))
 
@@ -281,11 +130,12 @@ class Task:
 
         Args:
             n: How many examples.
-            modality: Whether the examples' names or pictures are given.
+            modality: Whether the examples' names, pictures or descriptions are given.
             seed: The seed of the draw.
             split: Where the examples are drawn from.
             query: The row left open, or its input; of either split.
-            query_modality: Whether the query's name or picture is given; as the examples if None.
+            query_modality: Whether the query's name, picture or description is given; as the
+                examples if None.
 
         Returns:
             The prompt.
@@ -321,10 +171,10 @@ class Task:
         prompts.
 
         Args:
-            modality: Whether the examples' names or pictures are given.
+            modality: Whether the examples' names, pictures or descriptions are given.
             seed: The seed; the paper uses 1, 2 and 3.
-            target_modality: Whether the queries' names or pictures are given; as the examples if
-                None.
+            target_modality: Whether the queries' names, pictures or descriptions are given; as the
+                examples if None.
             n: How many examples a prompt.
             split: Whose rows are the queries, and where the examples are drawn from.
 
@@ -367,6 +217,43 @@ class Task:
             test=permuted(self.test),
         )
 
+    def described(self) -> Task:
+        """The same task on the rows that have a description, in both splits.
+
+        Raises:
+            TaskError: No row has one.
+        """
+        kept = {
+            split: tuple(row for row in self.rows(split) if row.description)
+            for split in get_args(Split)
+        }
+        if not any(kept.values()):
+            raise TaskError(f"no row of {self.name!r} has a description")
+        return replace(self, name=f"{self.name}-described", **kept)
+
+    def as_words(self, *, size: int = 224, font: ImageFont.FreeTypeFont | None = None) -> Task:
+        """The same task with each picture replaced by a picture of the input's words.
+
+        What a model does with them needs reading, and no seeing of things.
+
+        Args:
+            size: Width and height of the pictures, in pixels.
+            font: A font with all the letters; Pillow's own, which has ASCII only, if None.
+
+        Returns:
+            A task with the same rows, black words on white as pictures.
+
+        Raises:
+            TaskError: An input has letters that the font does not have.
+        """
+
+        def drawn(row: Row) -> Row:
+            picture, box = draw_words(row.input, size=size, font=font)
+            return replace(row, picture=picture, width=None, boxes=(box,))
+
+        splits = {split: tuple(map(drawn, self.rows(split))) for split in get_args(Split)}
+        return replace(self, name=f"{self.name}-words", **splits)
+
     def to_dataframe(self) -> pd.DataFrame:
         """All rows as a DataFrame: input, output, aliases, split and where the picture is."""
         return show.dataframe({split: self.rows(split) for split in get_args(Split)})
@@ -396,10 +283,3 @@ class Task:
             [(row.given(modality), row.output) for row in examples],
             query.given(modality if target is None else target),
         )
-
-
-@cache
-def _load(name: str) -> Task:
-    spec = registry.spec(name)
-    splits = sources.read_package(name)
-    return Task(name, spec.instruction, *splits, domain=spec.domain, task_word=spec.task_word)
