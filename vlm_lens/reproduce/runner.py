@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +21,8 @@ from vlm_lens.reproduce.plan import ModelPlan
 from vlm_lens.reproduce.store import Store, with_partial
 
 if TYPE_CHECKING:
-    from vlm_lens.recipes import Result
+    from vlm_lens.recipes import Recipe, Result
+    from vlm_lens.reproduce.setup import Setup
 
 __all__ = ["Outcome", "execute"]
 
@@ -49,15 +55,17 @@ def execute(
     *,
     say: Callable[[str], None] = lambda line: None,
     progress: bool = False,
-    load: Callable[[str], Any] | None = None,
+    jobs: int = 1,
+    **options: Any,
 ) -> Outcome:
     """Runs a model's recipes; those that are finished in its folder are not run again.
 
     Args:
         plan: What to run.
         say: Called with a line for each run.
-        progress: Whether recipes show progress bars.
-        load: Makes a HookedVLM of a model's name; `HookedVLM.from_pretrained` if None.
+        progress: Whether recipes show progress bars; not with several jobs.
+        jobs: How many runs at once, each in a process of its own with the model loaded.
+        **options: Passed to `HookedVLM.from_pretrained`: `dtype`, `device`, ...
 
     Returns:
         The results beside the paper's numbers.
@@ -67,19 +75,29 @@ def execute(
     """
     from vlm_lens.model import HookedVLM
 
-    vlm = (load or HookedVLM.from_pretrained)(plan.setup.model)
+    vlm = HookedVLM.from_pretrained(plan.setup.model, **options)
     store = Store(plan.folder, plan.setup, vlm)
     skipped = dict(plan.skipped)
-    experiments = []
     for one in plan.experiments:
         reason = lacking(one, vlm)
         if reason:
             skipped[one.id] = reason
-        else:
-            experiments.append(one)
-    needed = {n: r for n, r in plan.runs.items()
-              if any(n in e.recipes(plan.setup) for e in experiments)}  # fmt: skip
-    results, errors = _run(needed, store, vlm, say, progress)
+    experiments = [one for one in plan.experiments if one.id not in skipped]
+    needed = {name for one in experiments for name in one.recipes(plan.setup)}
+    runs = {name: recipe for name, recipe in plan.runs.items() if name in needed}
+    todo, errors = _check(runs, store, vlm, say)
+    work = (
+        _in_processes(todo, plan, options, jobs)
+        if jobs > 1 and len(todo) > 1
+        else ((name, *run_one(name, todo[name], vlm, store, progress)) for name in todo)
+    )
+    for i, (name, seconds, error) in enumerate(work, start=1):
+        if error:
+            errors[name] = error
+        said = f"failed: {error}" if error else f"{seconds:.1f} s"
+        say(f"[{i}/{len(todo)}] {name}: {said}")
+    results = {name: store.load(name, recipe) for name, recipe in runs.items()
+               if name not in errors}  # fmt: skip
     comparisons, failed = {}, {}
     for one in experiments:
         wrong = [errors[name] for name in one.recipes(plan.setup) if name in errors]
@@ -87,9 +105,8 @@ def execute(
             failed[one.id] = wrong[0]
             continue
         mine = {name: results[name] for name in one.recipes(plan.setup)}
-        comparison = one.compare(plan.setup, mine)
-        comparisons[one.id] = comparison
-        _save(plan.folder / one.id, one, plan, mine, comparison)
+        comparisons[one.id] = one.compare(plan.setup, mine)
+        _save(plan.folder / one.id, one, plan, mine, comparisons[one.id])
     return Outcome(plan, comparisons, results, skipped, failed)
 
 
@@ -102,34 +119,85 @@ def lacking(experiment: Experiment, vlm: Any) -> str:
     return ""
 
 
-def _run(
-    runs: Mapping[str, Any], store: Store, vlm: Any, say: Callable[[str], None], progress: bool
-) -> tuple[dict[str, Result], dict[str, str]]:
-    found = {name: store.load(name, recipe) for name, recipe in runs.items()}
-    errors: dict[str, str] = {}
-    for name, recipe in runs.items():  # all of them before the first takes its hours
+def _check(
+    runs: Mapping[str, Recipe], store: Store, vlm: Any, say: Callable[[str], None]
+) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """What is still to run, and what this model cannot run: before the first takes its hours."""
+    todo, errors = {}, {}
+    for name, recipe in runs.items():
         try:
             recipe.validate_for(vlm)
         except VLMLensError as error:
             errors[name] = str(error)
-    for i, (name, recipe) in enumerate(runs.items(), start=1):
-        count = f"[{i}/{len(runs)}] {name}"
-        if name in errors:
-            say(f"{count}: cannot be done: {errors[name]}")
+            say(f"{name}: cannot be done: {error}")
             continue
-        if found[name] is not None:
-            say(f"{count}: finished before")
-            continue
-        clock = perf_counter()
+        if store.load(name, recipe) is None:
+            todo[name] = recipe
+    if len(todo) + len(errors) < len(runs):
+        say(f"{len(runs) - len(todo) - len(errors)} of {len(runs)} runs were finished before")
+    return todo, errors
+
+
+def run_one(name: str, recipe: Recipe, vlm: Any, store: Store, progress: bool) -> tuple[float, str]:
+    """Runs and saves one recipe: the seconds it took, and what went wrong, if anything."""
+    clock = perf_counter()
+    try:
+        store.save(name, recipe.run(vlm, progress=progress))
+    except VLMLensError as error:
+        return perf_counter() - clock, str(error)
+    return perf_counter() - clock, ""
+
+
+# ---------------------------------------------------------------------- several at once
+
+_WORKER: dict[str, Any] = {}
+
+
+def _in_processes(
+    runs: Mapping[str, Recipe], plan: ModelPlan, options: Mapping[str, Any], jobs: int
+) -> Iterator[tuple[str, float, str]]:
+    """Runs recipes in processes that each hold the model, in the order in which they finish."""
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    start = (plan.setup, plan.folder, dict(options))
+    with ProcessPoolExecutor(
+        min(jobs, len(runs)), context, initializer=_start_worker, initargs=start
+    ) as pool:
+        waiting = {pool.submit(_work, name, recipe): name for name, recipe in runs.items()}
         try:
-            result = recipe.run(vlm, progress=progress)
-        except VLMLensError as error:
-            errors[name] = str(error)
-            say(f"{count}: failed: {error}")
-            continue
-        found[name] = store.save(name, result)
-        say(f"{count}: {perf_counter() - clock:.1f} s")
-    return {name: one for name, one in found.items() if name not in errors}, errors
+            for done in as_completed(waiting):
+                yield waiting[done], *done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(setup: Setup, folder: Path, options: Mapping[str, Any]) -> None:
+    import signal
+
+    import torch
+    from transformers.utils import logging
+
+    from vlm_lens.model import HookedVLM
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    vlm = HookedVLM.from_pretrained(setup.model, **options)
+    _WORKER.update(vlm=vlm, store=Store(folder, setup, vlm))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed has nobody to work for."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _work(name: str, recipe: Recipe) -> tuple[float, str]:
+    return run_one(name, recipe, _WORKER["vlm"], _WORKER["store"], progress=False)
+
+
+# ---------------------------------------------------------------------- files
 
 
 def _save(

@@ -217,11 +217,11 @@ def _layers(setup: Setup, results: Results) -> Comparison:
     here, printed = (result.layer + 1) / count, (there["patched"] + 1) / there["layers"]
     rows = [
         {"method": "best block", "quantity": "block (0-based)", "here": result.layer,
-         "paper": there["patched"], "paper_model": model},
-        {"method": "blocks", "quantity": "number", "here": count, "paper": there["layers"],
-         "paper_model": model},
+         "task": "value", "paper": there["patched"], "paper_model": model},
+        {"method": "blocks", "quantity": "number", "here": count, "task": "value",
+         "paper": there["layers"], "paper_model": model},
         {"method": "best block's depth", "quantity": "share of the blocks", "here": here,
-         "paper": printed, "paper_model": model},
+         "task": "value", "paper": printed, "paper_model": model},
     ]  # fmt: skip
     finding = Finding(
         "The vector works best in the middle of the model, or a little later.",

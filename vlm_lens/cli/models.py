@@ -1,0 +1,108 @@
+"""`vlm-lens models` and `vlm-lens points`: what there is, and what a model has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlm_lens.cli.common import console, load, plain_errors
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["models", "points"]
+
+
+def models() -> None:
+    """Lists the families that are known, the models in the package, and published checkpoints."""
+    screen = console()
+    for table in (_families_table(), _zoo_table(), _checkpoints_table()):
+        screen.print(table)
+        screen.print()
+
+
+def points(
+    name: Annotated[str, typer.Argument(help="A zoo model, a folder or a Hub id.")],
+    glob: Annotated[str, typer.Argument(help="Which points, for example '*resid*'.")] = "*",
+) -> None:
+    """Lists a model's points: the places that can be read and written."""
+    from rich.table import Table
+
+    with plain_errors():
+        found = load(name).points(glob)
+        rows = found.rows()
+        table = Table(*rows[0], title=f"{len(found)} points of {name}", box=None)
+        for row in rows:
+            table.add_row(*(str(value).replace("[", "\\[") for value in row.values()))
+        console().print(table)
+
+
+def _families_table() -> Table:
+    from rich.table import Table
+
+    from vlm_lens.families import families
+
+    types: dict[Any, list[str]] = {}
+    for model_type, family in families().items():
+        types.setdefault(family, []).append(model_type)
+    table = Table(title="Families", box=None, header_style="bold", padding=(0, 1))
+    table.add_column("family", no_wrap=True)
+    for column in ("Hugging Face model types", "what it is", "notes"):
+        table.add_column(column, overflow="fold")
+    for family in sorted(types, key=lambda f: (f.takes_images, f.name)):
+        table.add_row(family.name, ", ".join(types[family]), _about(family), _notes(family))
+    return table
+
+
+def _about(family: Any) -> str:
+    """What is said of a family in the first line of its file, its own name left out."""
+    import sys
+
+    lines = (sys.modules[type(family).__module__].__doc__ or "").strip().splitlines()
+    _, _, about = lines[0].rpartition(": ") if lines else ("", "", "")
+    return about.rstrip(".") if family.takes_images else "a text model, no pictures"
+
+
+def _notes(family: Any) -> str:
+    """What a user of a family must know, one sentence a kind of thing."""
+    said = {
+        "runs in full": family.not_replayable,
+        "generates in full": getattr(family, "not_continued", ""),
+        "stream": family.residual_breaks,
+    }
+    return "; ".join(f"{kind}: {why}" for kind, why in said.items() if why)
+
+
+def _zoo_table() -> Table:
+    from rich.table import Table
+
+    from vlm_lens import zoo
+
+    table = Table(title="Models in the package", box=None, header_style="bold", padding=(0, 1))
+    table.add_column("name", no_wrap=True)
+    table.add_column("folder", overflow="fold")
+    for name in zoo.names():
+        table.add_row(name, str(zoo.path(name)))
+    return table
+
+
+def _checkpoints_table() -> Table:
+    from rich.table import Table
+
+    from vlm_lens.checkpoints import CHECKPOINTS
+
+    table = Table(title="Published checkpoints, by short name", box=None, header_style="bold",
+                  padding=(0, 1))  # fmt: skip
+    table.add_column("name", no_wrap=True)
+    table.add_column("Hub id", overflow="fold")
+    table.add_column("revision", no_wrap=True)
+    table.add_column("blocks", justify="right")
+    table.add_column("patched after block", justify="right")
+    table.add_column("notes", overflow="fold")
+    for one in CHECKPOINTS.values():
+        layer = "" if one.patch_layer is None else str(one.patch_layer)
+        notes = [*(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in one.settings.items()), one.note]
+        table.add_row(one.name, one.repo, one.revision[:8], str(one.n_layers), layer,
+                      "; ".join(n for n in notes if n))  # fmt: skip
+    return table

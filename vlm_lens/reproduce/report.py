@@ -1,0 +1,200 @@
+"""The report of `vlm-lens reproduce`: each number beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vlm_lens.recipes.transfer import short_names
+from vlm_lens.reproduce import paper
+from vlm_lens.reproduce.document import Beside, Document, Figures, Part, Table, to_html, to_markdown
+from vlm_lens.reproduce.experiment import Comparison, Experiment
+from vlm_lens.reproduce.experiments import experiments
+from vlm_lens.reproduce.runner import Outcome
+from vlm_lens.reproduce.store import write_text
+
+__all__ = ["make_document", "write_report"]
+
+# What a reader must know of models that were made for demonstration.
+_ORGANISMS = (
+    "Models whose names begin with toy- are small models that ship with the package. They know "
+    "the tasks from training, and phases were planted in their text models; their cards say what "
+    "was planted and what was not. Their numbers test the code and show what such a finding looks "
+    "like; they say nothing about large models."
+)
+
+
+def write_report(out: str | Path, outcomes: Sequence[Outcome]) -> Path:
+    """Writes `report.html`, `report.md` and tables of all models.
+
+    Args:
+        out: The folder.
+        outcomes: One a model.
+
+    Returns:
+        The HTML file.
+    """
+    out = Path(out)
+    document = make_document(outcomes)
+    for name in ("numbers", "texts", "findings"):
+        table = _joined(outcomes, name)
+        write_text(out / f"{name}.csv", table.to_csv(index=False))
+    write_text(out / "report.md", to_markdown(document))
+    write_text(out / "report.html", to_html(document))
+    return out / "report.html"
+
+
+def make_document(outcomes: Sequence[Outcome]) -> Document:
+    """The report's content.
+
+    Args:
+        outcomes: One a model.
+    """
+    about = paper.source()
+    models = ", ".join(one.plan.setup.model for one in outcomes)
+    lead = (
+        f"{about['paper']} arXiv {about['arxiv']}. Each number is set beside the paper's: first "
+        "the number here, after the stroke the paper's, a dash where it has none. "
+    )
+    if any(one.plan.setup.model.startswith("toy-") for one in outcomes):
+        lead += _ORGANISMS
+    document = Document(f"The paper's experiments on {models}", lead)
+    document.parts.append(_overview(outcomes))
+    for experiment in experiments().values():
+        if any(_has(one, experiment) for one in outcomes):
+            document.parts.extend(_experiment(experiment, outcomes))
+    document.parts.append(_settings(outcomes))
+    return document
+
+
+def _has(outcome: Outcome, experiment: Experiment) -> bool:
+    return experiment.id in {**outcome.comparisons, **outcome.skipped, **outcome.failed}
+
+
+def _overview(outcomes: Sequence[Outcome]) -> Part:
+    rows = []
+    for outcome in outcomes:
+        for name, comparison in outcome.comparisons.items():
+            for one in comparison.findings:
+                holds = {True: "yes", False: "no", None: "–"}[one.holds]
+                rows.append(
+                    (name, outcome.plan.setup.model, one.statement, one.paper, one.here, holds)
+                )
+    rows.sort(key=lambda row: list(experiments()).index(row[0]))
+    blocks: list[Any] = [
+        "The statements of the paper, and a few that it does not make, with the numbers on which "
+        "they stand. 'Holds' judges the numbers here, not their significance: intervals are in the "
+        "tables.",
+        Table(("experiment", "model", "statement", "paper", "here", "holds"), rows),
+    ]
+    left = [
+        f"{name}, {outcome.plan.setup.model}: {why}"
+        for outcome in outcomes
+        for name, why in {**outcome.skipped, **outcome.failed}.items()
+    ]
+    if left:
+        blocks += ["Not done:", left]
+    return Part("What holds here", blocks, "Overview")
+
+
+def _experiment(experiment: Experiment, outcomes: Sequence[Outcome]) -> Iterator[Part]:
+    blocks: list[Any] = [experiment.claim]
+    if experiment.stand_in:
+        blocks.append(f"What stands in: {experiment.stand_in}")
+    if experiment.differs:
+        blocks += ["Why numbers may differ:", list(experiment.differs)]
+    yield Part(experiment.title, blocks, experiment.id)
+    for outcome in outcomes:
+        model = outcome.plan.setup.model
+        if experiment.id in outcome.comparisons:
+            comparison = outcome.comparisons[experiment.id]
+            title = f"{model}, beside {experiment.paper_model(outcome.plan.setup)}"
+            yield Part(title, [*_tables(comparison), *_figures(experiment, outcome)])
+        else:
+            reasons = {**outcome.skipped, **outcome.failed}
+            if experiment.id in reasons:
+                yield Part(model, [f"Not done: {reasons[experiment.id]}."])
+
+
+def _tables(comparison: Comparison) -> Iterator[Table]:
+    if not comparison.numbers.empty:
+        yield _wide(comparison.numbers)
+    if not comparison.texts.empty:
+        texts = comparison.texts
+        rows = zip(texts["what"], texts["here"], texts["paper"], strict=True)
+        yield Table(("what", "here", "paper"), [tuple(one or "–" for one in row) for row in rows])
+
+
+def _wide(numbers: pd.DataFrame) -> Table:
+    """Methods by tasks, each number beside the paper's, and the mean's interval."""
+    tasks = list(dict.fromkeys(numbers["task"]))
+    names = short_names(tasks)
+    interval = numbers["low"].notna().any()
+    rows = []
+    for (method, quantity), mine in numbers.groupby(["method", "quantity"], sort=False):
+        by_task = {one["task"]: one for one in mine.to_dict("records")}
+        label = method if quantity == "accuracy" else f"{method}, {quantity}"
+        cells = [
+            Beside(_number(by_task[t]["here"]), _number(by_task[t]["paper"]))
+            if t in by_task
+            else ""
+            for t in tasks
+        ]
+        rows.append((label, *cells, *([_interval(by_task.get("mean"))] if interval else [])))
+    head = ("", *(names[t] for t in tasks), *(["mean's 95 %"] if interval else []))
+    return Table(head, rows)
+
+
+def _number(value: float) -> str:
+    if value != value:
+        return "–"
+    return f"{value:.0f}" if value == int(value) and abs(value) > 1 else f"{value:.2f}"
+
+
+def _interval(row: dict[str, Any] | None) -> str:
+    if row is None or row["low"] != row["low"]:
+        return ""
+    return f"{row['low']:.2f}-{row['high']:.2f}"
+
+
+def _figures(experiment: Experiment, outcome: Outcome) -> Iterator[Figures]:
+    drawn = list(experiment.figures(outcome.plan.setup, outcome.of(experiment)))
+    if drawn:
+        folder = f"{outcome.plan.folder.name}/{experiment.id}"
+        yield Figures(drawn, [f"{folder}/figure{i}.html" for i in range(1, len(drawn) + 1)])
+
+
+def _settings(outcomes: Sequence[Outcome]) -> Part:
+    rows = []
+    for outcome in outcomes:
+        setup = outcome.plan.setup
+        for result in list(outcome.results.values())[:1]:
+            facts = {**result.provenance["model"], **result.provenance["versions"]}
+            rows += [(setup.model, k, v) for k, v in facts.items() if v is not None]
+        rows += [
+            (setup.model, "base language model", setup.base or "none"),
+            (setup.model, "tasks", ", ".join(setup.task_names)),
+            (setup.model, "seeds", f"1 to {setup.seeds}"),
+        ]
+    return Part(
+        "Settings", [Table(("model", "setting", "value"), rows)], "Settings"
+    )  # fmt: skip
+
+
+def _joined(outcomes: Sequence[Outcome], name: str) -> pd.DataFrame:
+    """A table of all experiments and models."""
+    tables = []
+    for outcome in outcomes:
+        for key, comparison in outcome.comparisons.items():
+            table = getattr(comparison, name)
+            if name == "findings":
+                table = pd.DataFrame([vars(one) for one in table])
+            if len(table):
+                table = table.copy()
+                table.insert(0, "experiment", key)
+                table.insert(1, "model", outcome.plan.setup.model)
+                tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
