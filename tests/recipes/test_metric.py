@@ -8,6 +8,7 @@ import torch
 
 from vlm_lens.recipes.metric import (
     accuracy,
+    answer_token,
     balanced,
     bootstrap,
     majority,
@@ -60,6 +61,13 @@ def test_a_prefix_that_is_not_the_first_token_is_right_but_not_strict(toy):
     assert scores.correct.tolist() == [True]
     longer = toy.tokenizer.decode([toy.to_single_token("Paris")])
     assert score(toy, torch.tensor([toy.to_single_token("Paris")]), [(longer + "ian",)]).correct[0]
+
+
+def test_an_answers_first_token_is_the_one_after_the_delimiter(model):
+    before = model.tokenizer("Q:Greece\nA:")["input_ids"]
+    whole = model.tokenizer("Q:Greece\nA:Athens")["input_ids"]
+    assert whole[: len(before)] == before
+    assert answer_token(model, "Athens") == whole[len(before)]
 
 
 def test_several_runs_are_scored_at_once(toy):

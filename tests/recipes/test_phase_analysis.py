@@ -94,7 +94,70 @@ def test_boundaries_follow_the_phases():
     values = {"task": "t", "modality": "text", "input_token": ":", "task_token": "w"}
     result = phases(pd.DataFrame(rows), values, skipped=0)
     assert (result.phases, result.task_from, result.answer_from) == (order, 2, 6)
+    assert result.boundaries["low"].tolist() == [2, 6] == result.boundaries["high"].tolist()
     assert result.values["share"] == {"input": 0.25, "task": 0.375, "answer": 0.375}
+
+
+def test_boundaries_are_as_sure_as_runs_agree():
+    import numpy as np
+    import pandas as pd
+
+    from vlm_lens.recipes.phase_analysis import phases
+
+    # of 40 runs, 30 turn to the task at layer 1, and 10 at layer 2; no run comes to the answer
+    rows = [
+        {"run": run, "layer": layer, "input": 1.0 - turned, "task": 1.0 * turned, "answer": 0.0}
+        | {f"{p}_rank": 0 for p in ("input", "task", "answer")}
+        for run in range(40)
+        for layer in range(4)
+        for turned in [layer >= (1 if run < 30 else 2)]
+    ]
+    values = {"task": "t", "modality": "text", "input_token": ":", "task_token": "w"}
+    edges = phases(pd.DataFrame(rows), values, skipped=0).boundaries.set_index("boundary")
+    # the mean turns at layer 1 where more than 20 of 40 draws are of the 30: nearly always
+    assert edges.loc["task_from", ["layer", "low", "high", "found"]].tolist() == [1, 1, 1, 1]
+    assert np.isnan(edges.loc["answer_from", "layer"]) and edges.loc["answer_from", "found"] == 0
+    even = pd.DataFrame([r | {"run": r["run"] - 10} for r in rows if r["run"] >= 10])  # 20 and 10
+    even = even[(even["run"] < 11) | (even["run"] >= 20)]  # 11 and 10
+    edges = phases(even, values, skipped=0).boundaries.set_index("boundary")
+    assert edges.loc["task_from", ["layer", "low", "high"]].tolist() == [1, 1, 2]
+
+
+def test_the_input_token_is_found_on_any_model(model):
+    """Plain: the delimiter's embedding, the final norm, the output layer."""
+    from vlm_lens.recipes.phase_analysis import delimiter_decoding
+
+    hf = model.hf_model
+    inner = hf.model.language_model if hasattr(hf.model, "language_model") else hf.model
+    for text in ("Q:Peru\nA:", "The color of the food:"):
+        last = torch.tensor(model.tokenizer(text)["input_ids"][-1:])
+        with torch.no_grad():
+            embedded = hf.get_input_embeddings()(last)
+            expected = int(hf.get_output_embeddings()(inner.norm(embedded)).argmax())
+        assert delimiter_decoding(model, text) == expected
+
+
+def test_an_instruction_is_paired_with_every_answer(toy):
+    told = PhaseAnalysis("food-color", modality="instruction", runs=6).run(toy, progress=False)
+    assert told.values["runs"] == 6
+    runs = told.tables["runs"].query("layer == 8")
+    assert runs["task_rank"].nunique() == 1 and runs["answer_rank"].nunique() > 1
+    logits = toy.run("The color of the food:")[0, -1]
+    answers = [toy.to_first_token(row.output) for row in Task.load("food-color").test[:6]]
+    color, colon = toy.to_first_token("color"), toy.to_single_token(":")
+    expected = [logits[[colon, color, a]].softmax(-1)[2].item() for a in answers]
+    assert runs["answer"].tolist() == pytest.approx(expected, rel=1e-4)
+    assert "answers" in told.plot().layout.title.text
+
+
+def test_a_grid_of_tasks_and_modalities(result, toy):
+    from vlm_lens.figures.phases import phase_grid
+
+    text = PhaseAnalysis("food-color", runs=2).run(toy, progress=False)
+    figure = phase_grid([result, text])
+    said = [a.text for a in figure.layout.annotations]
+    assert said == ["image examples", "text examples", "country-capital", "food-color"]
+    assert len(figure.data) == 18
 
 
 def test_wrong_fields_and_models_are_named(load):
@@ -110,6 +173,8 @@ def test_wrong_fields_and_models_are_named(load):
 
 def test_figure_and_files(result, tmp_path):
     figure = result.plot()
-    assert len(figure.data) == 9 and len(figure.layout.shapes) >= 1
+    assert len(figure.data) == 9 + 2 and len(figure.layout.shapes) >= 1  # two boundaries
     assert "embedding" in figure.layout.xaxis.title.text
-    assert type(Result.load(result.save(tmp_path))) is type(result)
+    again = Result.load(result.save(tmp_path))
+    assert type(again) is type(result) and repr(again) == repr(result)
+    assert {p.name for p in tmp_path.glob("*.html")} == {"phases.html", "ranks.html"}

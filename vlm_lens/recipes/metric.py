@@ -23,6 +23,7 @@ from vlm_lens.recipes.predict import first_tokens
 __all__ = [
     "Scores",
     "accuracy",
+    "answer_token",
     "balanced",
     "bootstrap",
     "majority",
@@ -199,9 +200,22 @@ def _round_trip(vlm: Any, answer: str) -> str:
     return vlm.tokenizer.decode(vlm.to_tokens(answer), skip_special_tokens=True)
 
 
-def _first_pieces(vlm: Any, answer: str) -> set[str]:
-    """The first token of an answer alone, and after a colon, where a tokenizer splits otherwise."""
-    alone = [vlm.to_first_token(answer)]
+def answer_token(vlm: Any, answer: str) -> int:
+    """The first token of an answer as it stands after the delimiter, `A:`.
+
+    Some tokenizers split a text otherwise where it begins (sentencepiece writes a space before
+    it); where the delimiter and the answer share a token, it is the answer's first token alone.
+
+    Args:
+        vlm: The HookedVLM, for its tokenizer.
+        answer: The answer.
+    """
     before, whole = vlm.to_tokens("A:"), vlm.to_tokens(f"A:{answer}")
-    after = whole[len(before) : len(before) + 1] if whole[: len(before)] == before else []
-    return {vlm.tokenizer.decode([t], skip_special_tokens=True) for t in alone + after}
+    after = [i for i in whole[len(before) :] if vlm.tokenizer.decode([i]).strip()]
+    return after[0] if whole[: len(before)] == before and after else vlm.to_first_token(answer)
+
+
+def _first_pieces(vlm: Any, answer: str) -> set[str]:
+    """The first token of an answer alone, and after the delimiter."""
+    tokens = {vlm.to_first_token(answer), answer_token(vlm, answer)}
+    return {vlm.tokenizer.decode([t], skip_special_tokens=True) for t in tokens}

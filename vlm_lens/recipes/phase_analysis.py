@@ -1,6 +1,6 @@
 """Phases: what the last delimiter of a few-shot prompt says at each layer.
 
-Luo et al. 2025 (arXiv 2410.22330), section 4.1 and Figures 8 and 14: through the layers the
+Luo et al. 2025 (arXiv 2410.22330), section 4.1 and Figures 8, 14 and 15: through the layers the
 residual stream decodes first to a token of its input, then to a word for the task, then to the
 answer.
 """
@@ -17,17 +17,19 @@ import pandas as pd
 from vlm_lens.lenses import LogitLens
 from vlm_lens.positions import Last
 from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.metric import answer_token
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
+from vlm_lens.template import RawPrompt
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from vlm_lens.template import RawPrompt
-
-__all__ = ["PHASES", "PhaseAnalysis", "PhaseResult"]
+__all__ = ["PHASES", "PhaseAnalysis", "PhaseResult", "delimiter_decoding"]
 
 PHASES = ("input", "task", "answer")
+BOUNDARIES = ("task_from", "answer_from")
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,19 @@ class PhaseAnalysis(Recipe):
     before the answer. At the embedding and after each block the residual stream is decoded, and
     the probabilities of three tokens are renormalised to sum to one (a softmax over their three
     logits): a token of the input, a word for the task, and the first token of the run's own answer.
+    Beside them stand the ranks of the three in the whole vocabulary.
+
+    The token of the input is found on any model: it is what the delimiter's own embedding decodes
+    to, the most likely token before the first block, where nothing of the prompt has been mixed in
+    yet. On Idefics2 that is the paper's `auf`; with tied embeddings it is the delimiter itself.
+
+    An instruction is one prompt with no answer of its own: each run pairs it with the answer of
+    another row, so that its answer curve is the mean over the task's labels.
 
     Attributes:
         task: The name of a shipped task, or a Task.
-        modality: Whether examples and query are given by name or by picture.
+        modality: Whether examples and query are given by name or by picture; or the instruction
+            alone.
         runs: How many prompts; each has another query, so no more than the split has rows.
         n_examples: How many examples a prompt has.
         seed: The seed of the draw.
@@ -53,7 +64,7 @@ class PhaseAnalysis(Recipe):
     """
 
     task: str | Task
-    modality: Literal["text", "image"] = "text"
+    modality: Literal["text", "image", "instruction"] = "text"
     runs: int = 100
     n_examples: int = 5
     seed: int = 1
@@ -65,9 +76,7 @@ class PhaseAnalysis(Recipe):
     def measure(self, vlm: Any) -> PhaseResult:
         """Probabilities and ranks of the three tokens, by run and layer."""
         task = self.chosen_task()
-        prompts = task.example_sets(
-            self.modality, seed=self.seed, n=self.n_examples, split=self.split
-        )[: self.runs]
+        prompts = self.prompts(task)
         answers = [row.output for row in task.rows(self.split)][: self.runs]
         input_id = (
             vlm.to_single_token(self.input_token)
@@ -75,7 +84,7 @@ class PhaseAnalysis(Recipe):
             else delimiter_decoding(vlm, prompts[0])
         )
         task_id = vlm.to_first_token(self.task_token or task.task_word)
-        ids = [(input_id, task_id, vlm.to_first_token(answer)) for answer in answers]
+        ids = [(input_id, task_id, answer_token(vlm, answer)) for answer in answers]
         kept = [i for i, three in enumerate(ids) if len(set(three)) == 3]
         if not kept:
             raise RecipeError(
@@ -96,6 +105,14 @@ class PhaseAnalysis(Recipe):
             "task_token": token([task_id]),
         }
         return phases(runs, values, skipped=len(ids) - len(kept))
+
+    def prompts(self, task: Task) -> tuple[RawPrompt, ...]:
+        """What is decoded, one prompt a run."""
+        if self.modality == "instruction":
+            return (RawPrompt(task.instruction),) * min(self.runs, len(task.rows(self.split)))
+        return task.example_sets(
+            self.modality, seed=self.seed, n=self.n_examples, split=self.split
+        )[: self.runs]
 
     def chosen_task(self) -> Task:
         """The task that the field `task` means."""
@@ -156,6 +173,15 @@ class PhaseResult(Result):
     """
 
     @property
+    def boundaries(self) -> pd.DataFrame:
+        """Where phases begin, with intervals by resampling runs.
+
+        `boundary` is `task_from` or `answer_from`; `layer` its layer (NaN if there is none), `low`
+        and `high` the 95 % bootstrap interval, among the share `found` of resamples that have one.
+        """
+        return self.tables["boundaries"]
+
+    @property
     def phases(self) -> str:
         """The dominant phase of each layer in one letter, embedding first: `"IIITTTAA"`."""
         return "".join(phase[0].upper() for phase in self.table["phase"])
@@ -171,10 +197,10 @@ class PhaseResult(Result):
         return self.values["answer_from"]
 
     def plots(self) -> dict[str, go.Figure]:
-        """The three curves with their bands."""
-        from vlm_lens.figures.recipes import phase_curves
+        """The three curves with their bands, and the ranks in the whole vocabulary."""
+        from vlm_lens.figures.phases import phase_curves, rank_curves
 
-        return {"phases": phase_curves(self)}
+        return {"phases": phase_curves(self), "ranks": rank_curves(self)}
 
     def summary(self) -> pd.DataFrame:
         """Layer by layer: the three means, the ranks, the phase."""
@@ -201,23 +227,72 @@ def phases(runs: pd.DataFrame, values: dict[str, Any], *, skipped: int) -> Phase
         table[f"{phase}_rank"] = by_layer[f"{phase}_rank"].median().to_numpy()
     table["phase"] = table[list(PHASES)].idxmax(axis=1)
     order = list(table["phase"])
-    answer_from = next(
-        (i for i in range(len(order)) if all(p == "answer" for p in order[i:])), None
-    )
     count = int(runs["run"].nunique())
+    edges = _boundaries(runs)
+    from_layers = {
+        row.boundary: None if np.isnan(row.layer) else int(row.layer) for row in edges.itertuples()
+    }
     values = {
         **values,
         "runs": count,
-        "task_from": order.index("task") if "task" in order else None,
-        "answer_from": answer_from,
+        **from_layers,
         "share": {p: order.count(p) / len(order) for p in PHASES},
     }
+    said = (
+        f"Mean over {count} rows' answers, all on the instruction of {values['task']}."
+        if values["modality"] == "instruction"
+        else f"Mean over {count} runs of {values['task']} with {values['modality']} examples."
+    )
     notes = (
         "Layer 0 is the embedding, layer k the output of block k - 1.",
-        f"Mean over {count} runs of {values['task']} with {values['modality']} examples. "
-        f"Input token {values['input_token']!r}, task token {values['task_token']!r}, answer "
-        "token: the first of each run's own answer.",
+        f"{said} Input token {values['input_token']!r}, task token {values['task_token']!r}, "
+        "answer token: the first of each run's own answer.",
+        *(_told(row) for row in edges.itertuples()),
     )
     if skipped:
         notes += (f"{skipped} runs are left out: two of their three tokens are the same.",)
-    return PhaseResult(table, {"runs": runs}, values, notes)
+    return PhaseResult(table, {"runs": runs, "boundaries": edges}, values, notes)
+
+
+def _boundaries(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Where the task and the answer begin to lead, and how sure that is over runs."""
+    n_layers = runs["layer"].nunique()
+    curves = runs.sort_values(["run", "layer"])[list(PHASES)].to_numpy()
+    curves = curves.reshape(-1, n_layers * len(PHASES))
+    share = np.full(len(curves), 1 / len(curves))
+    drawn = np.random.default_rng(seed).multinomial(len(curves), share, _RESAMPLES) / len(curves)
+    rows = []
+    found, again = (
+        _begin((weights @ curves).reshape(-1, n_layers, len(PHASES)).argmax(-1))
+        for weights in (share[None], drawn)
+    )
+    for name in BOUNDARIES:
+        there = again[name][~np.isnan(again[name])]
+        low, high = (
+            np.quantile(there, [0.025, 0.975], method="inverted_cdf")
+            if len(there)
+            else (np.nan,) * 2
+        )
+        rows.append((name, found[name][0], low, high, len(there) / _RESAMPLES))
+    return pd.DataFrame(rows, columns=["boundary", "layer", "low", "high", "found"])
+
+
+def _begin(leads: np.ndarray) -> dict[str, np.ndarray]:
+    """The first layer that the task leads, and that from which the answer leads to the end.
+
+    Args:
+        leads: `[curves, layers]`, which phase leads: 0, 1 or 2.
+    """
+    task, answer = leads == 1, leads == 2
+    to_the_end = np.flip(np.logical_and.accumulate(np.flip(answer, 1), axis=1), 1)
+    return {
+        name: np.where(where.any(1), where.argmax(1), np.nan)
+        for name, where in zip(BOUNDARIES, (task, to_the_end), strict=True)
+    }
+
+
+def _told(row: Any) -> str:
+    what = {"task_from": "The task leads from layer", "answer_from": "The answer leads from layer"}
+    if np.isnan(row.layer):
+        return f"{what[row.boundary]}: none."
+    return f"{what[row.boundary]} {row.layer:.0f} (95 % {row.low:.0f} to {row.high:.0f}) on."
