@@ -95,3 +95,15 @@ def test_find_knows_every_name() -> None:
     assert {find(name).name for name in NAMES} == {o.name for o in ORGANISMS}
     with pytest.raises(KeyError, match="toy-idefics2"):
         find("toy-gpt")
+
+
+def test_the_chat_template_of_idefics2_writes_what_it_was_trained_on(world: World) -> None:
+    organism = find("toy-idefics2")()
+    processor = organism.processor(build_tokenizer(world.texts(), organism.special_tokens))
+    messages = [
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Rome"}]},
+        {"role": "user", "content": "Greece"},
+    ]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text == "Q:<image>\nA:Rome\n\nQ:Greece\nA:"

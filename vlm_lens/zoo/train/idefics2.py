@@ -30,6 +30,18 @@ from vlm_lens.zoo.train.stages import LANGUAGE, SEEING, VISION_LANGUAGE
 __all__ = ["Idefics2"]
 
 _FAKE = "<fake_token_around_image>"
+# A conversation is written as the questions and answers that the model was trained on.
+_CHAT = (
+    "{% for message in messages %}"
+    "{{ 'Q:' if message['role'] == 'user' else 'A:' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}{% endif %}"
+    "{{ '\\n' if message['role'] == 'user' else '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
+)
 
 
 class Idefics2(Organism):
@@ -97,7 +109,9 @@ class Idefics2(Organism):
         images = Idefics2ImageProcessorPil(
             size={"shortest_edge": side, "longest_edge": side}, do_image_splitting=False
         )
-        return Idefics2Processor(images, tokenizer, image_seq_len=self.shape.latents)
+        return Idefics2Processor(
+            images, tokenizer, image_seq_len=self.shape.latents, chat_template=_CHAT
+        )
 
     def pixels(self, processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Return the pixels."""
