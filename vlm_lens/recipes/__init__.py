@@ -15,11 +15,14 @@ from vlm_lens.recipes.method import MethodRecipe, MethodResult
 from vlm_lens.recipes.noisy_instruction import NoisyInstruction, NoisyResult
 from vlm_lens.recipes.override_result import OverrideItem, OverrideResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
+from vlm_lens.recipes.prompt_cost import CostResult, PromptCost
 from vlm_lens.recipes.task_override import TaskOverride
+from vlm_lens.recipes.top_decodings import TopDecodings, TopDecodingsResult
 
 __all__ = [
     "Case",
     "Control",
+    "CostResult",
     "CrossModalPatch",
     "Endpoint",
     "ExactRules",
@@ -35,10 +38,13 @@ __all__ = [
     "OverrideResult",
     "PhaseAnalysis",
     "PhaseResult",
+    "PromptCost",
     "Recipe",
     "RecipeError",
     "Result",
     "TaskOverride",
+    "TopDecodings",
+    "TopDecodingsResult",
     "TransferResult",
     "Wanted",
 ]
