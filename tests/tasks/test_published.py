@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def fill(folder: Path, names: tuple[str, ...] = ("country-capital",)) -> Path:
-    """Annotations and pictures in a folder, as section 3.1 of the notes on the paper has them."""
+    """Annotations and pictures in a folder, as the authors lay them out."""
     for name in names:
         (folder / "annotations").mkdir(parents=True, exist_ok=True)
         for stem, inputs in (("val", ("Peru", "Fiji")), ("test", ("Mali",))):

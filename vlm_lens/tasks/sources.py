@@ -25,8 +25,9 @@ def read_package(name: str) -> Splits:
     """
     root = files("vlm_lens.tasks")
     pictures = root.joinpath("pictures")
-    with root.joinpath("tables", f"{name}.csv").open("r", encoding="utf-8", newline="") as file:
-        records = list(csv.DictReader(file))
+    records = _records(root.joinpath("tables", f"{name}.csv"))
+    told = _records(root.joinpath("descriptions", f"{name.partition('-')[0]}.csv"))
+    descriptions = {record["input"]: record["description"] for record in told}
     splits: dict[str, list[Row]] = {"validation": [], "test": []}
     for record in records:
         splits[record["split"]].append(
@@ -35,6 +36,7 @@ def read_package(name: str) -> Splits:
                 record["output"],
                 tuple(a for a in record["aliases"].split("|") if a),
                 _inside(pictures, record["image"]),
+                description=descriptions.get(record["input"], ""),
             )
         )
     return tuple(splits["validation"]), tuple(splits["test"])
@@ -110,6 +112,11 @@ def numbered_row(
         return make_row(given, picture, answers, folder=folder, width=width)
     except TaskError as error:
         raise TaskError(f"{place}: {error}") from error
+
+
+def _records(table: Traversable) -> list[dict[str, str]]:
+    with table.open("r", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _first(index: int, validation: int) -> str:
