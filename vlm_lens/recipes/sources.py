@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,11 +15,22 @@ from vlm_lens.chat_template import ChatTemplate
 from vlm_lens.positions import Last
 from vlm_lens.read_many import read_each
 from vlm_lens.serial import FrozenTensor
-from vlm_lens.tasks import Task, draw_examples
+from vlm_lens.tasks import Split, Task, draw_examples
+from vlm_lens.tasks.rows import Row
 from vlm_lens.template import RawPrompt
 from vlm_lens.vectors import TaskVector
 
-__all__ = ["Form", "Source", "TaskVectors", "few_shot", "in_form", "open_prompts"]
+__all__ = [
+    "Form",
+    "Source",
+    "TaskVectors",
+    "few_shot",
+    "in_form",
+    "last_rows",
+    "open_prompts",
+    "relative_layer",
+    "residual_stream",
+]
 
 Source = Literal["text", "image", "instruction"]
 Form = Literal["question-answer", "chat"]
@@ -32,8 +45,10 @@ def in_form(task: Task, form: Form, vlm: Any) -> Task:
     return task if form == "question-answer" else replace(task, template=ChatTemplate(vlm))
 
 
-def open_prompts(task: Task, source: Source, *, seed: int = 1, n: int = 5) -> tuple[RawPrompt, ...]:
-    """The prompts at whose last position the task is read: one for each validation row.
+def open_prompts(
+    task: Task, source: Source, *, seed: int = 1, n: int = 5, split: Split = "validation"
+) -> tuple[RawPrompt, ...]:
+    """The prompts at whose last position the task is read: as many as the split has rows.
 
     Each shows `n - 1` full examples and the input of one more, its answer left open: Hendel et al.
     2023's dummy query. In the code of Luo et al. 2025 the same `n` examples are followed by a
@@ -47,10 +62,11 @@ def open_prompts(task: Task, source: Source, *, seed: int = 1, n: int = 5) -> tu
             is one prompt, the instruction alone.
         seed: The seed of the draw; see `draw_examples`.
         n: How many examples, the open one included.
+        split: Whose rows are drawn: the validation rows for vectors that are patched.
     """
     if source == "instruction":
         return (RawPrompt(task.instruction),)
-    rows, prompts = task.validation, []
+    rows, prompts = task.rows(split), []
     for drawn in draw_examples(len(rows), n, seed=seed):
         *full, last = (rows[i] for i in drawn)
         pairs = [(row.given(source), row.output) for row in full]
@@ -65,7 +81,7 @@ def few_shot(
     *,
     seed: int = 1,
     n: int = 5,
-    split: Literal["validation", "test"] = "test",
+    split: Split = "test",
 ) -> tuple[RawPrompt, ...]:
     """The prompting baseline: what says the task, and the query, in one context.
 
@@ -81,6 +97,42 @@ def few_shot(
         return task.example_sets(source, seed=seed, target_modality=query, n=n, split=split)
     queries = [task.query(row, query) for row in task.rows(split)]
     return tuple(RawPrompt(f"{task.instruction}\n\n{q.text}", q.images) for q in queries)
+
+
+def last_rows(task: Task, *, seed: int = 1, n: int = 5, split: Split = "validation") -> list[Row]:
+    """The row that each of `open_prompts` leaves open."""
+    rows = task.rows(split)
+    return [rows[drawn[-1]] for drawn in draw_examples(len(rows), n, seed=seed)]
+
+
+@torch.no_grad()
+def residual_stream(
+    vlm: Any,
+    prompts: Sequence[RawPrompt],
+    *,
+    batch_size: int = 16,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Float[Tensor, "prompts layers d_model"]:
+    """The last position of each prompt, on the CPU: layer 0 the embedding, k block k - 1's output.
+
+    Args:
+        vlm: A HookedVLM.
+        prompts: The prompts.
+        batch_size: How many prompts run together.
+        progress: What the batches are passed through, for a progress bar.
+    """
+    names = ["hook_merged", *vlm.architecture.points.match("blocks.*.hook_resid_post")]
+    read = []
+    for start in progress(range(0, len(prompts), batch_size)):
+        batch = vlm.as_prompt(list(prompts[start : start + batch_size]))
+        _, kept = vlm.run_with_cache(batch, names_filter=names, positions=Last(), device="cpu")
+        read.append(torch.stack([kept[name][:, 0] for name in names], dim=1))
+    return torch.cat(read)
+
+
+def relative_layer(layer: int, of: int, n_layers: int) -> int:
+    """The layer at the same relative depth as the paper's `layer` of `of`, both from 0 to all."""
+    return int(layer / of * n_layers + 0.5)
 
 
 class TaskVectors:

@@ -1,0 +1,173 @@
+"""What task vectors say: the tokens that they decode to, layer by layer.
+
+Luo et al. 2025 (arXiv 2410.22330), Tables 6 and 13 and Figure 13.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.result import Result
+from vlm_lens.recipes.sources import Source, open_prompts, relative_layer, residual_stream
+from vlm_lens.tasks import Task
+from vlm_lens.tokens import string_token
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["TopDecodings", "TopDecodingsResult"]
+
+
+@dataclass(frozen=True)
+class TopDecodings(Recipe):
+    """Decodes the last delimiter of many prompts with the logit lens, at each layer.
+
+    Three things are kept. The most likely tokens of the mean vector over runs: what the patched
+    vector says. Those of the mean distribution: what the runs say on average. And how often each
+    token is the most likely of a single run. The paper does not say whether its tables hold the
+    first or the second.
+
+    Attributes:
+        tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
+        sources: Where tasks are read from: `"text"`, `"image"`, `"instruction"`.
+        layer: The layer of the printed table: 0 is the embedding, k the output of block k - 1; by
+            default as deep as the paper's 18 of 32.
+        k: How many tokens are kept.
+        runs: How many prompts; no more than the split has rows. An instruction is one.
+        n_examples: How many examples a prompt has, the last one open.
+        seed: The seed of the draw.
+        split: Whose rows are drawn.
+        batch_size: How many prompts run together.
+    """
+
+    tasks: str | Task | tuple[str | Task, ...] = "all"
+    sources: tuple[Source, ...] = ("text", "image")
+    layer: int | None = None
+    k: int = 5
+    runs: int = 100
+    n_examples: int = 5
+    seed: int = 1
+    split: Literal["validation", "test"] = "test"
+    batch_size: int = 16
+
+    def measure(self, vlm: Any) -> TopDecodingsResult:
+        """Decodings of every task and source."""
+        tables: dict[str, list[pd.DataFrame]] = {"vector": [], "distribution": [], "top_1": []}
+        for task in self.chosen_tasks():
+            for source in self.sources:
+                prompts = open_prompts(
+                    task, source, seed=self.seed, n=self.n_examples, split=self.split
+                )[: self.runs]
+                hidden = residual_stream(
+                    vlm, prompts, batch_size=self.batch_size,
+                    progress=lambda b, what=f"{task.name}, {source}": self.progress(b, what),
+                )  # fmt: skip
+                for name, table in _decoded(vlm, hidden, self.k).items():
+                    table.insert(0, "source", source)
+                    table.insert(0, "task", task.name)
+                    tables[name].append(table)
+        layer = self.layer
+        if layer is None:
+            layer = relative_layer(18, 32, vlm.cfg.n_layers)
+        joined = {name: pd.concat(each, ignore_index=True) for name, each in tables.items()}
+        notes = (
+            f"The {self.k} most likely tokens of the mean vector, at layer {layer} of "
+            f"0..{vlm.cfg.n_layers}: 0 is the embedding, k the output of block k - 1.",
+        )
+        return TopDecodingsResult(joined.pop("vector"), joined, {"layer": layer}, notes)
+
+    def chosen_tasks(self) -> tuple[Task, ...]:
+        """The tasks that the field `tasks` means."""
+        return CrossModalPatch(tasks=self.tasks).chosen_tasks()
+
+    def validate(self) -> None:
+        """Checks the fields."""
+        CrossModalPatch(tasks=self.tasks)
+        if not self.sources or len(set(self.sources)) < len(self.sources):
+            raise RecipeError(
+                f"TopDecodings.sources is {self.sources!r}; give one or more, each once."
+            )
+        for name, least in (("k", 1), ("runs", 1), ("n_examples", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"TopDecodings.{name} is {getattr(self, name)}; at least 1.")
+
+    def validate_for(self, vlm: Any) -> None:
+        """Checks the layer, and that a model that is to see pictures can."""
+        if self.layer is not None and not 0 <= self.layer <= vlm.cfg.n_layers:
+            raise RecipeError(
+                f"TopDecodings.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
+                "the embedding first."
+            )
+        if "image" in self.sources and vlm.cfg.vision is None:
+            raise RecipeError(
+                f"{vlm.name} takes no pictures: leave 'image' out of TopDecodings.sources."
+            )
+
+
+class TopDecodingsResult(Result):
+    """Decodings by task, source and layer (0 the embedding, k the output of block k - 1).
+
+    `table` has the tokens of the mean vector: `rank` from 1, `token`, `prob`. Likewise
+    `tables["distribution"]` those of the mean distribution. `tables["top_1"]` says of how many
+    runs a token is the most likely: `token`, `count`, `share`.
+    """
+
+    def top(self, task: str, source: str = "text", *, layer: int | None = None) -> list[str]:
+        """The most likely tokens of a mean vector, at the printed layer or another.
+
+        Raises:
+            RecipeError: They were not decoded.
+        """
+        layer = self.values["layer"] if layer is None else layer
+        found = self.table.query("task == @task and source == @source and layer == @layer")
+        if found.empty:
+            raise RecipeError(f"{task!r} from {source!r} at layer {layer} was not decoded.")
+        return found["token"].tolist()
+
+    def summary(self) -> pd.DataFrame:
+        """Tasks by sources, as the paper prints them."""
+        rows = []
+        for task in dict.fromkeys(self.table["task"]):
+            sources = dict.fromkeys(self.table["source"])
+            said = {s: ", ".join(t.strip() or repr(t) for t in self.top(task, s)) for s in sources}
+            rows.append({"task": task, **said})
+        return pd.DataFrame(rows)
+
+    def plots(self) -> dict[str, go.Figure]:
+        """The first token by layer: of the mean vectors, and the commonest over runs."""
+        from vlm_lens.figures.decodings import commonest_tokens, vector_tokens
+
+        return {"decodings": vector_tokens(self), "runs": commonest_tokens(self)}
+
+
+def _decoded(vlm: Any, hidden: Tensor, k: int) -> dict[str, pd.DataFrame]:
+    """The three tables of one task and source, from `[runs, layers, d_model]`."""
+    vector, spread, counts = [], [], []
+    for layer in range(hidden.shape[1]):
+        mean = hidden[:, layer].double().mean(0, keepdim=True).to(hidden.dtype)
+        probs = _probs(vlm, hidden[:, layer])
+        for rows, one in ((vector, _probs(vlm, mean)[0]), (spread, probs.mean(0))):
+            best = one.topk(min(k, len(one)))
+            for rank, (i, prob) in enumerate(zip(best.indices, best.values, strict=True), 1):
+                rows.append((layer, rank, string_token(vlm.tokenizer, int(i)), float(prob)))
+        for i, count in Counter(probs.argmax(-1).tolist()).most_common():
+            counts.append((layer, string_token(vlm.tokenizer, i), count, count / len(hidden)))
+    ranked = ["layer", "rank", "token", "prob"]
+    return {
+        "vector": pd.DataFrame(vector, columns=ranked),
+        "distribution": pd.DataFrame(spread, columns=ranked),
+        "top_1": pd.DataFrame(counts, columns=["layer", "token", "count", "share"]),
+    }
+
+
+@torch.no_grad()
+def _probs(vlm: Any, hidden: Tensor) -> Tensor:
+    return vlm.unembed(vlm.ln_final(hidden.to(vlm.device))).float().softmax(-1).cpu()
