@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import tiny
@@ -12,6 +13,7 @@ from vlm_lens import Ablate, ActivationPatch, Find, HookedVLM, Images, Last, Ste
 from vlm_lens.interventions import Intervention
 from vlm_lens.points import Point
 from vlm_lens.positions import All, At, Patches
+from vlm_lens.sweep import Capture
 
 TEXTS = ("Q:Greece\nA:", "What is the capital of the country?", "Q:Peru\nA:Lima\n\nQ:Japan\nA:")
 
@@ -28,12 +30,30 @@ def random_prompt(vlm: HookedVLM, source: random.Random, *, pictures: bool, leas
     return vlm.prompt(rows, images)
 
 
-def random_intervention(vlm: HookedVLM, prompt: Any, source: random.Random) -> Intervention:
-    """One to three changes of the language model, of every kind."""
-    made = _one(vlm, prompt, source)
+def random_intervention(
+    vlm: HookedVLM, prompt: Any, source: random.Random, *, tower: bool = False
+) -> Intervention:
+    """One to three changes of the language model, of every kind; before it too, with `tower`."""
+    made = (_one_before if tower else _one)(vlm, prompt, source)
     for _ in range(source.choice((0, 0, 1, 2))):
-        made = made + _one(vlm, prompt, source)
+        before = tower and source.random() < 0.5
+        made = made + (_one_before if before else _one)(vlm, prompt, source)
     return made
+
+
+def _one_before(vlm: HookedVLM, prompt: Any, source: random.Random) -> Intervention:
+    """One change at tower or projector, in one picture or in all."""
+    point = source.choice([p for p in vlm.points().values() if p.space != "text" and p.writable])
+    shown = [len(layout.images) for layout in prompt.layouts if layout.images]
+    places = [Images()]
+    if len(shown) == len(prompt.layouts):
+        picture = source.randrange(min(shown))
+        places = [Images(), Images(picture)]
+        spaces = [layout.image[picture].space(point.space) for layout in prompt.layouts]
+        if all(space.grids for space in spaces):
+            places += [Patches(picture, rows=0), Patches(picture, rows=0, cols=0)]
+        places += [At((0,))] if all(s.sequences for s in spaces) else []
+    return _change(point, source.choice(places), source)
 
 
 def _one(vlm: HookedVLM, prompt: Any, source: random.Random) -> Intervention:
@@ -57,7 +77,11 @@ def _one(vlm: HookedVLM, prompt: Any, source: random.Random) -> Intervention:
             if all(g is not None for g in grids):
                 row, col = (min(getattr(g, n) for g in grids) - 1 for n in ("rows", "cols"))
                 places += [Patches(0, rows=row, cols=col)]
-    at = source.choice(places)
+    return _change(point, source.choice(places), source)
+
+
+def _change(point: Point, at: Any, source: random.Random) -> Intervention:
+    """A change of any kind at a point."""
     heads = None
     if point.has_heads and source.random() < 0.5:
         heads = [source.randrange(point.sizes[point.axes.index("head")])]
@@ -98,17 +122,51 @@ def assert_same(replayed: torch.Tensor, full: torch.Tensor) -> None:
 
 
 def compare(
-    vlm: HookedVLM, seed: int, *, pictures: bool, n_variants: int = 8, least: int = 0
+    vlm: HookedVLM,
+    seed: int,
+    *,
+    pictures: bool,
+    n_variants: int = 8,
+    least: int = 0,
+    tower: bool = False,
 ) -> int:
-    """Replays random variants and computes them in full; returns how many were replayed."""
+    """Replays random variants and computes them in full; returns how many were replayed.
+
+    With `tower`, every row shows a picture and every variant acts on tower or projector too.
+    """
     source = random.Random(seed)
-    prompt = random_prompt(vlm, source, pictures=pictures, least=least)
-    variants = [random_intervention(vlm, prompt, source) for _ in range(n_variants)]
+    prompt = random_prompt(vlm, source, pictures=pictures, least=max(least, tower))
+    variants = [random_intervention(vlm, prompt, source, tower=tower) for _ in range(n_variants)]
     options = {"measure": "logits", "progress": False}
     replayed = vlm.sweep(prompt, variants, memory=source.choice((1, 10**6, None)), **options)
     full = vlm.sweep(prompt, variants, engine="full", **options)
     assert_same(replayed.stack("logits"), full.stack("logits"))
     return replayed.engines.get("replay", 0)
+
+
+def captured(vlm: HookedVLM, prompt: Any, variants: Any, names: Any, at: Any) -> Iterator[Any]:
+    """What a replay captures under variants, and what runs in full do, for each record."""
+    for engine in ("replay", "full"):
+        result = vlm.sweep(
+            prompt, variants, measure=Capture(names, at), engine=engine, progress=False
+        )
+        assert engine == "full" or result.engines == {engine: len(variants)}
+        yield result
+
+
+def assert_captured_alike(replayed: Any, full: Any) -> None:
+    """Same activations within 1e-4 of the scale of each, in the plain run too."""
+    columns = [c for c in full.columns if isinstance(full.records[0][c], torch.Tensor)]
+    assert columns and replayed.columns == full.columns
+    for pair in zip(
+        [*replayed.records, *replayed.baseline], [*full.records, *full.baseline], strict=True
+    ):
+        for name in columns:
+            one, two = (record[name] for record in pair)
+            usual = two.abs() < 1e30
+            scale = two[usual].abs().max()
+            assert torch.equal(one[~usual], two[~usual])
+            assert ((one - two)[usual].abs() <= 1e-4 * scale).all(), name
 
 
 def value_points(vlm: HookedVLM) -> list[Point]:

@@ -364,8 +364,9 @@ class HookedVLM(Vocabulary):
         """Measures many variants of one run, computing of each only what it can change.
 
         The plain run is made once. Variants run together as rows of a batch, each from the first
-        layer and position that it touches; those that touch tower or projector, and models for
-        which reuse would be wrong, run in full, and the result says which and why.
+        layer and position that it touches; those that touch tower or projector start there, for the
+        pictures that they touch. Models for which reuse would be wrong run in full, and the result
+        says which variants did and why.
 
         Args:
             prompt: A Prompt, text, or a processor's output.

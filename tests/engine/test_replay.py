@@ -9,10 +9,12 @@ from differential import assert_same, compare, random_prompt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm_lens import Ablate, ActivationPatch, HookedVLM, Last
+from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches
 from vlm_lens.engine.baseline import NotReplayable, record
 from vlm_lens.engine.hooks import count_hooks
 from vlm_lens.engine.replay import start_of
+from vlm_lens.engine.skipping import standing_in
+from vlm_lens.engine.tower import tower_blocks
 from vlm_lens.interventions import Target
 
 SEEDS = st.integers(min_value=0, max_value=2**32 - 1)
@@ -48,8 +50,12 @@ def test_start_is_where_the_first_op_acts(clip):
         return start_of(edit.lower(target), baseline)
 
     last = prompt.length - 1
-    here = start(ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=0.0))
+    here = start(ActivationPatch("blocks.1.hook_mlp_out", at=Last(), value=0.0))
     assert (here.layer, here.position) == (1, last)
+    # what leaves a block is what enters the next one, so the block itself need not run
+    for layer in range(clip.cfg.n_layers):
+        left = start(ActivationPatch(f"blocks.{layer}.hook_resid_post", at=Last(), value=0.0))
+        assert (left.layer, left.position) == (layer + 1, last)
     both = start(
         ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=0.0)
         + ActivationPatch("blocks.0.mlp.hook_post", at=-3, value=0.0)
@@ -60,14 +66,89 @@ def test_start_is_where_the_first_op_acts(clip):
     assert start(ActivationPatch("hook_logits", at=Last(), value=0.0)).layer == clip.cfg.n_layers
 
 
-def test_tower_is_refused_by_name(clip, picture):
+@settings(MANY, max_examples=15)
+@given(seed=SEEDS)
+@pytest.mark.parametrize("name", tiny.VLMS)
+def test_replay_from_tower_and_projector_equals_full_forward(load, name, seed):
+    assert compare(load(name), seed, pictures=True, tower=True) == 8
+
+
+def test_a_tower_variant_equals_plain_hooks(clip, picture):
+    """A block of the tower, its read features and the projector, against torch hooks alone."""
+    prompt = clip.prompt("<image>Q:<image>\nA:", [picture, tiny.noise_picture(7)])
+    vector = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    for point, width in (
+        ("vision.blocks.0.mlp.hook_post", 36),
+        ("vision.blocks.1.hook_resid_post", 24),
+        ("projector.hook_out", 32),
+    ):
+        value = vector[:1].expand(width).clone()
+        edit = ActivationPatch(point, Patches(1, rows=0), value)
+
+        def write(x, value=value, point=point):
+            x = x.clone()
+            first = int(point.startswith("vision"))  # CLIP's class token
+            x[1, first : first + 4] = value
+            return x
+
+        expected = tiny.plain_write(clip.hf_model, prompt.inputs, point, write)[0, -1:]
+        result = clip.sweep(prompt, [edit], measure="logits", engine="replay", progress=False)
+        assert result.engines == {"replay": 1}
+        assert_same(result.stack("logits")[0], expected)
+
+
+def test_only_what_a_tower_variant_can_change_is_computed(clip, picture):
+    """Blocks before the first touched, and pictures not touched, are not computed again."""
+    prompt = clip.prompt("<image>Q:<image>\nA:", [picture, tiny.noise_picture(7)])
+    seen: dict[str, list] = {"tower": [], "text": []}
+    tower = tower_blocks(clip.hf_model, clip.architecture)
+    text = clip.hf_model.get_submodule(clip.architecture.decoder.stack.path)
+    handles = [
+        block.self_attn.register_forward_pre_hook(
+            lambda m, args, kwargs, k=kind, i=i: seen[k].append((i, kwargs["hidden_states"].shape)),
+            with_kwargs=True,
+        )
+        for kind, blocks in (("tower", tower), ("text", text))
+        for i, block in enumerate(blocks)
+    ]
+    edits = [Ablate("vision.blocks.1.hook_mlp_out", Patches(1, rows=row)) for row in (0, 1)]
+    try:
+        clip.sweep(prompt, edits, engine="replay", progress=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    plain = [(i, (2, 17, 24)) for i in range(3)]
+    # then the check that pictures can be computed apart, which runs no block; then two variants
+    assert seen["tower"] == [*plain, (1, (2, 17, 24)), (2, (2, 17, 24))]
+    suffix = prompt.length - prompt.layout.image[1].positions[0]
+    whole = [(i, (1, prompt.length, 32)) for i in range(2)]
+    assert seen["text"] == [*whole, *((i, (2, suffix, 32)) for i in range(2))]
+
+
+def test_the_model_is_as_it_was_after_blocks_were_skipped(clip, picture):
     prompt = clip.prompt("<image>A:", [picture])
-    edit = Ablate("projector.hook_out", at=[0])
+    plain, before = clip.run(prompt), count_hooks(clip.hf_model)
+    block = tower_blocks(clip.hf_model, clip.architecture)[0]
+    block.forward = own = block.forward  # as offloading sets one on the instance
+    try:
+        with pytest.raises(RuntimeError, match="inside"), standing_in({block: lambda: None}):
+            raise RuntimeError("inside")
+        assert block.__dict__["forward"] == own
+    finally:
+        del block.forward
+    clip.sweep(prompt, [Ablate("vision.blocks.1.hook_mlp_out", Images())], progress=False)
+    assert not any("forward" in m.__dict__ for m in clip.hf_model.modules())
+    assert count_hooks(clip.hf_model) == before and torch.equal(clip.run(prompt), plain)
+
+
+def test_what_comes_before_is_refused_by_name(clip, picture):
+    prompt = clip.prompt("<image>A:", [picture])
+    edit = ActivationPatch("hook_embed", at=Last(), value=0.5)
     with pytest.raises(NotReplayable, match="before the language model"):
         clip.sweep(prompt, [edit], engine="replay", progress=False)
     result = clip.sweep(prompt, [edit], measure="logits", progress=False)
     assert result.engines == {"full": 1}
-    assert any("projector.hook_out" in reason for reason in result.reasons)
+    assert any("hook_embed" in reason for reason in result.reasons)
     by_hand = clip.run(prompt, interventions=edit)[:, -1:]
     assert_same(result.stack("logits"), by_hand)
 

@@ -11,21 +11,28 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from differential import assert_same, compare, random_intervention, random_prompt
+from differential import (
+    assert_captured_alike,
+    assert_same,
+    captured,
+    compare,
+    random_intervention,
+    random_prompt,
+)
 
 from vlm_lens import HookedVLM, Steer
 from vlm_lens.engine.baseline import NotReplayable, record
 from vlm_lens.engine.replay import start_of
 from vlm_lens.interventions import Target
 from vlm_lens.positions import At
-from vlm_lens.sweep import GeneratedTokens
+from vlm_lens.sweep import Capture, GeneratedTokens
 
 BUILDERS = {
     path.stem.removeprefix("tiny_"): importlib.import_module(f"families.{path.stem}")
     for path in sorted(Path(__file__).parent.glob("tiny_*.py"))
     if path.stem not in ("tiny_parts", "tiny_words")
 }
-N_SEEDS = 10
+N_SEEDS, N_TOWER_SEEDS = 10, 6
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
@@ -48,6 +55,27 @@ def test_replay_equals_full_forward(family):
         check_refused(family, reason, "top1")
 
 
+def test_replay_from_tower_and_projector_equals_full_forward(family):
+    reason = family.family.not_replayable or family.family.not_separable
+    for seed in range(1 if reason else N_TOWER_SEEDS):
+        replayed = compare(family, seed, pictures=True, tower=True)
+        assert replayed == (0 if reason else 8), seed
+
+
+def test_captured_activations_equal_those_of_full_runs(family):
+    if family.family.not_replayable:
+        check_refused(family, family.family.not_replayable, Capture("blocks.0.hook_resid_pre", -1))
+        return
+    source, tower = random.Random(1), not family.family.not_separable
+    prompt = random_prompt(family, source, pictures=True, least=1)
+    variants = [random_intervention(family, prompt, source, tower=tower) for _ in range(6)]
+    points = family.points().values()
+    text = tuple(p.name for p in points if p.space == "text" and p.name != "hook_embed")
+    assert_captured_alike(*captured(family, prompt, variants, text, (-1, -3)))
+    before = tuple(p.name for p in points if p.space != "text" and not p.on_demand)
+    assert_captured_alike(*captured(family, prompt, variants, before, (1, 0)))
+
+
 def test_tokens_generated_after_a_replay(family):
     reason = family.family.not_replayable or family.family.not_continued
     if reason:
@@ -56,9 +84,7 @@ def test_tokens_generated_after_a_replay(family):
     for seed in range(4):
         source = random.Random(seed)
         prompt = random_prompt(family, source, pictures=True)
-        drawn = [random_intervention(family, prompt, source) for _ in range(5)]
-        # generate computes the last position's logits only, so others cannot be written there
-        variants = [v for v in drawn if "hook_logits" not in repr(v)]
+        variants = [random_intervention(family, prompt, source) for _ in range(5)]
         replayed, full = (
             family.sweep(
                 prompt, variants, engine=engine, measure=GeneratedTokens(4), progress=False

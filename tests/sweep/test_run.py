@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from differential import assert_captured_alike, captured
 
-from vlm_lens import Ablate, ActivationPatch, HookedVLM, Last, Steer, VLMLensError
-from vlm_lens.sweep import Capture, GeneratedTokens, Grid, TokenScores
+from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches, Steer, VLMLensError
+from vlm_lens.sweep import GeneratedTokens, Grid, TokenScores
 from vlm_lens.sweep.run import sweep as run_sweep
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -74,24 +75,37 @@ def test_token_scores_and_functions(clip):
         assert a["logit(17)"] == pytest.approx(b["value"])
 
 
-def test_captured_activations_are_those_of_single_runs(clip, picture):
-    prompt = clip.prompt(["<image>Q:Greece\nA:", "A:"], [picture])
-    names = ("blocks.1.hook_resid_mid", "blocks.*.attn.hook_pattern")
-    result = clip.sweep(prompt, PATCH.each_layer(), measure=Capture(names, -1), progress=False)
-    assert result.engines == {"full": 2} and "captured" in next(iter(result.reasons))
-    assert len(result.baseline) == 2
-    for layer in range(2):
-        edit = ActivationPatch(f"blocks.{layer}.hook_resid_post", at=Last(), value=VECTOR)
-        _, cache = clip.run_with_cache(
-            prompt, names_filter=list(names), positions=-1, interventions=edit
-        )
-        for row in range(2):
-            record = result.records[2 * layer + row]
-            assert set(record) == {"point", "layer", "at", "row", *cache}
-            assert all(torch.equal(record[name], cache[name][row]) for name in cache)
-    assert result.stack("blocks.1.hook_resid_mid").shape == (4, 1, clip.cfg.d_model)
-    with pytest.raises(VLMLensError, match="captured"):
-        clip.sweep(prompt, PATCH, measure=Capture(names, -1), engine="replay", progress=False)
+def test_captured_activations_are_those_of_full_runs(clip, picture):
+    prompt = clip.prompt(["<image>Q:Greece\nA:", "<image>A:"], [[picture], [picture]])
+    names = tuple(n for n, p in clip.points().items() if p.space == "text")
+    edits = [
+        *(ActivationPatch(f"blocks.{i}.hook_resid_post", at=Last(), value=VECTOR) for i in (0, 1)),
+        ActivationPatch("blocks.1.hook_resid_pre", at=-3, value=VECTOR),
+        ActivationPatch("hook_merged", at=-2, value=VECTOR)
+        + Steer("blocks.0.hook_resid_pre", at=-2, vector=VECTOR),
+        Steer("blocks.0.hook_attn_out", at=Images(), vector=VECTOR),
+        Ablate("ln_final.hook_normalized", at=Last()) + Ablate("hook_logits", at=-2),
+    ]
+    replayed, full = captured(clip, prompt, edits, names, [-1, -3, -2])
+    assert_captured_alike(replayed, full)
+    moved = (
+        replayed.stack("blocks.1.hook_resid_mid") - replayed.baseline[0]["blocks.1.hook_resid_mid"]
+    )
+    assert moved[0].abs().max() > 1e-3 and replayed.records[2]["at"] == repr(Last())
+
+
+def test_captured_activations_of_tower_variants(clip, picture):
+    prompt = clip.prompt("<image>Q:<image>\nA:", [picture, tiny.noise_picture(3)])
+    names = tuple(n for n, p in clip.points().items() if p.space != "text")
+    edits = [
+        Ablate("vision.blocks.1.attn.hook_z", at=Images(1), heads=[0]),
+        Steer("projector.hook_out", at=Images(0), vector=VECTOR),
+        ActivationPatch("blocks.0.hook_resid_post", at=Last(), value=VECTOR),
+    ]
+    assert_captured_alike(*captured(clip, prompt, edits, names, [2, 0]))
+    text = ("blocks.*.hook_resid_post", "hook_merged", "blocks.*.attn.hook_pattern")
+    at = Patches(1, rows=0)
+    assert_captured_alike(*captured(clip, prompt, edits, text, at))
 
 
 def test_contexts_around_a_sweep_count(clip):
@@ -138,7 +152,7 @@ def test_an_interruption_keeps_what_is_finished(clip, monkeypatch):
     assert 0 < len(result) < 2 * clip.cfg.n_layers
 
 
-def test_save_resumes_and_refuses_another_sweep(clip, tmp_path):
+def test_save_resumes_and_refuses_another_sweep(clip, tmp_path, monkeypatch):
     prompt = clip.prompt("Q:Greece\nA:")
     folder = tmp_path / "sweep"
     plain = clip.sweep(prompt, PATCH.each_layer(), progress=False)
@@ -149,6 +163,11 @@ def test_save_resumes_and_refuses_another_sweep(clip, tmp_path):
     chunks[0].unlink()
     again = clip.sweep(prompt, PATCH.each_layer(), save=folder, progress=False)
     assert again.records == plain.records and sum(again.engines.values()) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(type(clip.hf_model), "forward", None)  # nothing is left to run
+        complete = clip.sweep(prompt, PATCH.each_layer(), save=folder, progress=False)
+    assert complete.records == plain.records and not complete.engines
+    assert complete.baseline == plain.baseline
     for other in (
         lambda: clip.sweep(clip.prompt("Q:Peru\nA:"), PATCH.each_layer(), save=folder),
         lambda: clip.sweep(prompt, (PATCH + PATCH), save=folder),

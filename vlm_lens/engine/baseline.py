@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from transformers import DynamicCache
 from vlm_lens.errors import VLMLensError
 from vlm_lens.families.base import Architecture
 from vlm_lens.sites import submodule
+
+if TYPE_CHECKING:
+    from vlm_lens.engine.tower import TowerReplay
 
 # Which axis of a block's arguments counts positions, and which counts rows, from the end.
 _AXES = {"attention_mask": (-2, -4), "position_embeddings": (-2, -3), "position_ids": (-1, -2)}
@@ -44,10 +47,12 @@ class Baseline:
         resid_post: What left the last block, likewise.
         keys: For each block, its keys, `[rows, heads, pos, d_head]`.
         values: For each block, its values, likewise.
-        logits: `[rows, pos, d_vocab]`.
+        logits: `[rows, pos, d_vocab]`, of the last positions only if so asked.
         added: Block -> what the model adds to the stream before it, `[rows, pos, d_model]`.
         reached: For each position, the earliest one that a change there or later can reach.
         next_positions: For each row, the position that rotary embeddings give the next token.
+        tower: What its tower computed, if that was asked.
+        no_tower: Why there is none, if it was asked.
     """
 
     model: nn.Module
@@ -63,6 +68,13 @@ class Baseline:
     added: dict[int, Tensor] = field(default_factory=dict)
     reached: list[int] = field(default_factory=list)
     next_positions: Tensor | None = None
+    tower: TowerReplay | None = None
+    no_tower: str = ""
+
+    @property
+    def n_layers(self) -> int:
+        """How many blocks the language model has."""
+        return self.arch.decoder.stack.size.n_layers
 
     def call(self, layer: int, start: int, owners: Tensor) -> dict[str, Any]:
         """The arguments of a block for the suffix from `start` on.
@@ -90,7 +102,13 @@ class Baseline:
 
 @torch.no_grad()
 def record(
-    model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor], *, adds: bool = False
+    model: nn.Module,
+    arch: Architecture,
+    inputs: Mapping[str, Tensor],
+    *,
+    adds: bool = False,
+    n_last: int | None = None,
+    tower: TowerReplay | None = None,
 ) -> Baseline:
     """Runs the model once and keeps what variants need.
 
@@ -99,6 +117,8 @@ def record(
         arch: Its parts.
         inputs: The prompt.
         adds: Whether the model adds something to the stream between blocks that text cannot change.
+        n_last: How many of the last positions' logits are needed at the least; all by default.
+        tower: The prompt's tower, whose blocks' results are then kept too.
 
     Raises:
         NotReplayable: The blocks are called in a way that is not understood, or keep their keys and
@@ -141,8 +161,18 @@ def record(
     handles += [b.register_forward_hook(keep_output, prepend=True) for b in list(blocks)]
     parent = submodule(model, stack.path.rpartition(".")[0])
     handles.append(parent.register_forward_pre_hook(keep_positions, prepend=True, with_kwargs=True))
+    for block in tower.blocks if tower else ():
+        handles.append(
+            block.register_forward_hook(
+                lambda m, args, out: tower.outputs.append(out), prepend=True
+            )
+        )
+    fewer = n_last is not None and "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": n_last} if fewer else {}
     try:
-        logits = model(**inputs, past_key_values=cache, use_cache=True, return_dict=True).logits
+        logits = model(
+            **inputs, past_key_values=cache, use_cache=True, return_dict=True, **options
+        ).logits
     finally:
         for handle in handles:
             handle.remove()
@@ -159,7 +189,7 @@ def record(
     baseline = Baseline(
         model, arch, length, n_rows, logits, left[-1], calls, entered, keys,
         [layer.values for layer in cache.layers], added, _reached(calls, inputs),
-        _next_positions(positions, n_rows),
+        _next_positions(positions, n_rows), tower,
     )  # fmt: skip
     for block, call in zip(blocks, calls, strict=True):
         attn = submodule(block, stack.parts.attn)
@@ -167,6 +197,11 @@ def record(
             raise NotReplayable("its blocks see all positions, also later ones, without a mask")
         for name, value in call.items():
             _check(name, value, length)
+    if tower is not None:
+        try:
+            tower.check(entered[0], added)
+        except NotReplayable as error:
+            baseline.tower, baseline.no_tower = None, str(error)
     return baseline
 
 

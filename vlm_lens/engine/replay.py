@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,11 +10,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable, causal_mask
-from vlm_lens.engine.hooks import Handler, HookedRun
+from vlm_lens.engine.hooks import Firing, Handler, HookedRun
+from vlm_lens.engine.joining import Counted, joined_handlers
 from vlm_lens.engine.kernel import MEAN, Op
-from vlm_lens.engine.run import Counter, op_handler
-from vlm_lens.points import Point
+from vlm_lens.engine.run import Counter
+from vlm_lens.engine.tower import PicturePart, Repictured
 from vlm_lens.sites import submodule
+
+_LAST = "what leaves the last block"  # stands among handlers for the input of the final norm
+Places = Mapping[str, Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,12 @@ class Start:
     Attributes:
         layer: The first block that must be run again; `n_layers` if none must.
         position: The first position that must be run again.
+        part: What it does before the language model, if anything.
     """
 
     layer: int
     position: int
+    part: PicturePart | None = None
 
 
 @dataclass
@@ -35,42 +41,72 @@ class Rows:
     """Variants of all rows of a prompt, computed together.
 
     Attributes:
-        ops: For each variant, its ops, their rows counting in the prompt.
+        ops: For each variant, its ops in the language model, their rows counting in the prompt.
         starts: For each variant, from where it differs.
         counters: For each variant, the counters of its ops.
+        pictures: For each variant, what it makes of the pictures that it touches.
     """
 
     ops: list[list[Op]]
     starts: list[Start]
     counters: list[list[Counter]] = field(default_factory=list)
+    pictures: list[Repictured | None] = field(default_factory=list)
+
+
+def in_text(op: Op, baseline: Baseline) -> bool:
+    """Whether an op acts in the language model."""
+    return baseline.arch.points[op.point].space == "text"
 
 
 def start_of(ops: Sequence[Op], baseline: Baseline) -> Start:
     """The first block and position that ops can change.
 
     Raises:
-        NotReplayable: An op acts before the language model, or outside what was recorded.
+        NotReplayable: An op acts on what was not recorded.
     """
-    n_layers = baseline.arch.decoder.stack.size.n_layers
-    layer, position = n_layers, baseline.length
+    layer, position, part = baseline.n_layers, baseline.length, None
+    before = [op for op in ops if not in_text(op, baseline)]
     for op in ops:
-        point = baseline.arch.points[op.point]
-        if point.space != "text" or point.name == "hook_embed":
-            raise NotReplayable(f"{point.name} comes before the language model")
+        if op.point == "hook_embed":
+            raise NotReplayable("hook_embed comes before the language model")
         if op.since is not None:
             raise NotReplayable("it acts on generated tokens")
-        layer = min(layer, _layer_of(point, n_layers))
+        if not in_text(op, baseline):
+            continue
+        layer = min(layer, _layer_of(op.point, baseline))
         places = list(op.positions)
         if op.kind == MEAN:
             places += op.tensors["pool"][:, 1].tolist()
         position = min([position, *places])
-    return Start(layer, baseline.reached[min(position, baseline.length - 1)])
+    if before:
+        if baseline.tower is None:
+            reason = baseline.no_tower or "the tower was not recorded"
+            raise NotReplayable(f"{before[0].point} comes before the language model: {reason}")
+        part, layer = baseline.tower.part_of(before), 0
+        placed = baseline.tower.pictures.placed
+        position = min([position, *(placed[n].places[0] for n in part.pictures)])
+    return Start(layer, baseline.reached[min(position, baseline.length - 1)], part)
 
 
-def _layer_of(point: Point, n_layers: int) -> int:
-    if point.layer is not None:
-        return point.layer
-    return 0 if point.name == "hook_merged" else n_layers
+def _moment(name: str, baseline: Baseline) -> tuple[str, int]:
+    """The point at which another is served in a replay, and whether before (0) or with it (1).
+
+    What leaves a block is what enters the next one, unless the model adds something between. So a
+    variant that changes it need not run that block.
+    """
+    if name == "hook_merged":
+        return "blocks.0.hook_resid_pre", 0
+    point = baseline.arch.points[name]
+    if name != f"blocks.{point.layer}.hook_resid_post" or point.layer + 1 in baseline.added:
+        return name, 1
+    after = point.layer + 1
+    return (_LAST, 0) if after == baseline.n_layers else (f"blocks.{after}.hook_resid_pre", 0)
+
+
+def _layer_of(name: str, baseline: Baseline) -> int:
+    served, _ = _moment(name, baseline)
+    layer = None if served == _LAST else baseline.arch.points[served].layer
+    return baseline.n_layers if layer is None else layer
 
 
 class _SuffixCache(DynamicCache):
@@ -79,16 +115,28 @@ class _SuffixCache(DynamicCache):
     def __init__(self, baseline: Baseline, start: int, owners: Tensor, *, keep: bool):
         super().__init__()
         self._baseline, self._start, self._owners, self._keep = baseline, start, owners, keep
+        self._whole: dict[tuple, Tensor] = {}  # written anew by every block: memory is touched once
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
-        owners = self._owners[: len(key_states)]
-        before_k, before_v = self._baseline.prefix(layer_idx, self._start, owners)
         if self._keep:
             self.kept[layer_idx] = key_states, value_states
         if self._start == 0:
             return key_states, value_states
-        return torch.cat([before_k, key_states], -2), torch.cat([before_v, value_states], -2)
+        owners = self._owners[: len(key_states)]
+        before = self._baseline.prefix(layer_idx, self._start, owners)
+        pairs = zip(("keys", "values"), before, (key_states, value_states), strict=True)
+        return tuple(self._joined(*pair) for pair in pairs)
+
+    def _joined(self, what: str, before: Tensor, own: Tensor) -> Tensor:
+        form = (what, own.device, own.dtype, own.shape[1], own.shape[3])
+        if form not in self._whole:
+            shape = (len(self._owners), own.shape[1], self._start + own.shape[2], own.shape[3])
+            self._whole[form] = own.new_empty(shape)
+        whole = self._whole[form][: len(own)]
+        whole[:, :, : self._start] = before
+        whole[:, :, self._start :] = own
+        return whole
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._start
@@ -101,15 +149,23 @@ class Replayed:
     Attributes:
         logits: `[variants, rows of the prompt, positions asked, d_vocab]`.
         cache: Keys and values of every row, `variants * rows` of them, if asked.
+        read: For each variant, point name -> place in the prompt -> the activation there, for
+            those places wanted that the variant can change.
     """
 
     logits: Tensor
     cache: DynamicCache | None = None
+    read: list[dict[str, dict[tuple[int, int], Tensor]]] = field(default_factory=list)
 
 
 @torch.no_grad()
 def replay(
-    baseline: Baseline, rows: Rows, *, n_last: int = 1, keep_cache: bool = False
+    baseline: Baseline,
+    rows: Rows,
+    *,
+    n_last: int = 1,
+    keep_cache: bool = False,
+    wanted: Places | None = None,
 ) -> Replayed:
     """Runs variants as rows of one batch.
 
@@ -121,9 +177,12 @@ def replay(
         rows: The variants.
         n_last: How many of the last positions give logits; all must lie in the suffix.
         keep_cache: Whether keys and values are kept, to generate on.
+        wanted: Point of the language model -> places in the prompt where it is read.
     """
-    stack = baseline.arch.decoder.stack
-    blocks, n_layers = submodule(baseline.model, stack.path), stack.size.n_layers
+    blocks, n_layers = (
+        submodule(baseline.model, baseline.arch.decoder.stack.path),
+        baseline.n_layers,
+    )
     start = min([s.position for s in rows.starts] + [baseline.length - n_last])
     order = sorted(range(len(rows.starts)), key=lambda v: rows.starts[v].layer)
     n, width = baseline.n_rows, baseline.length - start
@@ -131,30 +190,43 @@ def replay(
     owners = torch.arange(n, device=device).repeat(len(order))
     first = [rows.starts[v].layer for v in order for _ in range(n)]  # ascending
     cache = _SuffixCache(baseline, start, owners, keep=keep_cache)
-    run = HookedRun(baseline.model, baseline.arch.points, _handlers(rows, order, n))
-    hidden = baseline.resid_pre[0].new_empty((0, width, stack.size.d_model))
+    reading = _Reading(wanted or {}, start, n)
+    handlers = _handlers(rows, order, baseline, reading)
+    at_the_end = handlers.pop(_LAST, [])
+    run = HookedRun(baseline.model, baseline.arch.points, handlers)
+    placed = _Placed(baseline, rows, order, start)
+    hidden = baseline.resid_pre[0].new_empty((0, width, baseline.resid_pre[0].shape[-1]))
+    mask: dict[torch.device, Tensor | None] = {}
     with run:
         for layer in range(min(first), n_layers):
             active = sum(f <= layer for f in first)
             if active > len(hidden):
                 joining = baseline.resid_pre[layer][owners[len(hidden) : active], start:]
-                hidden = torch.cat([hidden.to(joining.device), joining])
+                joining = placed.put(joining, 0) if layer == 0 else joining
+                hidden = torch.cat([hidden.to(joining.device), joining]) if len(hidden) else joining
             run.place(offset=start, length=width, rows=active)
             call = baseline.call(layer, start, owners[:active].to(hidden.device))
             if call.get("attention_mask") == "causal":
-                call["attention_mask"] = _causal(start, baseline.length, hidden.device)
+                if hidden.device not in mask:
+                    mask[hidden.device] = _causal(start, baseline.length, hidden.device)
+                call["attention_mask"] = mask[hidden.device]
             out = blocks[layer](hidden, **call, past_key_values=cache)
             hidden = out if isinstance(out, Tensor) else out[0]
             if layer + 1 in baseline.added:
-                hidden = hidden + baseline.added[layer + 1][owners[:active], start:]
+                more = baseline.added[layer + 1][owners[:active], start:]
+                hidden = hidden + placed.put(more, 1 + sorted(baseline.added).index(layer + 1))
         if len(hidden) < len(first):  # variants that change nothing before the final norm
             last = baseline.resid_post[owners[len(hidden) :], start:]
             hidden = torch.cat([hidden.to(last.device), last])
+        for handler in at_the_end:
+            point = baseline.arch.points[f"blocks.{n_layers - 1}.hook_resid_post"]
+            new = handler.call(hidden, Firing(point, start))
+            hidden = hidden if new is None else new
         logits = _logits(baseline, run, hidden, start, n_last)
     inverse = torch.tensor([order.index(v) for v in range(len(order))], device=logits.device)
     logits = logits.unflatten(0, (len(order), n))[inverse]
     kept = _joined_cache(baseline, cache, start, owners, first, inverse, n) if keep_cache else None
-    return Replayed(logits, kept)
+    return Replayed(logits, kept, [reading.of(order.index(v)) for v in range(len(order))])
 
 
 def _causal(start: int, length: int, device: torch.device) -> Tensor | None:
@@ -174,66 +246,91 @@ def _logits(baseline: Baseline, run: HookedRun, hidden: Tensor, start: int, n_la
     return run.pass_through("hook_logits", logits)[:, -n_last:]
 
 
-def _handlers(rows: Rows, order: Sequence[int], n: int) -> dict[str, list[Handler]]:
-    """The variants' ops with their rows counted in the replay's batch.
-
-    Ops of different variants at one point touch different rows, so they act as one: the first op of
-    every variant there, then the second of every variant, and so on.
-    """
-    turns: dict[tuple, list[tuple[Op, Counter]]] = {}
+def _handlers(
+    rows: Rows, order: Sequence[int], baseline: Baseline, reading: _Reading
+) -> dict[str, list[Handler]]:
+    """Ops and readers, with rows counted in the replay's batch, those that come first in front."""
+    stages: list[list[list[Counted]]] = [[], []]
     for slot, variant in enumerate(order):
-        seen: dict[str, int] = {}
-        mine = list(zip(rows.ops[variant], rows.counters[variant], strict=True))
-        # what enters the first block is the language model's input, and that point fires first
-        mine.sort(key=lambda pair: pair[0].point != "hook_merged")
-        for op, counter in mine:
-            name = "blocks.0.hook_resid_pre" if op.point == "hook_merged" else op.point
-            moved = replace(op, point=name, rows=tuple(r + slot * n for r in op.rows))
+        mine: list[list[Counted]] = [[], []]
+        for op, counter in zip(rows.ops[variant], rows.counters[variant], strict=True):
+            name, stage = _moment(op.point, baseline)
+            moved_rows = tuple(r + slot * baseline.n_rows for r in op.rows)
+            moved = replace(op, point=name, rows=moved_rows)
             if op.kind == MEAN:
-                pool = op.tensors["pool"] + torch.tensor([slot * n, 0])
+                pool = op.tensors["pool"] + torch.tensor([slot * baseline.n_rows, 0])
                 moved = replace(moved, tensors={"pool": pool})
-            turn = seen[name] = seen.get(name, -1) + 1
-            value = op.tensors.get("value")
-            form = None if value is None else tuple(value.shape[1:])
-            turns.setdefault((turn, name, op.kind, op.heads, form), []).append((moved, counter))
+            mine[stage].append((moved, counter))
+        for stage in (0, 1):
+            stages[stage].append(mine[stage])
     handlers: dict[str, list[Handler]] = {}
-    for (_, name, *_), acting in sorted(turns.items(), key=lambda item: item[0][0]):
-        joined = _joined([op for op, _ in acting])
-        counter = _Counters([c for _, c in acting])
-        handlers.setdefault(name, []).append(op_handler(joined, counter))
+    for stage in (0, 1):
+        for name, made in joined_handlers(stages[stage]).items():
+            handlers.setdefault(name, []).extend(made)
+        for name in reading.wanted:
+            served = _moment(name, baseline)
+            if served[1] == stage:
+                handlers.setdefault(served[0], []).append(reading.handler(name, baseline))
     return handlers
 
 
-@dataclass
-class _Counters:
-    """Several counters that act as one."""
+class _Placed:
+    """New picture features put in the places of the recorded ones."""
 
-    each: list[Counter]
-    total: int = 0
+    def __init__(self, baseline: Baseline, rows: Rows, order: Sequence[int], start: int):
+        self._features: list[Tensor] = []
+        index: list[tuple[int, int]] = []
+        for slot, variant in enumerate(order):
+            new = rows.pictures[variant] if rows.pictures else None
+            for number, features in (new.features if new else {}).items():
+                picture = baseline.tower.pictures.placed[number]
+                index += [(slot * baseline.n_rows + picture.row, p - start) for p in picture.places]
+                self._features.append(features)
+        self._index = torch.tensor(index, dtype=torch.long).reshape(-1, 2).T
 
-    @property
-    def written(self) -> int:
-        return self.total
-
-    @written.setter
-    def written(self, value: int) -> None:
-        for counter in self.each:
-            counter.written += value - self.total
-        self.total = value
+    def put(self, x: Tensor, stream: int) -> Tensor:
+        """Writes one stream of features into `x`, `[rows, suffix, d_model]`, which is a copy."""
+        if self._features:
+            new = torch.cat([f[stream] for f in self._features])
+            rows, positions = self._index.to(x.device)
+            x[rows, positions] = new.to(x)
+        return x
 
 
-def _joined(ops: Sequence[Op]) -> Op:
-    """Ops of one kind at one point, on different rows, as one op."""
-    if len(ops) == 1:
-        return ops[0]
-    rows = tuple(r for op in ops for r in op.rows)
-    positions = tuple(p for op in ops for p in op.positions)
-    if ops[0].kind == MEAN:
-        tensors = {"pool": torch.cat([op.tensors["pool"] for op in ops])}
-    else:
-        values = [v.expand(len(op.rows), *v.shape[1:]) for op in ops for v in [op.tensors["value"]]]
-        tensors = {"value": torch.cat(values)}
-    return replace(ops[0], rows=rows, positions=positions, tensors=tensors)
+class _Reading:
+    """What is read of a replay, of the places that lie in its suffix.
+
+    Attributes:
+        wanted: Point name -> places in the prompt.
+    """
+
+    def __init__(self, wanted: Places, start: int, n_rows: int):
+        self._start, self._n_rows = start, n_rows
+        self.wanted = {
+            name: inside for name, places in wanted.items()
+            if (inside := [p for p in places if p[1] >= start])
+        }  # fmt: skip
+        self._found: dict[str, Tensor] = {}
+
+    def handler(self, name: str, baseline: Baseline) -> Handler:
+        """Keeps a point's activation at its places, for every variant that has joined by then."""
+        rows, positions = torch.tensor(self.wanted[name]).T
+        pattern = "query" in baseline.arch.points[name].axes
+
+        def keep(x: Tensor, firing: Firing) -> None:
+            x = x.transpose(1, 2) if pattern else x
+            by_variant = x.unflatten(0, (-1, self._n_rows))
+            self._found[name] = by_variant[:, rows, positions - firing.offset].cpu()
+
+        return Handler(keep, writes=False)
+
+    def of(self, slot: int) -> dict[str, dict[tuple[int, int], Tensor]]:
+        """What was read of one variant."""
+        return {
+            name: dict(zip(self.wanted[name], found[slot], strict=True))
+            for name, found in self._found.items()
+            if slot < len(found)
+        }
 
 
 def _joined_cache(

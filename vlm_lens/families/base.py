@@ -261,6 +261,9 @@ class Family(ABC):
         not_continued: Why tokens after the first cannot be generated from a cache, where so.
         adds_between_blocks: Whether its model adds to the residual stream, between blocks, what
             does not depend on the text.
+        adds_positions: Whether its language model adds positions to its input before its first
+            block.
+        not_separable: Why what pictures become cannot be computed for some of them alone, where so.
     """
 
     name: str
@@ -270,6 +273,8 @@ class Family(ABC):
     not_replayable: str = ""
     not_continued: str = ""
     adds_between_blocks: bool = False
+    adds_positions: bool = False
+    not_separable: str = "its family does not say how the tensors of pictures are taken apart"
 
     @abstractmethod
     def architecture(self, model: torch.nn.Module) -> Architecture:
@@ -296,6 +301,31 @@ class Family(ABC):
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """How many pictures a processor's tensors hold."""
         return 0
+
+    def packs_pictures(self, config: Any) -> bool:
+        """Whether the tower reads the pictures of a batch as one sequence, one after the other."""
+        return False
+
+    def select_pictures(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        pictures: Sequence[ImageLayout],
+        numbers: Sequence[int],
+    ) -> dict[str, Tensor] | None:
+        """The tensors of some pictures of a batch, as the model's `get_image_features` takes them.
+
+        Args:
+            config: The model's config.
+            tensors: Those of the batch.
+            pictures: All its pictures.
+            numbers: Which are wanted, in order; one may be wanted more than once.
+
+        Returns:
+            Their tensors; `None` where these cannot be taken apart. A family that never can says
+            so in `not_separable`.
+        """
+        return None
 
     def image_layouts(
         self,

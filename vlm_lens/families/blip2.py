@@ -48,6 +48,7 @@ class Blip2Family(ProjectedFamily):
     projector_input = "encoder_hidden_states"
     reads_normed = True
     merges = True
+    adds_positions = True
     not_continued = "its forward takes a picture at every step, so no cache can be continued"
 
     def architecture(self, model: torch.nn.Module) -> Architecture:

@@ -47,6 +47,7 @@ class StructureFamily(ProjectedFamily):
     """
 
     model_types = ()
+    not_separable = "the model is not of a registered family"
 
     def __init__(self, config: Any):
         self.name = f"{config.model_type}, by structure"

@@ -38,6 +38,10 @@ class ChameleonFamily(Family):
     name = "chameleon"
     model_types = ("chameleon",)
     takes_images = True
+    not_separable = (
+        "its pictures become tokens by the nearest code, and another order of the same sums could "
+        "choose another code"
+    )
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts of a Chameleon."""

@@ -17,6 +17,7 @@ from vlm_lens.families.decoders import find_decoder, text_point
 from vlm_lens.families.fuyu_processor import CLOSE, IMAGE, OPEN, FuyuReader
 from vlm_lens.families.pixels import identity_map, size_entry
 from vlm_lens.families.places import picture_places
+from vlm_lens.families.selection import by_stretches
 from vlm_lens.geometry import PatchGrid, PixelMap
 from vlm_lens.layout import ImageLayout, ImageSpace
 from vlm_lens.points import Point, PointTable
@@ -32,6 +33,7 @@ class FuyuFamily(Family):
     name = "fuyu"
     model_types = ("fuyu",)
     takes_images = True
+    not_separable = ""
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts of a Fuyu."""
@@ -81,6 +83,21 @@ class FuyuFamily(Family):
         if isinstance(processor, FuyuReader) and processor.mantis:
             return processor(texts)
         return super().tokenize(processor, texts, **options)
+
+    def packs_pictures(self, config: Any) -> bool:
+        """The patches of all pictures are one list."""
+        return True
+
+    def select_pictures(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        pictures: Sequence[ImageLayout],
+        numbers: Sequence[int],
+    ) -> dict[str, Tensor] | None:
+        """Their patches."""
+        lengths = [len(p.projector.sequences[0][1]) for p in pictures]
+        return {"pixel_values": by_stretches(tensors["pixel_values"], lengths, numbers)}
 
     def image_layouts(
         self,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from vlm_lens.families.projected import ProjectedFamily
+from vlm_lens.families.selection import by_rows
+from vlm_lens.layout import ImageLayout
 
 
 class IdeficsFamily(ProjectedFamily):
@@ -35,6 +37,18 @@ class IdeficsFamily(ProjectedFamily):
         """How many frames the tower reads."""
         pixels = inputs.get("pixel_values")
         return 0 if pixels is None else int(real_frames(pixels).sum())
+
+    def select_pictures(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        pictures: Sequence[ImageLayout],
+        numbers: Sequence[int],
+    ) -> dict[str, Tensor] | None:
+        """Their frames, padding left out, as if each were the only one of a text."""
+        real = real_frames(tensors["pixel_values"])
+        found = by_rows({k: v[real] for k, v in tensors.items()}, pictures, numbers)
+        return None if found is None else {k: v.unsqueeze(1) for k, v in found.items()}
 
 
 def real_frames(pixels: Tensor) -> Tensor:

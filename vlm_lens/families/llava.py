@@ -26,6 +26,10 @@ class LlavaFamily(ProjectedFamily):
         """How many of the tower's first positions do not enter the projector."""
         return 1 if config.vision_feature_select_strategy == "default" else 0
 
+    def packs_pictures(self, config: Any) -> bool:
+        """A Pixtral tower does."""
+        return config.vision_config.model_type == "pixtral"
+
     def load_processor(self, config: Any, where: str, **hub: Any) -> Any:
         """Pixtral's, which transformers loads with torchvision only."""
         return load_pixtral_processor(config, where, **hub)

@@ -14,7 +14,9 @@ from vlm_lens.families.base import Architecture
 from vlm_lens.families.llava_next import sizes_as_given
 from vlm_lens.families.pixels import chain, covered, resize_and_crop_map, square_map, stretch_map
 from vlm_lens.families.projected import Picture, ProjectedFamily, grid
+from vlm_lens.families.selection import by_rows
 from vlm_lens.families.tiles import Shrink, in_frames, tiled_picture
+from vlm_lens.layout import ImageLayout
 
 
 class LlavaOnevisionFamily(ProjectedFamily):
@@ -29,6 +31,26 @@ class LlavaOnevisionFamily(ProjectedFamily):
         """Pictures are given text by text: one that is alone is cut into tiles, several are not."""
         nested = [row for row in pictures if row]
         return processor(text=texts, images=nested, **options)
+
+    def select_pictures(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        pictures: Sequence[ImageLayout],
+        numbers: Sequence[int],
+    ) -> dict[str, Tensor] | None:
+        """Their rows, where all of the batch are cut into tiles or none is."""
+        counts = tensors.get("batch_num_images")
+        tensors = {k: v for k, v in tensors.items() if k != "batch_num_images"}
+        tiled = {True} if counts is None else {n == 1 for n in counts.tolist()}
+        if len(tiled) > 1:
+            return None
+        if not tiled.pop():  # a text with one picture would mean tiles; more than there are do not
+            more = {"batch_num_images": counts.new_tensor([max(2, len(numbers))])}
+        else:
+            more = {} if counts is None else {"batch_num_images": counts.new_ones(len(numbers))}
+        found = by_rows(tensors, pictures, numbers)
+        return None if found is None else found | more
 
     def pictures(
         self,

@@ -26,6 +26,10 @@ class Mistral3Family(ProjectedFamily):
     merges = True
     projector_views = (FlatView(single=True), FlatView(single=True))
 
+    def packs_pictures(self, config: Any) -> bool:
+        """A Pixtral tower does."""
+        return True
+
     def load_processor(self, config: Any, where: str, **hub: Any) -> Any:
         """Pixtral's, which transformers loads with torchvision only."""
         return load_pixtral_processor(config, where, **hub)

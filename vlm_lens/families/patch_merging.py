@@ -28,6 +28,7 @@ from vlm_lens.families.base import (
 from vlm_lens.families.decoders import find_decoder, text_point
 from vlm_lens.families.pixels import identity_map, stretch_map
 from vlm_lens.families.places import picture_places
+from vlm_lens.families.selection import by_stretches
 from vlm_lens.geometry import PatchGrid
 from vlm_lens.layout import ImageLayout, ImageSpace
 from vlm_lens.points import Point, PointTable
@@ -48,6 +49,7 @@ class PatchMergingFamily(Family):
     """
 
     takes_images = True
+    not_separable = ""
     tower_parts: BlockParts
     tower_reads: Site = InputSite(f"{TOWER}.merger", keyword="x")
     marks: tuple[str, str] = ("vision_start_token_id", "vision_end_token_id")
@@ -149,6 +151,22 @@ class PatchMergingFamily(Family):
         """One row of `image_grid_thw` a picture."""
         grids = inputs.get("image_grid_thw")
         return 0 if grids is None else len(grids)
+
+    def packs_pictures(self, config: Any) -> bool:
+        """One picture after the other, each attending to itself only."""
+        return True
+
+    def select_pictures(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        pictures: Sequence[ImageLayout],
+        numbers: Sequence[int],
+    ) -> dict[str, Tensor] | None:
+        """Their patches and the shapes of their grids."""
+        grids = tensors["image_grid_thw"]
+        patches = by_stretches(tensors["pixel_values"], grids.prod(-1).tolist(), numbers)
+        return {"pixel_values": patches, "image_grid_thw": grids[list(numbers)]}
 
     def image_layouts(
         self,

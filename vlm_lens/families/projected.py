@@ -14,6 +14,7 @@ from vlm_lens.config import HookedConfig, VisionConfig
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture, Family, Stack
 from vlm_lens.families.decoders import Decoder, find_decoder, text_point
+from vlm_lens.families.selection import by_rows
 from vlm_lens.families.towers import Tower, describe_tower
 from vlm_lens.geometry import PatchGrid, PixelMap
 from vlm_lens.layout import ImageLayout, ImageSpace
@@ -55,6 +56,7 @@ class ProjectedFamily(Family):
     """
 
     takes_images = True
+    not_separable = ""
     tower_path: str = "model.vision_tower"
     projector_path: str = "model.multi_modal_projector"
     text_path: str = "model.language_model"
@@ -174,6 +176,16 @@ class ProjectedFamily(Family):
         """One row of `pixel_values` a picture."""
         pixels = inputs.get("pixel_values")
         return 0 if pixels is None else len(pixels)
+
+    def select_pictures(
+        self,
+        config: Any,
+        tensors: Mapping[str, Tensor],
+        pictures: Sequence[ImageLayout],
+        numbers: Sequence[int],
+    ) -> dict[str, Tensor] | None:
+        """Their rows; the towers read one picture, or one frame of it, apart from the others."""
+        return by_rows(tensors, pictures, numbers)
 
     @abstractmethod
     def pictures(

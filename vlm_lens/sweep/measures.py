@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.layout import Layout
+from vlm_lens.points import Point, PointTable
 from vlm_lens.positions import Position, as_position
 from vlm_lens.tokens import string_token
 
@@ -127,7 +129,7 @@ class GeneratedTokens(Measure):
 
 @dataclass(frozen=True)
 class Capture(Measure):
-    """Activations, as they are under each variant; every variant runs in full.
+    """Activations, as they are under each variant.
 
     Attributes:
         points: A point, a glob or several.
@@ -157,6 +159,35 @@ class Capture(Measure):
             interventions=interventions,
         )  # fmt: skip
         return [{name: cache[name][row] for name in cache} for row in range(len(prompt))]
+
+    def places(self, point: Point, layouts: Sequence[Layout]) -> list[tuple[int, int]]:
+        """Row and position of every value read at a point, row by row of the prompt."""
+        return [place for layout in layouts for place in self.at.resolve(layout, point.space)]
+
+    def changed(
+        self,
+        plain: Sequence[dict[str, Tensor]],
+        points: PointTable,
+        places: Mapping[str, Sequence[tuple[int, int]]],
+        read: Mapping[str, Mapping[tuple[int, int], Tensor]],
+    ) -> list[dict[str, Tensor]]:
+        """The columns of a variant: those of the plain run but for what was read anew.
+
+        Args:
+            plain: The columns of the plain run, one dictionary a row of the prompt.
+            points: The model's points.
+            places: Point -> its places, as `places` gives them.
+            read: Point -> place -> the activation there under the variant.
+        """
+        records = [{name: value.clone() for name, value in row.items()} for row in plain]
+        for name, found in read.items():
+            each = len(places[name]) // len(records)
+            for i, place in enumerate(places[name]):
+                if place in found:
+                    column = records[i // each][name]
+                    axis = 1 if "query" in points[name].axes else 0
+                    column.select(axis, i % each).copy_(found[place])
+        return records
 
 
 @dataclass(frozen=True)

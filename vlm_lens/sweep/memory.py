@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vlm_lens.engine.baseline import Baseline
+from vlm_lens.engine.tower import PicturePart
 
 _SHARE = 0.25  # of what is free, at the most
 _CEILING = 2 << 30  # bytes on a CPU, where nothing says what others need
@@ -23,8 +24,17 @@ def free_bytes(device: torch.device) -> int:
     return min(int(available * _SHARE), _CEILING)
 
 
-def row_bytes(baseline: Baseline, width: int, *, keep_cache: bool) -> int:
-    """About how many bytes one variant needs while it runs, for all rows of the prompt."""
+def row_bytes(
+    baseline: Baseline, width: int, part: PicturePart | None = None, *, keep_cache: bool
+) -> int:
+    """About how many bytes one variant needs while it runs, for all rows of the prompt.
+
+    Args:
+        baseline: The recorded run.
+        width: How many positions of the language model it computes.
+        part: What it does before the language model, if anything.
+        keep_cache: Whether its keys and values are kept.
+    """
     size = baseline.arch.decoder.stack.size
     item = baseline.resid_pre[0].element_size()
     keys = 2 * size.n_key_value_heads * size.d_head * baseline.length
@@ -32,4 +42,9 @@ def row_bytes(baseline: Baseline, width: int, *, keep_cache: bool) -> int:
     scores = size.n_heads * width * baseline.length
     logits = 4 * baseline.arch.cfg.d_vocab
     kept = keys * size.n_layers if keep_cache else 0
-    return baseline.n_rows * item * (3 * keys + widest + scores + logits + kept)
+    tower = 0
+    if part is not None and (vision := baseline.arch.cfg.vision) is not None:
+        layouts = [baseline.tower.pictures.placed[n].layout for n in part.pictures]
+        patches = sum(len(ps) for layout in layouts for _, ps in layout.vision.sequences)
+        tower = patches * (4 * vision.d_model + 3 * vision.d_mlp)
+    return item * (baseline.n_rows * (3 * keys + widest + scores + logits + kept) + tower)

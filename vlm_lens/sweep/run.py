@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,27 +12,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable, record
-from vlm_lens.engine.replay import Rows, Start, replay, start_of
+from vlm_lens.engine.pictures import NotSeparable, Pictures
+from vlm_lens.engine.replay import Rows, Start, in_text, replay
 from vlm_lens.engine.run import Counter
+from vlm_lens.engine.tower import Repictured, TowerReplay
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Target
 from vlm_lens.prompt import Prompt
-from vlm_lens.sweep.measures import Capture, Measure, as_measure, greedy
-from vlm_lens.sweep.memory import free_bytes, row_bytes
+from vlm_lens.sweep.continuing import continue_greedily
+from vlm_lens.sweep.measures import Capture, Measure, as_measure
+from vlm_lens.sweep.memory import free_bytes
+from vlm_lens.sweep.plan import Job, Lowered, chunks, plan
 from vlm_lens.sweep.result import SweepResult
 from vlm_lens.sweep.store import SweepStore, identity
-from vlm_lens.sweep.variants import Variant, expand
+from vlm_lens.sweep.variants import expand
 
 ENGINES = ("auto", "replay", "full")
-
-
-@dataclass
-class _Job:
-    """A variant that will be replayed."""
-
-    number: int
-    variant: Variant
-    start: Start
+_PACKED = "attention of a tower that reads all pictures as one sequence is captured in full runs"
 
 
 def sweep(
@@ -53,23 +49,22 @@ def sweep(
     prompt, measure = vlm.as_prompt(prompt, images), as_measure(measure)
     listed = expand(variants, vlm.architecture.points)
     target = Target(vlm.architecture.points, prompt.layouts, vlm.facts)
-    for variant in listed:  # what does not fit is refused before the first forward pass
-        variant.intervention.lower(target)
-    store = done = None
+    lowered = Lowered(listed, target)  # what does not fit is refused before the first forward pass
+    records: dict[int, list[dict[str, Any]]] = {}
+    runner, store = _Runner(vlm, prompt, lowered, measure, engine, memory), None
     if save is not None:
         store = SweepStore(save, identity(vlm, prompt, listed, measure))
-        done = store.load()
-    records: dict[int, list[dict[str, Any]]] = dict(done or {})
-    runner = _Runner(vlm, prompt, target, measure, engine, memory)
+        records, runner.plain = store.load(), store.load_plain()
     todo = [i for i in range(len(listed)) if i not in records]
     complete = True
     bar = tqdm(total=len(listed), initial=len(records), disable=not progress, unit="variant")
     try:
         with bar:
-            for finished in runner.run(listed, todo):
+            for finished in runner.run(todo):
                 records.update(finished)
                 if store is not None:
                     store.add(finished)
+                    store.add_plain(runner.plain)
                 bar.update(len(finished))
     except KeyboardInterrupt:
         complete = False
@@ -80,179 +75,179 @@ def sweep(
     ]
     labels = tuple(dict.fromkeys(k for v in listed for k in v.labels))
     return SweepResult(
-        rows, dict(runner.engines), dict(runner.reasons), runner.baseline_records, labels, complete,
-        _places(listed, target),
+        rows, dict(runner.engines), dict(runner.reasons), runner.plain, labels, complete,
+        lowered.places,
     )  # fmt: skip
 
 
-def _places(listed: Sequence[Variant], target: Target) -> dict[str, tuple[int, str]]:
-    """Where the labels of positions lie in the prompt's first row, those that mean one position."""
-    found: dict[str, tuple[int, str]] = {}
-    layout = target.layouts[0]
-    for variant in listed:
-        label, at = variant.labels.get("at"), getattr(variant.intervention, "at", None)
-        if not isinstance(label, str) or at is None or label in found:
-            continue
-        ops = variant.intervention.lower(target)
-        if any(target.points[op.point].space != "text" or op.since is not None for op in ops):
-            continue
-        places = {p for op in ops for r, p in zip(op.rows, op.positions, strict=True) if r == 0}
-        if len(places) == 1:
-            position = places.pop()
-            text = layout.strings[position] if layout.strings else str(layout.token_ids[position])
-            found[label] = (position, text)
-    return found
-
-
 class _Runner:
-    """Sorts variants to engines and runs them in chunks."""
+    """Sorts variants to engines and runs them in chunks.
+
+    Attributes:
+        plain: The measurements of the run without interventions, one a row of the prompt.
+    """
 
     def __init__(
         self,
         vlm: Any,
         prompt: Prompt,
-        target: Target,
+        lowered: Lowered,
         measure: Measure,
         engine: str,
         memory: int | None,
     ):
-        self.vlm, self.prompt, self.target, self.measure = vlm, prompt, target, measure
+        self.vlm, self.prompt, self.lowered, self.measure = vlm, prompt, lowered, measure
         self.engine, self.memory = engine, memory
         self.engines: Tally[str] = Tally()
         self.reasons: Tally[str] = Tally()
-        self.baseline_records: list[dict[str, Any]] = []
+        self.plain: list[dict[str, Any]] = []
+        self._wanted: dict[str, dict[str, list[tuple[int, int]]]] = {"text": {}, "pictures": {}}
 
-    def run(self, listed: Sequence[Variant], todo: Sequence[int]) -> Iterator[dict[int, list]]:
+    def run(self, todo: Sequence[int]) -> Iterator[dict[int, list]]:
         """Finished variants, a chunk at a time."""
-        if not todo:
+        if not todo and self.plain:
             return
         baseline, reason = None, "asked for" if self.engine == "full" else ""
-        if not reason:
+        if todo and not reason:
             baseline, reason = self._record()
-        if isinstance(self.measure, Capture):
-            self.baseline_records = self.measure.run(self.vlm, self.prompt, ())
-        elif not self.measure.new_tokens:
-            plain = self.vlm.run(self.prompt) if baseline is None else baseline.logits
-            plain = plain[None, :, -self.measure.n_last :]
-            self.baseline_records = self._measured(plain, [None])[0]
-        jobs, slow = [], []
-        for number in todo:
-            try:
-                if baseline is None:
-                    raise NotReplayable(reason)
-                ops = listed[number].intervention.lower(self.target)
-                jobs.append(_Job(number, listed[number], start_of(ops, baseline)))
-            except NotReplayable as error:
-                if self.engine == "replay":
-                    raise
-                self.reasons[str(error)] += 1
-                slow.append(number)
-        for chunk in self._chunks(jobs, baseline):
-            self.engines["replay"] += len(chunk)
-            yield self._replay(chunk, baseline)
+        self._measure_plain(baseline)
+        jobs, slow = [], dict.fromkeys(todo, reason)
+        if baseline is not None:
+            jobs, slow = plan(self.lowered, todo, baseline, self._refused)
+        if slow and self.engine == "replay":
+            raise NotReplayable(next(iter(slow.values())))
+        self.reasons.update(slow.values())
+        keep = self.measure.new_tokens > 1
+        if jobs:
+            budget = self.memory or free_bytes(baseline.resid_pre[0].device)
+            for chunk in chunks(jobs, baseline, budget, keep_cache=keep):
+                self.engines["replay"] += len(chunk)
+                yield self._replay(chunk, baseline)
         for number in slow:
             self.engines["full"] += 1
-            yield {number: self._full(listed[number])}
+            yield {number: self._full(number)}
 
     def _record(self) -> tuple[Baseline | None, str]:
         family = self.vlm.family
         if self.vlm._active:
             return None, "other interventions or hooks are open around the sweep"
         reason = family.not_replayable
-        if isinstance(self.measure, Capture):
-            reason = reason or "activations are captured in full runs"
         if self.measure.new_tokens > 1:
             reason = reason or family.not_continued
         if reason:
-            if self.engine == "replay":
-                raise NotReplayable(reason)
             return None, reason
+        tower, no_tower = None, ""
+        if self.lowered.needs_tower:
+            model, arch = self.vlm.hf_model, self.vlm.architecture
+            try:
+                pictures = Pictures(model, family, arch, self.prompt.inputs, self.prompt.layouts)
+                tower = TowerReplay(model, arch, pictures, adds_positions=family.adds_positions)
+            except NotSeparable as error:
+                no_tower = str(error)
         try:
-            return record(
+            baseline = record(
                 self.vlm.hf_model, self.vlm.architecture, self.prompt.inputs,
-                adds=family.adds_between_blocks,
-            ), ""  # fmt: skip
+                adds=family.adds_between_blocks, n_last=self.measure.n_last, tower=tower,
+            )  # fmt: skip
         except NotReplayable as error:
-            if self.engine == "replay":
-                raise
             return None, str(error)
+        baseline.no_tower = baseline.no_tower or no_tower
+        return baseline, ""
 
-    def _chunks(self, jobs: list[_Job], baseline: Baseline | None) -> Iterator[list[_Job]]:
-        """Variants of about the same suffix, as many as fit into memory."""
-        if not jobs:
-            return
-        budget = self.memory or free_bytes(baseline.resid_pre[0].device)
-        jobs = sorted(jobs, key=lambda j: (j.start.position, j.start.layer))
-        chunk: list[_Job] = []
-        for job in jobs:
-            width = baseline.length - (chunk[0] if chunk else job).start.position
-            cost = row_bytes(baseline, width, keep_cache=self.measure.new_tokens > 1)
-            narrow = 2 * (baseline.length - job.start.position) <= width and width > 8
-            if chunk and (narrow or (len(chunk) + 1) * cost > budget):
-                yield chunk
-                chunk = []
-            chunk.append(job)
-        yield chunk
+    def _measure_plain(self, baseline: Baseline | None) -> None:
+        if isinstance(self.measure, Capture):
+            self.plain = self.measure.run(self.vlm, self.prompt, ())
+            points = self.vlm.architecture.points
+            for name in self.plain[0]:
+                kind = "text" if points[name].space == "text" else "pictures"
+                self._wanted[kind][name] = self.measure.places(points[name], self.prompt.layouts)
+        elif not self.measure.new_tokens:
+            logits = self.vlm.run(self.prompt) if baseline is None else baseline.logits
+            self.plain = self._measured(logits[None, :, -self.measure.n_last :], [None])[0]
 
-    def _replay(self, chunk: list[_Job], baseline: Baseline) -> dict[int, list[dict[str, Any]]]:
-        ops = [job.variant.intervention.lower(self.target) for job in chunk]
-        counters = [
-            [Counter(job.variant.intervention, op.point) for op in mine]
-            for job, mine in zip(chunk, ops, strict=True)
+    def _refused(self, start: Start) -> str:
+        points = self.vlm.architecture.points
+        packed = self.vlm.family.packs_pictures(self.vlm.hf_model.config)
+        seen = start.part is not None and any(
+            points[name].on_demand for name in self._wanted["pictures"]
+        )
+        return _PACKED if packed and seen else ""
+
+    def _replay(self, chunk: list[Job], baseline: Baseline) -> dict[int, list[dict[str, Any]]]:
+        counted = [
+            [
+                (op, Counter(self.lowered.variants[job.number].intervention, op.point))
+                for op in self.lowered[job.number]
+            ]
+            for job in chunk
         ]
-        rows = Rows(ops, [job.start for job in chunk], counters)
-        more = self.measure.new_tokens > 1
-        replayed = replay(baseline, rows, n_last=self.measure.n_last, keep_cache=more)
-        for counter in (c for mine in counters for c in mine):
+        pictures = self._replay_pictures(chunk, counted, baseline)
+        texts = [[pair for pair in mine if in_text(pair[0], baseline)] for mine in counted]
+        rows = Rows(
+            [[op for op, _ in mine] for mine in texts],
+            [job.start for job in chunk],
+            [[counter for _, counter in mine] for mine in texts],
+            pictures,
+        )
+        n_new = self.measure.new_tokens
+        replayed = replay(
+            baseline, rows, n_last=self.measure.n_last, keep_cache=n_new > 1,
+            wanted=self._wanted["text"],
+        )  # fmt: skip
+        for _, counter in (pair for mine in counted for pair in mine):
             counter.check()
-        tokens: list[Tensor | None] = [None] * len(chunk)
-        if self.measure.new_tokens:
-            tokens = list(self._continue(baseline, replayed))
-        measured = self._measured(replayed.logits, tokens)
+        if isinstance(self.measure, Capture):
+            read = [
+                {**of_text, **(seen.read if seen else {})}
+                for of_text, seen in zip(replayed.read, pictures, strict=True)
+            ]
+            places = self._wanted["text"] | self._wanted["pictures"]
+            points = self.vlm.architecture.points
+            measured = [self.measure.changed(self.plain, points, places, new) for new in read]
+        else:
+            tokens: list[Tensor | None] = [None] * len(chunk)
+            if n_new:
+                tokens = list(continue_greedily(self.vlm, self.prompt, baseline, replayed, n_new))
+            measured = self._measured(replayed.logits, tokens)
         return {job.number: records for job, records in zip(chunk, measured, strict=True)}
 
-    def _continue(self, baseline: Baseline, replayed: Any) -> Tensor:
-        """Greedy tokens of each variant, `[variants, rows, new_tokens]`."""
-        logits = replayed.logits[:, :, -1]
-        shape, model = logits.shape[:2], self.vlm.hf_model
-        new = [greedy(logits).flatten()]
-        mask = self.prompt.inputs.get("attention_mask")
-        if mask is not None:
-            mask = mask.repeat(shape[0], 1)
-        ends = _end_tokens(model)
-        following = baseline.next_positions
-        if following is None:
-            following = torch.full((shape[1],), baseline.length, device=logits.device)
-        following = following.to(new[0]).repeat(shape[0])
-        for step in range(1, self.measure.new_tokens):
-            if ends and torch.isin(torch.stack(new), torch.tensor(ends).to(new[0])).any(0).all():
-                break
-            options: dict[str, Any] = {}
-            if mask is not None:
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                options["attention_mask"] = mask
-            position = (following + step - 1)[:, None]
-            with torch.no_grad():
-                out = model(
-                    input_ids=new[-1][:, None], past_key_values=replayed.cache, use_cache=True,
-                    position_ids=position, return_dict=True, **options,
-                )  # fmt: skip
-            new.append(greedy(out.logits[:, -1]))
-        return _ended(torch.stack(new, -1), ends, _pad(model, self.vlm.tokenizer)).unflatten(
-            0, shape
-        )
+    def _replay_pictures(
+        self, chunk: list[Job], counted: list[list[tuple]], baseline: Baseline
+    ) -> list[Repictured | None]:
+        """What each variant makes of the pictures that it touches, `None` where it touches none."""
+        found: list[Repictured | None] = [None] * len(chunk)
+        acting = [i for i, job in enumerate(chunk) if job.start.part is not None]
 
-    def _full(self, variant: Variant) -> list[dict[str, Any]]:
+        def together(i: int) -> tuple:
+            part = chunk[i].start.part
+            return part.layer, i if part.alone else -1
+
+        for _, group in groupby(sorted(acting, key=together), key=together):
+            members = list(group)
+            made = baseline.tower.replay(
+                [chunk[i].start.part for i in members],
+                [[p for p in counted[i] if not in_text(p[0], baseline)] for i in members],
+                self._wanted["pictures"],
+            )
+            for i, repictured in zip(members, made, strict=True):
+                found[i] = repictured
+        return found
+
+    def _full(self, number: int) -> list[dict[str, Any]]:
+        intervention = self.lowered.variants[number].intervention
         n_new = self.measure.new_tokens
         if isinstance(self.measure, Capture):
-            return self.measure.run(self.vlm, self.prompt, variant.intervention)
+            return self.measure.run(self.vlm, self.prompt, intervention)
         if n_new:
+            # generate computes the last position's logits only, and an edit may be at another
+            edited = any(op.point == "hook_logits" for op in self.lowered[number])
+            options = {"logits_to_keep": 0} if edited else {}
             generation = self.vlm.generate(
-                self.prompt, max_new_tokens=n_new, interventions=variant.intervention
+                self.prompt, max_new_tokens=n_new, interventions=intervention, **options
             )
             logits = torch.zeros(1, len(self.prompt), 1, 1)
             return self._measured(logits, [generation.tokens])[0]
-        logits = self.vlm.run(self.prompt, interventions=variant.intervention)
+        logits = self.vlm.run(self.prompt, interventions=intervention)
         return self._measured(logits[None, :, -self.measure.n_last :], [None])[0]
 
     def _measured(self, logits: Tensor, tokens: Sequence[Tensor | None]) -> list[list[dict]]:
@@ -263,22 +258,3 @@ class _Runner:
             ]
             for rows, mine in zip(logits, tokens, strict=True)
         ]
-
-
-def _end_tokens(model: Any) -> list[int]:
-    ends = model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-def _pad(model: Any, tokenizer: Any) -> int:
-    pad = model.generation_config.pad_token_id
-    return pad if pad is not None else getattr(tokenizer, "pad_token_id", None) or 0
-
-
-def _ended(tokens: Tensor, ends: Sequence[int], pad: int) -> Tensor:
-    """Tokens after a row's end replaced by padding, as generate gives them."""
-    if not ends:
-        return tokens
-    ended = torch.isin(tokens, torch.tensor(ends).to(tokens)).long().cumsum(-1)
-    after = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], -1) > 0
-    return tokens.masked_fill(after, pad)

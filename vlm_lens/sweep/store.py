@@ -16,7 +16,7 @@ from vlm_lens.prompt import Prompt
 from vlm_lens.serial import FrozenTensor, pack
 from vlm_lens.sweep.variants import Variant
 
-_MANIFEST = "sweep.json"
+_MANIFEST, _PLAIN = "sweep.json", "plain.json"
 
 
 class StoreError(VLMLensError):
@@ -77,6 +77,16 @@ class SweepStore:
             for number, records in json.loads(path.read_text()).items():
                 done[int(number)] = records
         return done
+
+    def load_plain(self) -> list[dict[str, Any]]:
+        """The measurements of the plain run, none if they were not written."""
+        path = self._folder / _PLAIN
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def add_plain(self, records: list[dict[str, Any]]) -> None:
+        """Writes the measurements of the plain run, once."""
+        if records and not (self._folder / _PLAIN).exists():
+            _write(self._folder / _PLAIN, json.dumps(records).encode())
 
     def add(self, records: dict[int, list[dict[str, Any]]]) -> None:
         """Writes finished variants; the file is there whole or not at all.

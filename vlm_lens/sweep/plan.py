@@ -1,0 +1,119 @@
+"""Which variants of a sweep are replayed, from where, and which run together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_lens.engine.baseline import Baseline, NotReplayable
+from vlm_lens.engine.kernel import Op
+from vlm_lens.engine.replay import Start, start_of
+from vlm_lens.interventions.base import Target
+from vlm_lens.sweep.memory import row_bytes
+from vlm_lens.sweep.variants import Variant
+
+_KEPT_PLACES = 1 << 20  # of ops kept between their uses; more are made anew
+
+
+class Lowered:
+    """Variants and their ops, each made once as far as memory allows.
+
+    Args:
+        variants: The variants.
+        target: The model and the prompt.
+
+    Raises:
+        VLMLensError: A variant fits neither.
+    """
+
+    def __init__(self, variants: Sequence[Variant], target: Target):
+        self.variants, self._target = variants, target
+        self._kept: dict[int, list[Op]] = {}
+        self._size = 0
+        self.needs_tower = False
+        self.places: dict[str, tuple[int, str]] = {}
+        for number in range(len(variants)):
+            ops = self[number]
+            self.needs_tower |= any(target.points[op.point].space != "text" for op in ops)
+            self._note_place(variants[number], ops)
+
+    def __getitem__(self, number: int) -> list[Op]:
+        if number in self._kept:
+            return self._kept[number]
+        ops = self.variants[number].intervention.lower(self._target)
+        size = sum(len(op.positions) for op in ops)
+        if self._size + size <= _KEPT_PLACES:
+            self._kept[number] = ops
+            self._size += size
+        return ops
+
+    def _note_place(self, variant: Variant, ops: Sequence[Op]) -> None:
+        """Where the label of a position lies in the first row, if it means one position of text."""
+        label, at = variant.labels.get("at"), getattr(variant.intervention, "at", None)
+        if not isinstance(label, str) or at is None or label in self.places:
+            return
+        if any(self._target.points[op.point].space != "text" or op.since is not None for op in ops):
+            return
+        found = {p for op in ops for r, p in zip(op.rows, op.positions, strict=True) if r == 0}
+        if len(found) == 1:
+            position, layout = found.pop(), self._target.layouts[0]
+            text = layout.strings[position] if layout.strings else str(layout.token_ids[position])
+            self.places[label] = (position, text)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A variant that will be replayed."""
+
+    number: int
+    start: Start
+
+
+def plan(
+    lowered: Lowered, todo: Sequence[int], baseline: Baseline, refused: Any = None
+) -> tuple[list[Job], dict[int, str]]:
+    """Sorts variants into those that can be replayed and those that cannot, with the reason.
+
+    Args:
+        lowered: The variants.
+        todo: Which of them are wanted.
+        baseline: The recorded run.
+        refused: A function of a start that says why it is refused, if it is.
+    """
+    jobs, slow = [], {}
+    for number in todo:
+        try:
+            job = Job(number, start_of(lowered[number], baseline))
+        except NotReplayable as error:
+            slow[number] = str(error)
+            continue
+        reason = refused(job.start) if refused else ""
+        if reason:
+            slow[number] = reason
+        else:
+            jobs.append(job)
+    return jobs, slow
+
+
+def chunks(
+    jobs: Sequence[Job], baseline: Baseline, budget: int, *, keep_cache: bool
+) -> Iterator[list[Job]]:
+    """Variants of about the same suffix, as many as fit into memory."""
+
+    def key(job: Job) -> tuple[int, int, int]:
+        return job.start.position, job.start.layer, job.start.part.layer if job.start.part else -1
+
+    chunk: list[Job] = []
+    total = 0
+    for job in sorted(jobs, key=key):
+        width = baseline.length - (chunk[0] if chunk else job).start.position
+        cost = row_bytes(baseline, width, job.start.part, keep_cache=keep_cache)
+        narrow = 2 * (baseline.length - job.start.position) <= width and width > 8
+        if chunk and (narrow or total + cost > budget):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(job)
+        total += cost
+    if chunk:
+        yield chunk
