@@ -28,8 +28,11 @@ def reproduce(
         str | None, typer.Option(help="The language model that the model was made from.")
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(help="A folder with the tasks as the paper's authors publish them."),
+        str | None,
+        typer.Option(
+            help="A folder with the tasks as the paper's authors publish them, or the id "
+            "of their data set on the Hub."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, with commas between; the paper's six by default.")
@@ -83,7 +86,7 @@ def reproduce(
                     plan,
                     say=lambda line: screen.print(line, highlight=False, markup=False),
                     progress=screen.is_terminal,
-                    jobs=jobs or _usual_jobs(plan.setup.model),
+                    jobs=jobs or _usual_jobs(plan.setup),
                     **options,
                 )
             )
@@ -110,13 +113,12 @@ def loading(dtype: str | None, device: str | None) -> dict[str, Any]:
     return options
 
 
-def _usual_jobs(model: str) -> int:
+def _usual_jobs(setup: Any) -> int:
     """Models of the package are small: one on each core."""
     import os
 
-    from vlm_lens import zoo
-
-    return (os.cpu_count() or 1) if model in zoo.names() else 1
+    own_data = any(not isinstance(task, str) for task in setup.tasks)
+    return (os.cpu_count() or 1) if setup.is_organism and not own_data else 1
 
 
 def _headline(plan: Any) -> str:
@@ -124,7 +126,7 @@ def _headline(plan: Any) -> str:
     base = f", base {setup.base}" if setup.base else ""
     left = "".join(f"\n  left out: {name}: {why}" for name, why in plan.skipped.items())
     return (
-        f"[bold]{setup.model}[/]{base}: {len(plan.experiments)} experiments, "
+        f"[bold]{setup.label}[/]{base}: {len(plan.experiments)} experiments, "
         f"{len(plan.runs)} runs{left}"
     )
 
@@ -147,7 +149,7 @@ def _findings(outcome: Any) -> Table:
     from rich.table import Table
 
     wide = console().width >= 110
-    table = Table(title=outcome.plan.setup.model, box=None, header_style="bold", padding=(0, 1))
+    table = Table(title=outcome.plan.setup.label, box=None, header_style="bold", padding=(0, 1))
     table.add_column("experiment", no_wrap=True)
     table.add_column("the paper's statement", overflow="fold", ratio=3)
     table.add_column("here", overflow="fold", ratio=2)

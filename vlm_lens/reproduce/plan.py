@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from vlm_lens.reproduce.experiment import Experiment
 from vlm_lens.reproduce.experiments import choose
-from vlm_lens.reproduce.setup import ReproduceError, Setup, base_of, choose_tasks
+from vlm_lens.reproduce.setup import (
+    ReproduceError,
+    Setup,
+    base_of,
+    choose_further,
+    choose_tasks,
+    find_data,
+)
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -53,7 +60,8 @@ def make_plan(
         ids: Experiments: ids, rows E1 to E14, or `"all"`.
         models: Zoo names, folders or Hub ids.
         base: The base language model, instead of the one that is known.
-        data: A folder with the tasks as the paper's authors publish them.
+        data: A folder with the tasks as the paper's authors publish them, or their data set on
+            the Hub, `"g-luo/task_vectors_are_cross_modal"`.
         tasks: Which tasks; the paper's six if empty.
         seeds: Seeds 1 to this many.
         batch_size: How many prompts run together.
@@ -67,14 +75,16 @@ def make_plan(
             pictures; the message says which option.
     """
     chosen = choose(ids)
-    rows = choose_tasks(tasks, data)
+    folder = find_data(data)
+    rows = choose_tasks(tasks, folder)
+    further = choose_further(rows, folder)
     if not models:
         raise ReproduceError("Name a model, for example --model toy-llava.")
     if seeds < 1:
         raise ReproduceError(f"--seeds is {seeds}; the least is 1.")
     plans = []
     for model in models:
-        setup = Setup(model, _family(model), _base(model, base), rows, seeds, batch_size)
+        setup = Setup(model, _family(model), _base(model, base), rows, further, seeds, batch_size)
         plans.append(_for_model(chosen, setup, Path(out)))
     folders = [plan.folder for plan in plans]
     if len(set(folders)) < len(folders):
@@ -92,12 +102,7 @@ def _for_model(chosen: Sequence[Experiment], setup: Setup, out: Path) -> ModelPl
         for name, recipe in one.recipes(setup).items():
             if runs.setdefault(name, recipe).to_dict() != recipe.to_dict():
                 raise AssertionError(f"two recipes are called {name}")
-    return ModelPlan(setup, experiments, runs, skipped, out / folder_name(setup.model))
-
-
-def folder_name(model: str) -> str:
-    """The folder of a model's results: its name, or the last part of its path."""
-    return Path(model).resolve().name if Path(model).is_dir() else model.replace("/", "--")
+    return ModelPlan(setup, experiments, runs, skipped, out / setup.label.replace("/", "--"))
 
 
 def _family(model: str) -> str:

@@ -54,12 +54,12 @@ def make_document(outcomes: Sequence[Outcome]) -> Document:
         outcomes: One a model.
     """
     about = paper.source()
-    models = ", ".join(one.plan.setup.model for one in outcomes)
+    models = ", ".join(one.plan.setup.label for one in outcomes)
     lead = (
         f"{about['paper']} arXiv {about['arxiv']}. Each number is set beside the paper's: first "
         "the number here, after the stroke the paper's, a dash where it has none. "
     )
-    if any(one.plan.setup.model.startswith("toy-") for one in outcomes):
+    if any(one.plan.setup.label.startswith("toy-") for one in outcomes):
         lead += _ORGANISMS
     document = Document(f"The paper's experiments on {models}", lead)
     document.parts.append(_overview(outcomes))
@@ -81,7 +81,7 @@ def _overview(outcomes: Sequence[Outcome]) -> Part:
             for one in comparison.findings:
                 holds = {True: "yes", False: "no", None: "–"}[one.holds]
                 rows.append(
-                    (name, outcome.plan.setup.model, one.statement, one.paper, one.here, holds)
+                    (name, outcome.plan.setup.label, one.statement, one.paper, one.here, holds)
                 )
     rows.sort(key=lambda row: list(experiments()).index(row[0]))
     blocks: list[Any] = [
@@ -91,7 +91,7 @@ def _overview(outcomes: Sequence[Outcome]) -> Part:
         Table(("experiment", "model", "statement", "paper", "here", "holds"), rows),
     ]
     left = [
-        f"{name}, {outcome.plan.setup.model}: {why}"
+        f"{name}, {outcome.plan.setup.label}: {why}"
         for outcome in outcomes
         for name, why in {**outcome.skipped, **outcome.failed}.items()
     ]
@@ -108,7 +108,7 @@ def _experiment(experiment: Experiment, outcomes: Sequence[Outcome]) -> Iterator
         blocks += ["Why numbers may differ:", list(experiment.differs)]
     yield Part(experiment.title, blocks, experiment.id)
     for outcome in outcomes:
-        model = outcome.plan.setup.model
+        model = outcome.plan.setup.label
         if experiment.id in outcome.comparisons:
             comparison = outcome.comparisons[experiment.id]
             title = f"{model}, beside {experiment.paper_model(outcome.plan.setup)}"
@@ -173,11 +173,11 @@ def _settings(outcomes: Sequence[Outcome]) -> Part:
         setup = outcome.plan.setup
         for result in list(outcome.results.values())[:1]:
             facts = {**result.provenance["model"], **result.provenance["versions"]}
-            rows += [(setup.model, k, v) for k, v in facts.items() if v is not None]
+            rows += [(setup.label, k, v) for k, v in facts.items() if v is not None]
         rows += [
-            (setup.model, "base language model", setup.base or "none"),
-            (setup.model, "tasks", ", ".join(setup.task_names)),
-            (setup.model, "seeds", f"1 to {setup.seeds}"),
+            (setup.label, "base language model", setup.base or "none"),
+            (setup.label, "tasks", ", ".join(setup.task_names)),
+            (setup.label, "seeds", f"1 to {setup.seeds}"),
         ]
     return Part(
         "Settings", [Table(("model", "setting", "value"), rows)], "Settings"
@@ -195,6 +195,6 @@ def _joined(outcomes: Sequence[Outcome], name: str) -> pd.DataFrame:
             if len(table):
                 table = table.copy()
                 table.insert(0, "experiment", key)
-                table.insert(1, "model", outcome.plan.setup.model)
+                table.insert(1, "model", outcome.plan.setup.label)
                 tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

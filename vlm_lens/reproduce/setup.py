@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.recipes.base import plain
-from vlm_lens.tasks import PAPER_TASKS, Task
+from vlm_lens.tasks import PAPER_TASKS, Task, published
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
 
-__all__ = ["ReproduceError", "Setup", "base_of", "choose_tasks", "weights_digest"]
+__all__ = [
+    "ReproduceError",
+    "Setup",
+    "base_of",
+    "choose_further",
+    "choose_tasks",
+    "find_data",
+    "weights_digest",
+]
 
 _PAPER_MODEL = {"llava": "LLaVA-v1.5", "idefics2": "Idefics2", "fuyu": "Mantis-Fuyu"}
 _ZOO_BASES = {"toy-llava": "toy-vicuna", "toy-idefics2": "toy-mistral"}
@@ -23,6 +31,13 @@ _WITHOUT_BASE = {
     "fuyu": "no language model from which Mantis-Fuyu was made has been published; the paper has "
     "no row for it either",
 }
+
+_QUESTIONS = {  # of VQAv2
+    "food-class": "What kind of food is this?",
+    "shirt-color": "What color is the man's shirt?",
+    "man-holding": "What is the man holding?",
+}
+_STAND_INS = ("food-kind", "animal-class", "country-continent")
 
 
 class ReproduceError(VLMLensError):
@@ -38,6 +53,7 @@ class Setup:
         family: Its family's name.
         base: The language model it was made from; None where there is none.
         tasks: The tasks: names of shipped ones, or Tasks of one's own data.
+        further: The tasks of Table 4; see `choose_further`.
         seeds: Seeds 1 to this many.
         batch_size: How many prompts run together; None for each recipe's own.
     """
@@ -46,6 +62,7 @@ class Setup:
     family: str
     base: str | None = None
     tasks: tuple[str | Task, ...] = PAPER_TASKS
+    further: tuple[str | Task, ...] = ()
     seeds: int = 3
     batch_size: int | None = None
 
@@ -53,6 +70,18 @@ class Setup:
     def paper_model(self) -> str:
         """The paper's model to stand beside: that of the same family, Idefics2 for others."""
         return _PAPER_MODEL.get(self.family, "Idefics2")
+
+    @property
+    def label(self) -> str:
+        """The model's name in tables and of its folder; of a path its last part."""
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
+    @property
+    def is_organism(self) -> bool:
+        """Whether the model ships with the package, and knows its tasks only."""
+        from vlm_lens import zoo
+
+        return self.model in zoo.names()
 
     @property
     def why_no_base(self) -> str:
@@ -87,6 +116,7 @@ class Setup:
             "model": self.model,
             "base": self.base,
             "tasks": [plain(task) for task in self.tasks],
+            "further": [plain(task) for task in self.further],
             "seeds": self.seeds,
         }
 
@@ -106,7 +136,7 @@ def base_of(model: str) -> str | None:
     return None if checkpoint is None else checkpoint.base_lm
 
 
-def choose_tasks(names: Sequence[str] = (), data: str | Path | None = None) -> tuple:
+def choose_tasks(names: Sequence[str] = (), data: Path | None = None) -> tuple:
     """The tasks to run: shipped ones, or the same from a folder as the paper's authors publish it.
 
     Args:
@@ -115,7 +145,7 @@ def choose_tasks(names: Sequence[str] = (), data: str | Path | None = None) -> t
 
     Raises:
         TaskError: No such task, or the folder lacks a file of it, named in the message.
-        ReproduceError: A task is named twice, or there is no such folder.
+        ReproduceError: A task is named twice.
     """
     names = tuple(names) or PAPER_TASKS
     if len(set(names)) < len(names):
@@ -124,12 +154,40 @@ def choose_tasks(names: Sequence[str] = (), data: str | Path | None = None) -> t
         for name in names:
             Task.load(name)
         return names
-    if not Path(data).is_dir():
-        raise ReproduceError(
-            f"--data {data} is not a folder. It must hold annotations/<task>_val.json and "
-            "annotations/<task>_test.json, with pictures at the paths that these give."
-        )
     return tuple(Task.from_folder(data, name) for name in names)
+
+
+def find_data(data: str | Path | None) -> Path | None:
+    """The folder of the option --data: a folder, or a data set of the Hub, fetched once.
+
+    Raises:
+        ReproduceError: It is neither.
+        TaskError: The data set is not in the cache and cannot be had.
+    """
+    if data is None or Path(data).is_dir():
+        return None if data is None else Path(data)
+    if str(data).count("/") != 1 or str(data).startswith(("/", ".")):
+        raise ReproduceError(
+            f"--data {data} is not a folder, nor the id of a data set on the Hub. A folder must "
+            "hold annotations/<task>_val.json and annotations/<task>_test.json, with pictures at "
+            "the paths that these give."
+        )
+    return published.fetch(str(data))
+
+
+def choose_further(tasks: Sequence[str | Task], data: Path | None = None) -> tuple:
+    """The tasks of Table 4: questions about photographs, or what stands in for them.
+
+    Args:
+        tasks: The tasks that were chosen: where they are fewer, so are the stand-ins.
+        data: A folder; if it holds the paper's three questions, it is they.
+    """
+    if data is not None and set(_QUESTIONS) <= set(published.task_names(published.find(data))):
+        return tuple(
+            Task.from_folder(data, name, instruction=question)
+            for name, question in _QUESTIONS.items()
+        )
+    return _STAND_INS[: len(tasks)]
 
 
 def weights_digest(model: Any, samples: int = 64) -> str:

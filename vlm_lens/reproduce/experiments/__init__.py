@@ -15,9 +15,10 @@ __all__ = ["choose", "experiments"]
 @cache
 def experiments() -> Mapping[str, Experiment]:
     """Every experiment by its id, tables first."""
-    from vlm_lens.reproduce.experiments import phases, transfer
+    from vlm_lens.reproduce.experiments import cost, instructions, models, phases, transfer
 
-    every = [one for module in (transfer, phases) for one in module.EXPERIMENTS]
+    modules = (transfer, models, instructions, phases, cost)
+    every = [one for module in modules for one in module.EXPERIMENTS]
     every.sort(key=lambda e: (not e.id.startswith("table"), _number(e.id), e.id))
     return {one.id: one for one in every}
 

@@ -22,13 +22,15 @@ MODALITIES = ("text", "image")
 MODEL = "Idefics2"
 
 
-def _runs(setup: Setup, tasks: tuple[str, ...]) -> dict[str, Recipe]:
+def _runs(
+    setup: Setup, tasks: tuple[str, ...], modalities: tuple[str, ...] = MODALITIES
+) -> dict[str, Recipe]:
     return {
         f"phases-{name}-{modality}": setup.make(
             PhaseAnalysis, task=setup.task(name), modality=modality
         )
         for name in tasks
-        for modality in MODALITIES
+        for modality in modalities
     }
 
 
@@ -53,7 +55,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
         for phase in PHASES:
             rows.append(
                 {
-                    "method": f"{modality} examples: {phase} leads",
+                    "method": f"{_said(modality)}: {phase} leads",
                     "task": task,
                     "quantity": "share of the layers",
                     "here": result.phases.count(phase[0].upper()) / len(result.phases),
@@ -63,7 +65,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
             )
         said.append(
             {
-                "what": f"{task}, {modality} examples: which of input, task and answer leads, from "
+                "what": f"{task}, {_said(modality)}: which of input, task and answer leads, from "
                 "the embedding to the last block",
                 "here": result.phases,
                 "paper": order,
@@ -73,19 +75,25 @@ def _compare(setup: Setup, results: Results) -> Comparison:
     return Comparison(numbers(rows), texts(said), tuple(_findings(here_all, there_all)))
 
 
+def _said(modality: str) -> str:
+    return modality if modality == "instruction" else f"{modality} examples"
+
+
 def _findings(here: list[str], there: list[str]) -> Iterator[Finding]:
     printed = [one for one in there if one]
     ordered = [_ordered(one) for one in here]
     yield Finding(
         "First the input leads, then the task, then the answer.",
-        f"{MODEL}: {sum(map(_ordered, printed))} of {len(printed)} curves in this order",
+        f"{MODEL}: {sum(map(_ordered, printed))} of {len(printed)} curves in this order"
+        if printed
+        else "not digitised",
         f"{sum(ordered)} of {len(here)} curves",
         all(ordered),
     )
     shares, paper_shares = ([_shares(one) for one in each] for each in (here, printed))
     yield Finding(
         "Input, task and answer lead in about 50, 40 and 10 % of the layers.",
-        f"{MODEL}, mean of these curves: {_percents(paper_shares)}",
+        f"{MODEL}, mean of these curves: {_percents(paper_shares)}" if printed else "not digitised",
         _percents(shares),
     )
 
@@ -101,8 +109,6 @@ def _shares(order: str) -> list[float]:
 
 
 def _percents(shares: list[list[float]]) -> str:
-    if not shares:
-        return "not measured"
     means = [sum(column) / len(column) for column in zip(*shares, strict=True)]
     return ", ".join(f"{100 * m:.0f}" for m in means) + " %"
 
@@ -164,5 +170,19 @@ EXPERIMENTS = (
         compare=_compare,
         figures=lambda s, results: [],
         differs=_DIFFERS,
+    ),
+    Experiment(
+        id="figure15",
+        rows=("E8",),
+        title="Figure 15: three phases of an instruction",
+        claim="The last token of an instruction goes through the same phases.",
+        recipes=lambda s: _runs(s, s.task_names, ("instruction",)),
+        compare=_compare,
+        figures=lambda s, results: [one.plot() for one in list(results.values())[:2]],
+        differs=(
+            "The paper's curves of instructions are not digitised.",
+            "An instruction alone has no answer; the answer's curve is a mean over the answers of "
+            "the test rows, which the paper does not say.",
+        ),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.recipes import CrossModalPatch
+from vlm_lens.recipes import CrossModalPatch, LayerSweep
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
 
@@ -208,25 +208,28 @@ def _pair_bars(results: Results) -> go.Figure:
 # ---------------------------------------------------------------------- Figure 10
 
 
+SWEEP = "layer-sweep"
+
+
 def _layers(setup: Setup, results: Results) -> Comparison:
-    result = results[TEXT_IMAGE]
+    result = results[SWEEP]
     model = LAYERS.paper_model(setup)
     there = paper.source()["layers"][model]
-    by_layer = result.layers.groupby(["task", "layer"])["accuracy"].mean().groupby("layer").mean()
-    count = len(by_layer)
-    here, printed = (result.layer + 1) / count, (there["patched"] + 1) / there["layers"]
+    best, count = result.best(), int(result.table["layer"].max()) + 1
+    here, printed = (best + 1) / count, (there["patched"] + 1) / there["layers"]
     rows = [
-        {"method": "best block", "quantity": "block (0-based)", "here": result.layer,
-         "task": "value", "paper": there["patched"], "paper_model": model},
-        {"method": "blocks", "quantity": "number", "here": count, "task": "value",
-         "paper": there["layers"], "paper_model": model},
-        {"method": "best block's depth", "quantity": "share of the blocks", "here": here,
-         "task": "value", "paper": printed, "paper_model": model},
+        {"method": method, "quantity": quantity, "task": "value", "here": mine, "paper": theirs,
+         "paper_model": model}
+        for method, quantity, mine, theirs in (
+            ("best block", "block (0-based)", best, there["patched"]),
+            ("blocks", "number", count, there["layers"]),
+            ("best block's depth", "share of the blocks", here, printed),
+        )
     ]  # fmt: skip
     finding = Finding(
         "The vector works best in the middle of the model, or a little later.",
         f"{model}: block {there['patched']} of {there['layers']}",
-        f"block {result.layer} of {count}",
+        f"block {best} of {count}",
         1 / 3 <= here <= 3 / 4,
     )
     return Comparison(numbers(rows), findings=(finding,))
@@ -237,12 +240,85 @@ LAYERS = Experiment(
     rows=("E3",),
     title="Figure 10: which block the vector works at",
     claim="Validation accuracy by block peaks near the middle, later in the early-fusion model.",
-    recipes=lambda s: pair(s, "text", "image"),
+    recipes=lambda s: {SWEEP: s.make(LayerSweep)},
     compare=_layers,
     paper_models=("LLaVA-v1.5", "Mantis-Fuyu", "Idefics2"),
-    figures=lambda s, results: [results[TEXT_IMAGE].plot_layers()],
+    figures=lambda s, results: [results[SWEEP].plot()],
     differs=("The values of the paper's curves cannot be recovered; only the blocks that its code "
              "patches are known.",),
 )  # fmt: skip
 
-EXPERIMENTS = (MAIN, PAIRWISE, LAYERS)
+# ---------------------------------------------------------------------- Tables 4 and 10
+
+
+def _five_rows(table: str, model: str, text: TransferResult, image: TransferResult) -> list[dict]:
+    """The five methods of Tables 4 and 10."""
+    return [
+        *accuracies(text, "No Context", table, model, "No Context"),
+        *accuracies(image, "Prompt", table, model, "Image Examples Prompt"),
+        *accuracies(image, "Patch", table, model, "Image Examples Patch"),
+        *accuracies(text, "Prompt", table, model, "Text Examples Prompt"),
+        *accuracies(text, "Patch", table, model, "Text Examples Patch"),
+    ]
+
+
+def _better(model: str, table: str, text: TransferResult) -> Finding:
+    there = [paper.lookup(table, model, f"Text Examples {m}") for m in ("Patch", "Prompt")]
+    patch, prompt = text.accuracy("Patch"), text.accuracy("Prompt")
+    return Finding(
+        "Here too the vector of text examples does better than the text examples in the prompt.",
+        f"{model}: {there[0]:.2f} against {there[1]:.2f}",
+        f"{patch:.2f} against {prompt:.2f}",
+        patch > prompt,
+    )
+
+
+def _chat(setup: Setup, results: Results) -> Comparison:
+    text, image = results["chat-text-image"], results["chat-image-image"]
+    rows = _five_rows("table10", "Idefics2", text, image)
+    return Comparison(numbers(rows), findings=(_better("Idefics2", "table10", text),))
+
+
+CHAT = Experiment(
+    id="table10",
+    rows=("E7",),
+    title="Table 10: in the model's own chat template",
+    claim="The result does not depend on the bare question-and-answer form.",
+    recipes=lambda s: {
+        f"chat-{source}-image": transfer(s, source, "image", form="chat")
+        for source in ("text", "image")
+    },
+    compare=_chat,
+    figures=lambda s, results: [results["chat-text-image"].plot()],
+    differs=(
+        "Models of the package were trained on the bare form; a template is strange to them.",
+    ),
+    needs=("images", "chat template"),
+)
+
+
+def _further_compare(setup: Setup, results: Results) -> Comparison:
+    text, image = results["further-text-image"], results["further-image-image"]
+    rows = _five_rows("table4", "Idefics2", text, image)
+    return Comparison(numbers(rows), findings=(_better("Idefics2", "table4", text),))
+
+
+FURTHER = Experiment(
+    id="table4",
+    rows=("E10",),
+    title="Table 4: further tasks",
+    claim="On questions about photographs, with dense captions as text examples, patching is again "
+    "better than prompting, which here works too.",
+    recipes=lambda s: {
+        f"further-{source}-image": transfer(s, source, "image", tasks=s.further)
+        for source in ("text", "image")
+    },
+    compare=_further_compare,
+    figures=lambda s, results: [results["further-text-image"].plot()],
+    differs=("The stand-ins are other tasks, so only the means can be set side by side.",),
+    stand_in="three further tasks of the package (food-kind, animal-class, country-continent), "
+    "whose text examples are names, instead of VQAv2 rows with dense captions; a folder given as "
+    "--data that has food-class, shirt-color and man-holding is used instead.",
+)
+
+EXPERIMENTS = (MAIN, FURTHER, CHAT, PAIRWISE, LAYERS)

@@ -1,0 +1,107 @@
+"""Tables 3 and 11: vectors of the base language model in the vision-language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vlm_lens.recipes import InterModelTransfer
+from vlm_lens.reproduce import paper
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
+from vlm_lens.reproduce.experiments.transfer import accuracies
+
+if TYPE_CHECKING:
+    from vlm_lens.recipes import InterModelResult, Recipe
+    from vlm_lens.reproduce.setup import Setup
+
+__all__ = ["EXPERIMENTS"]
+
+RUN, OWN, BASE = "inter-model", "Patch", "Patch, base LLM"
+
+
+def _run(setup: Setup) -> dict[str, Recipe]:
+    return {RUN: setup.make(InterModelTransfer, source_model=setup.base)}
+
+
+def _cosines(result: InterModelResult) -> tuple[float, float]:
+    """Mean cosine of the same task's vectors, and of different tasks', at the patched block."""
+    table = result.tables["cosine"]
+    mine = table[(table["model"] == "base") & (table["layer"] == result.layer)]
+    same = mine["llm_task"] == mine["vlm_task"]
+    return float(mine[same]["cosine"].mean()), float(mine[~same]["cosine"].mean())
+
+
+def _compare(table: str, setup: Setup, results: Results) -> Comparison:
+    result = results[RUN]
+    model = setup.paper_model if setup.paper_model != "Mantis-Fuyu" else "Idefics2"
+    same, other = _cosines(result)
+    rows = []
+    if table == "table3":
+        for name, here, owner in (("LLM-VLM", same, model), ("Random", other, "")):
+            rows.append(
+                {
+                    "method": "LLM-VLM" if owner else "different tasks",
+                    "quantity": "cosine",
+                    "here": here,
+                    "paper": paper.lookup("table3", owner, name, quantity="cosine"),
+                    "paper_model": owner,
+                }
+            )
+    for method, name in ((OWN, "VLM-VLM"), (BASE, "LLM-VLM")):
+        rows += accuracies(result, method, "table11", model, name)
+    for method in dict.fromkeys(result.table["method"]):
+        if method.endswith(", base LLM") and method != BASE:
+            rows += accuracies(result, method, "table11", model, f"control: {method}")
+    if table == "table3":
+        rows = [row for row in rows if row.get("task", "mean") == "mean"]
+    return Comparison(numbers(rows), findings=tuple(_findings(model, result, same, other)))
+
+
+def _findings(model: str, result: Any, same: float, other: float) -> Iterator[Finding]:
+    printed = paper.lookup("table3", model, "LLM-VLM", quantity="cosine")
+    yield Finding(
+        "Vectors of the same task in the language model and in its VLM are alike, more than those "
+        "of different tasks.",
+        f"{model}: cosine {printed:.2f} against 0.58",
+        f"{same:.2f} against {other:.2f}",
+        same > other,
+    )
+    own, base = result.accuracy(OWN), result.accuracy(BASE)
+    there = [paper.lookup("table3", model, name) for name in ("LLM-VLM", "VLM-VLM")]
+    yield Finding(
+        "The language model's vectors do better in the VLM than the VLM's own.",
+        f"{model}: {there[0]:.2f} against {there[1]:.2f}",
+        f"{base:.2f} against {own:.2f}",
+        base > own,
+    )
+
+
+_CLAIM = (
+    "Task vectors of the base language model are nearly those of the VLM made from it, and work in "
+    "the VLM as well as its own."
+)
+_DIFFERS = (
+    "The paper's .58 for different tasks pools its two pairs of models; here it is one pair's.",
+    "Cosines are taken at the block that is patched; the paper does not say where.",
+)
+
+
+def _made(table: str, number: int, what: str) -> Experiment:
+    return Experiment(
+        id=table,
+        rows=("E4",),
+        title=f"Table {number}: {what}",
+        claim=_CLAIM,
+        recipes=_run,
+        compare=lambda setup, results: _compare(table, setup, results),
+        paper_models=("LLaVA-v1.5", "Idefics2"),
+        figures=lambda s, results: [results[RUN].plot()] if table == "table11" else [],
+        differs=_DIFFERS,
+        needs=("images", "base"),
+    )
+
+
+EXPERIMENTS = (
+    _made("table3", 3, "a language model's vectors in its VLM"),
+    _made("table11", 11, "a language model's vectors in its VLM, task by task"),
+)
