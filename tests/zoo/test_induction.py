@@ -1,4 +1,4 @@
-"""Each method finds on toy-induction exactly what was written into it."""
+"""toy-induction says what its formulas say, and its residual stream holds what its card tells."""
 
 from __future__ import annotations
 
@@ -8,109 +8,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from induction_case import (
+    COPY,
+    HEADS,
+    HERE,
+    NAMES,
+    RGB,
+    asked,
+    chirps,
+    drawn,
+    expected,
+    full,
+    model,
+    token_list,
+    top,
+)
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlm_lens import (
-    Ablate,
-    ActivationPatch,
-    All,
-    At,
-    HookedVLM,
-    Last,
-    LogitLens,
-    Patches,
-    Steer,
-    TaskVector,
-    zoo,
-)
-from vlm_lens.sweep import Grid
-from vlm_lens.zoo.induction import (
-    ANSWER,
-    DEFAULT,
-    INDUCTION,
-    PREVIOUS,
-    QUESTION,
-    SCALE,
-    SLOTS,
-    read_slot,
-)
-
-RGB = {
-    "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0),
-    "cyan": (0, 255, 255), "magenta": (255, 0, 255), "white": (255, 255, 255), "black": (0, 0, 0),
-    "gray": (128, 128, 128),
-}  # fmt: skip
-NAMES = [f"{col}{row}" for row in "1234" for col in "abcd"]
-HEADS = [(layer, head) for layer in range(3) for head in range(3)]
-COPY = "Q:b3\nA:red\n\nQ:c1\nA:blue\n\nQ:b3\nA:"
+from vlm_lens import HookedVLM, LogitLens, Prompt, zoo
+from vlm_lens.zoo.induction import ANSWER, INDUCTION, PREVIOUS, QUESTION, SLOTS, read_slot
 
 
-def drawn(colors: dict[str, str], side: int = 224) -> Image.Image:
-    """A picture in which some cells hold a square of a color."""
-    image = Image.new("RGB", (side, side), RGB["gray"])
-    draw, step, edge = ImageDraw.Draw(image), side // 4, side // 40
-    for name, color in colors.items():
-        x, y = "abcd".index(name[0]) * step, (int(name[1]) - 1) * step
-        box = (x + edge, y + edge, x + step - edge - 1, y + step - edge - 1)
-        draw.rectangle(box, fill=RGB[color])
-    return image
-
-
-def full(shift: int) -> dict[str, str]:
-    """A color for each cell; with another shift each cell has another color."""
-    colors = list(RGB)
-    return {name: colors[(i + shift) % 9] for i, name in enumerate(NAMES)}
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def vlm() -> HookedVLM:
-    return HookedVLM.from_pretrained("toy-induction")
+    return model()
 
 
-@pytest.fixture(scope="module")
-def tokens(vlm: HookedVLM) -> list[str]:
-    return vlm.tokenizer.convert_ids_to_tokens(range(len(vlm.tokenizer)))
+@pytest.fixture
+def tokens() -> list[str]:
+    return token_list()
 
 
-@pytest.fixture(scope="module")
-def prompt(vlm: HookedVLM):
-    return vlm.prompt("Q:<image>b3\nA:", images=[drawn(full(0))])
-
-
-@pytest.fixture(scope="module")
-def donor(vlm: HookedVLM):
-    """The same question about a picture in which every cell has another color."""
-    return vlm.prompt("Q:<image>b3\nA:", images=[drawn(full(1))])
-
-
-HERE, THERE = full(0)["b3"], full(1)["b3"]
-
-
-def top(vlm: HookedVLM, logits: Tensor) -> list[str]:
-    """The most likely token at each last position."""
-    return [vlm.tokenizer.convert_ids_to_tokens(i) for i in logits[:, -1].argmax(-1).tolist()]
-
-
-def chirps(tokens: list[str]) -> np.ndarray:
-    """The codes by their definition, in complex numbers, `[tokens, 23]`."""
-    first = ["<image>", *NAMES, "<s>", "</s>", "<pad>", "<unk>", "Q", "A"]
-    first += [c for c in RGB if c != "gray"] + ["gray"]
-    order = first + [t for t in tokens if t not in first]
-    a, b = np.divmod([order.index(t) for t in tokens], 23)
-    n = np.arange(23)
-    return np.exp(2j * np.pi / 23 * (np.outer(a, n * n) + np.outer(b, n))) / np.sqrt(23)
-
-
-def expected(tokens: list[str], word: str | None) -> np.ndarray:
-    """Logits where OUT holds a word, or nothing."""
-    codes = chirps(tokens)
-    logits = np.zeros(len(tokens))
-    if word is not None:
-        logits = SCALE * (codes @ codes[tokens.index(word)].conj()).real
-    logits[tokens.index("</s>")] += DEFAULT
-    return logits
+@pytest.fixture
+def prompt() -> Prompt:
+    return asked(0)
 
 
 # ---------------------------------------------------------------------------- what it says
@@ -323,132 +255,6 @@ def looked_at_one(vlm, prompt, spread: set) -> dict:
             {int(p): float(row[p]) for p in (row > 0.01).nonzero()} for row in pattern
         ]
     return found
-
-
-# ---------------------------------------------------------------------------- what changes it
-
-POINTS = (
-    "vision.hook_embed", "vision.blocks.0.hook_resid_mid", "vision.hook_out", "projector.hook_in",
-    "projector.hook_out", "hook_merged", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post",
-    "blocks.2.hook_resid_post",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_patching_a_patch(vlm, prompt, donor, point: str) -> None:
-    plain = vlm.run(prompt)[0, -1]
-    _, cache = vlm.run_with_cache(donor, names_filter=[point])
-    for number, name in enumerate(NAMES):
-        at = Patches(0, rows=number // 4, cols=number % 4)
-        logits = vlm.run(prompt, interventions=ActivationPatch(point, at=at, value=cache))
-        if name == "b3" and point != "blocks.2.hook_resid_post":
-            assert top(vlm, logits) == [THERE]
-            assert logits[0, -1].max() == pytest.approx(SCALE, abs=1e-3)
-        else:
-            torch.testing.assert_close(logits[0, -1], plain, atol=1e-4, rtol=0)
-
-
-def test_sweep_over_layers_and_positions(vlm, prompt, donor) -> None:
-    """The last position takes over after the last block; before it, the named patch alone."""
-    _, cache = vlm.run_with_cache(donor, names_filter="blocks.*.hook_resid_post")
-    positions = range(1, prompt.length)
-    variants = [
-        ActivationPatch(f"blocks.{layer}.hook_resid_post", at=At((p,)), value=cache)
-        for layer in range(3)
-        for p in positions
-    ]
-    swept = vlm.sweep(prompt, variants, measure="top1", progress=False)
-    assert set(swept.engines) == {"replay"}
-    patch = prompt.layout.image[0].patch(2, 1)
-    takes_over = {(0, patch), (1, patch), (2, prompt.layout.last)}
-    places = [(layer, p) for layer in range(3) for p in positions]
-    for place, record in zip(places, swept.records, strict=True):
-        assert record["token"] == (THERE if place in takes_over else HERE), place
-
-
-@pytest.mark.parametrize(
-    ("text", "at", "needed"),
-    [
-        ("image", Last(), {QUESTION, ANSWER}),
-        ("image", All(), {QUESTION, ANSWER}),
-        (COPY, Last(), {QUESTION, ANSWER}),
-        (COPY, All(), {QUESTION, PREVIOUS, ANSWER}),
-        ("x y z q x", Last(), {INDUCTION}),
-        ("x y z q x", All(), {PREVIOUS, INDUCTION}),
-    ],
-)
-def test_knocking_out_heads(vlm, prompt, text: str, at, needed: set) -> None:
-    asked = prompt if text == "image" else vlm.prompt(text)
-    plain = vlm.run(asked)[0, -1]
-    for layer, head in HEADS:
-        off = Ablate(f"blocks.{layer}.attn.hook_z", at=at, heads=[head])
-        logits = vlm.run(asked, interventions=off)
-        if (layer, head) in needed:
-            assert top(vlm, logits) == ["</s>"]
-        else:
-            torch.testing.assert_close(logits[0, -1], plain, atol=1e-4, rtol=0)
-
-
-def test_a_grid_of_heads(vlm, prompt) -> None:
-    grid = Grid("blocks.*.attn.hook_z", at=Last(), vectors=0.0, heads=range(3))
-    swept = vlm.sweep(prompt, grid, progress=False).to_dataframe()
-    assert len(swept) == 9 and (swept["token"] == "</s>").sum() == 2
-
-
-def test_attention_knockout(vlm, prompt) -> None:
-    """Of all weights from the last position, one matters: the answer head's at the named patch."""
-    layer, head = ANSWER
-    plain = vlm.run(prompt)[0, -1]
-    for key in range(prompt.length):
-
-        def cut(pattern: Tensor, hook, key: int = key) -> Tensor:
-            pattern[0, head, -1, key] = 0
-            return pattern
-
-        point = f"blocks.{layer}.attn.hook_pattern"
-        logits = vlm.run_with_hooks(prompt, fwd_hooks=[(point, cut)])
-        if key == prompt.layout.image[0].patch(2, 1):
-            assert top(vlm, logits) == ["</s>"]
-        else:
-            torch.testing.assert_close(logits[0, -1], plain, atol=1e-4, rtol=0)
-
-
-def test_nothing_else_computes(vlm, prompt) -> None:
-    """The language model's MLPs and the tower's attention add nothing at all."""
-    names = ["blocks.*.hook_mlp_out", "vision.blocks.*.hook_attn_out"]
-    _, cache = vlm.run_with_cache(prompt, names_filter=names)
-    assert all(float(cache[name].abs().max()) == 0 for name in cache)
-
-
-@pytest.mark.parametrize("source", ["Q:c1\nA:", "Q:b3\nA:red\n\nQ:c1\nA:", "image"])
-def test_a_vector_brings_the_question_then_the_answer(vlm, prompt, source: str) -> None:
-    read = vlm.prompt("Q:<image>c1\nA:", images=[drawn(full(1))]) if source == "image" else source
-    vector = TaskVector.read(vlm, [read], at=Last())
-    patch = ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=vector)
-    swept = vlm.sweep(prompt, patch.each_layer(), progress=False)
-    answer = full(1)["c1"] if source == "image" else "</s>"
-    here = full(0)["c1"]
-    assert [r["token"] for r in swept.records] == [here, here, answer]
-
-
-def test_steering_by_codes(vlm, tokens, prompt) -> None:
-    codes = chirps(tokens)
-
-    def turn(slot: str, away: str, to: str) -> Tensor:
-        difference = codes[tokens.index(to)] - codes[tokens.index(away)]
-        vector = torch.zeros(vlm.cfg.d_model)
-        vector[SLOTS[slot]] = torch.tensor(np.r_[difference.real, difference.imag]).float()
-        return vector
-
-    for slot, away, to, layer, said in (
-        ("NAME", "b3", "c1", 0, full(0)["c1"]),
-        ("NAME", "b3", "c1", 1, full(0)["c1"]),
-        ("NAME", "b3", "c1", 2, HERE),
-        ("OUT", HERE, "white", 2, "white"),
-        ("OUT", HERE, "white", 0, "white"),  # added early, it stays: nothing reads OUT
-    ):
-        edit = Steer(f"blocks.{layer}.hook_resid_post", at=Last(), vector=turn(slot, away, to))
-        assert top(vlm, vlm.run(prompt, interventions=edit)) == [said], (slot, layer)
 
 
 # ---------------------------------------------------------------------------- what is told
