@@ -7,7 +7,7 @@ import torch
 
 from vlm_lens import Find
 from vlm_lens.read_many import read_each
-from vlm_lens.recipes.sources import TaskVectors, few_shot, open_prompts
+from vlm_lens.recipes.sources import TaskVectors, few_shot, last_rows, open_prompts
 from vlm_lens.tasks import Task
 
 TASK = "food-color"
@@ -51,3 +51,15 @@ def test_prompts_with_the_query_in_the_context():
     shown = few_shot(task, "text", "image", seed=3, n=2, split="validation")
     assert len(shown) == len(task.validation)
     assert shown[0] == task.example_sets("text", seed=3, target_modality="image", n=2)[0]
+
+
+def test_descriptions_leave_out_rows_without_one(toy):
+    from vlm_lens.recipes import CrossModalPatch
+
+    task = Task.load(TASK)
+    told = CrossModalPatch(tasks=TASK, source="description", query="image").chosen_tasks()[0]
+    assert told.name == TASK and len(told) == len(task.described()) < len(task)
+    prompts = open_prompts(task, "description")
+    assert len(prompts) == len(told.validation)
+    last = last_rows(task, "description")
+    assert [p.text.split("Q:")[-1] for p in prompts] == [f"{r.description}\nA:" for r in last]

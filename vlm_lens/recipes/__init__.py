@@ -8,6 +8,7 @@ from __future__ import annotations
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
+from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
 from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
@@ -17,6 +18,7 @@ from vlm_lens.recipes.override_result import OverrideItem, OverrideResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
 from vlm_lens.recipes.prompt_cost import CostResult, PromptCost
 from vlm_lens.recipes.task_override import TaskOverride
+from vlm_lens.recipes.task_space import TaskSpace, TaskSpaceResult
 from vlm_lens.recipes.top_decodings import TopDecodings, TopDecodingsResult
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "CrossModalPatch",
     "Endpoint",
     "ExactRules",
+    "FunctionVectors",
+    "FunctionVectorsResult",
     "InterModelResult",
     "InterModelTransfer",
     "LayerSweep",
@@ -43,6 +47,8 @@ __all__ = [
     "RecipeError",
     "Result",
     "TaskOverride",
+    "TaskSpace",
+    "TaskSpaceResult",
     "TopDecodings",
     "TopDecodingsResult",
     "TransferResult",

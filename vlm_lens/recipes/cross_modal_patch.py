@@ -27,7 +27,15 @@ from vlm_lens.recipes.controls import (
 )
 from vlm_lens.recipes.metric import Scores, score
 from vlm_lens.recipes.predict import first_tokens
-from vlm_lens.recipes.sources import Form, Source, TaskVectors, few_shot, in_form
+from vlm_lens.recipes.sources import (
+    Form,
+    Query,
+    Source,
+    TaskVectors,
+    few_shot,
+    given_rows,
+    in_form,
+)
 from vlm_lens.recipes.transfer import Run, TransferResult
 from vlm_lens.tasks import PAPER_TASKS, Task
 from vlm_lens.template import RawPrompt
@@ -58,9 +66,9 @@ class CrossModalPatch(Recipe):
 
     Attributes:
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
-        source: Where the task is read from: examples as text or as pictures, or the instruction.
-            Captions are texts: a task whose `input` is a caption is read by `"text"` (Table 4).
-        query: Whether queries are given by name or by picture.
+        source: Where the task is read from: examples by name, picture or dense description (Table
+            4), or the instruction. With descriptions, rows without one are left out.
+        query: Whether queries are given by picture, name or description.
         seeds: A number n for seeds 1..n, or the seeds.
         layer: The 0-based block whose output is replaced; chosen on the validation rows if None.
         vectors: The mean over all validation prompts (the paper's tables), or the vector of a
@@ -76,7 +84,7 @@ class CrossModalPatch(Recipe):
 
     tasks: str | Task | tuple[str | Task, ...] = "all"
     source: Source = "text"
-    query: Literal["image", "text"] = "image"
+    query: Query = "image"
     seeds: int | tuple[int, ...] = 3
     layer: int | None = None
     vectors: Literal["mean", "single"] = "mean"
@@ -219,7 +227,8 @@ class CrossModalPatch(Recipe):
         """The tasks that the field `tasks` means."""
         names = PAPER_TASKS if self.tasks == "all" else self.tasks
         names = names if isinstance(names, tuple) else (names,)
-        return tuple(Task.load(name) if isinstance(name, str) else name for name in names)
+        loaded = (Task.load(name) if isinstance(name, str) else name for name in names)
+        return tuple(given_rows(task, self.source, self.query) for task in loaded)
 
     def used_seeds(self) -> tuple[int, ...]:
         """The seeds; one for an instruction, from which nothing is drawn."""

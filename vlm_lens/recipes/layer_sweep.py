@@ -15,7 +15,7 @@ from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.metric import accuracy
 from vlm_lens.recipes.result import Result
-from vlm_lens.recipes.sources import Form, Source, few_shot, in_form
+from vlm_lens.recipes.sources import Form, Query, Source, few_shot, in_form
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class LayerSweep(Recipe):
 
     Attributes:
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
-        sources: Where tasks are read from: `"text"`, `"image"`, `"instruction"`.
-        queries: How queries are given: `"image"`, `"text"`.
+        sources: Where tasks are read from: `"text"`, `"image"`, `"description"`, `"instruction"`.
+        queries: How queries are given: `"image"`, `"text"`, `"description"`.
         seeds: A number n for seeds 1..n, or the seeds; an instruction takes the first.
         vectors: The mean over all validation prompts, or the vector of a single prompt.
         n_examples: How many examples a prompt has.
@@ -45,7 +45,7 @@ class LayerSweep(Recipe):
 
     tasks: str | Task | tuple[str | Task, ...] = "all"
     sources: tuple[Source, ...] = ("text",)
-    queries: tuple[Literal["image", "text"], ...] = ("image",)
+    queries: tuple[Query, ...] = ("image",)
     seeds: int | tuple[int, ...] = 3
     vectors: Literal["mean", "single"] = "mean"
     n_examples: int = 5
@@ -68,7 +68,7 @@ class LayerSweep(Recipe):
                         prompting.append({**pair, "task": task.name, "seed": seed, "accuracy": got})
         return _result(pd.concat(layers, ignore_index=True), pd.DataFrame(prompting))
 
-    def prompted(self, vlm: Any, task: Task, source: Source, query: Any, seed: int) -> float:
+    def prompted(self, vlm: Any, task: Task, source: Source, query: Query, seed: int) -> float:
         """Accuracy on the validation rows with what says the task in the prompt."""
         prompts = few_shot(task, source, query, seed=seed, n=self.n_examples, split="validation")
         return accuracy(
@@ -76,7 +76,7 @@ class LayerSweep(Recipe):
             batch_size=self.batch_size,
         )  # fmt: skip
 
-    def transfer(self, source: Source, query: Any) -> CrossModalPatch:
+    def transfer(self, source: Source, query: Query) -> CrossModalPatch:
         """The experiment of one pair."""
         names = ("tasks", "seeds", "vectors", "n_examples", "ignore_case", "form", "batch_size")
         settings = {name: getattr(self, name) for name in names}

@@ -22,17 +22,20 @@ from vlm_lens.vectors import TaskVector
 
 __all__ = [
     "Form",
+    "Query",
     "Source",
     "TaskVectors",
     "few_shot",
     "in_form",
     "last_rows",
     "open_prompts",
+    "given_rows",
     "relative_layer",
     "residual_stream",
 ]
 
-Source = Literal["text", "image", "instruction"]
+Source = Literal["text", "image", "description", "instruction"]
+Query = Literal["image", "text", "description"]
 Form = Literal["question-answer", "chat"]
 
 
@@ -43,6 +46,13 @@ def in_form(task: Task, form: Form, vlm: Any) -> Task:
         PromptError: The model's processor has no chat template.
     """
     return task if form == "question-answer" else replace(task, template=ChatTemplate(vlm))
+
+
+def given_rows(task: Task, *modalities: str) -> Task:
+    """The task on the rows that can be given so: with a description, where one is asked for."""
+    if "description" not in modalities:
+        return task
+    return replace(task.described(), name=task.name)
 
 
 def open_prompts(
@@ -58,15 +68,15 @@ def open_prompts(
 
     Args:
         task: The task.
-        source: Whether examples are given by name or by picture, or the task in words: then there
-            is one prompt, the instruction alone.
+        source: Whether examples are given by name, picture or description, or the task in words:
+            then there is one prompt, the instruction alone.
         seed: The seed of the draw; see `draw_examples`.
         n: How many examples, the open one included.
         split: Whose rows are drawn: the validation rows for vectors that are patched.
     """
     if source == "instruction":
         return (RawPrompt(task.instruction),)
-    rows, prompts = task.rows(split), []
+    rows, prompts = given_rows(task, source).rows(split), []
     for drawn in draw_examples(len(rows), n, seed=seed):
         *full, last = (rows[i] for i in drawn)
         pairs = [(row.given(source), row.output) for row in full]
@@ -77,7 +87,7 @@ def open_prompts(
 def few_shot(
     task: Task,
     source: Source,
-    query: Literal["text", "image"],
+    query: Query,
     *,
     seed: int = 1,
     n: int = 5,
@@ -88,7 +98,7 @@ def few_shot(
     Args:
         task: The task.
         source: What says the task: `n` examples of the other rows, or the instruction.
-        query: Whether the queries are given by name or by picture.
+        query: Whether the queries are given by name, picture or description.
         seed: The seed of the draw.
         n: How many examples.
         split: Whose rows are the queries, one prompt each, and give the examples.
@@ -99,9 +109,11 @@ def few_shot(
     return tuple(RawPrompt(f"{task.instruction}\n\n{q.text}", q.images) for q in queries)
 
 
-def last_rows(task: Task, *, seed: int = 1, n: int = 5, split: Split = "validation") -> list[Row]:
+def last_rows(
+    task: Task, source: Source, *, seed: int = 1, n: int = 5, split: Split = "validation"
+) -> list[Row]:
     """The row that each of `open_prompts` leaves open."""
-    rows = task.rows(split)
+    rows = given_rows(task, source).rows(split)
     return [rows[drawn[-1]] for drawn in draw_examples(len(rows), n, seed=seed)]
 
 

@@ -1,0 +1,202 @@
+"""The space of tasks: do vectors lie together by task or by modality, and what of their context?
+
+Luo et al. 2025 (arXiv 2410.22330), Figure 2, with numbers that the paper does not report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.result import Result
+from vlm_lens.recipes.sources import Source, last_rows, open_prompts, relative_layer
+from vlm_lens.tasks import Task
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["TaskSpace", "TaskSpaceResult"]
+
+CONTEXT, VECTORS = "context", "task vectors"
+
+
+@dataclass(frozen=True)
+class TaskSpace(Recipe):
+    """Maps context embeddings and task vectors, and tests by what they cluster.
+
+    From each prompt of examples, the last one's answer open, two points are taken after one block
+    and through the final norm. The *task vector* is the last position, the delimiter. The *context*
+    is the last example's input, the mean over its positions, of its name or its picture; template
+    and answers are left out. (The paper does not say whether its points are single positions.) Each
+    set is drawn by t-SNE (van der Maaten and Hinton 2008). How far points cluster by task, and by
+    modality, is the silhouette (Rousseeuw 1987) in the full space, -1 to 1, and its p-value is the
+    share of random relabellings that give as much.
+
+    Attributes:
+        tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
+        sources: Where tasks are read from. An instruction is one point a task, and no part of the
+            silhouettes.
+        layer: 0 is the embedding, k the output of block k - 1; by default as deep as the paper's
+            23 of 32.
+        points: How many points each task and modality has; no more than the split has rows.
+        n_examples: How many examples a prompt has, the last one open.
+        seed: The seed of the draw, of the map and of the relabellings.
+        split: Whose rows are drawn.
+        perplexity: t-SNE's; lowered where there are few points.
+        relabellings: How many random relabellings the test makes.
+        batch_size: How many prompts run together.
+    """
+
+    tasks: str | Task | tuple[str | Task, ...] = "all"
+    sources: tuple[Source, ...] = ("text", "image", "instruction")
+    layer: int | None = None
+    points: int = 30
+    n_examples: int = 5
+    seed: int = 1
+    split: Literal["validation", "test"] = "test"
+    perplexity: float = 30.0
+    relabellings: int = 199
+    batch_size: int = 16
+
+    def measure(self, vlm: Any) -> TaskSpaceResult:
+        """Reads the points, maps them, and tests the labels."""
+        layer = self.layer
+        if layer is None:
+            layer = relative_layer(23, 32, vlm.cfg.n_layers)
+        found = []
+        for task in self.progress(self.chosen_tasks(), "reading"):
+            for source in self.sources:
+                found += self.read(vlm, task, source, layer)
+        points = pd.DataFrame(found)
+        rows, maps = [], []
+        for name, mine in points.groupby("set", sort=False):
+            values = np.stack(mine["value"].tolist())
+            maps.append(self.mapped(values).set_axis(mine.index))
+            few = (mine["source"] == "instruction").to_numpy()
+            for by in ("task", "source"):
+                labels = mine[by].to_numpy()[~few]
+                if len(set(labels)) > 1:
+                    rows.append((name, by, *self.silhouette(values[~few], labels)))
+        points = points.drop(columns="value").join(pd.concat(maps))
+        columns = ["set", "by", "silhouette", "p", "chance", "chance_high"]
+        table = pd.DataFrame(rows, columns=columns).replace({"by": {"source": "modality"}})
+        notes = (
+            f"Layer {layer} of 0..{vlm.cfg.n_layers} (0: embedding, k: output of block k - 1), "
+            "after the final norm. Silhouette in the full space; p: share of "
+            f"{self.relabellings} random relabellings that give as much (the true one counted in); "
+            "chance: their mean and 95th percentile.",
+        )
+        return TaskSpaceResult(table, {"points": points}, {"layer": layer}, notes)
+
+    @torch.no_grad()
+    def read(self, vlm: Any, task: Task, source: Source, layer: int) -> list[dict[str, Any]]:
+        """The points of one task and source: which set, and the vector as `value`."""
+        prompts = open_prompts(task, source, seed=self.seed, n=self.n_examples, split=self.split)[
+            : self.points
+        ]
+        rows = last_rows(task, source, seed=self.seed, n=self.n_examples, split=self.split)
+        point = "hook_merged" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
+        found = []
+        for start in range(0, len(prompts), self.batch_size):
+            batch = vlm.as_prompt(list(prompts[start : start + self.batch_size]))
+            _, cache = vlm.run_with_cache(batch, names_filter=[point])
+            for i, layout in enumerate(batch.layouts):
+                about = {"task": task.name, "source": source}
+                places = {VECTORS: [layout.last]}
+                if source != "instruction":
+                    about["input"] = rows[start + i].input
+                    places[CONTEXT] = (
+                        layout.images[-1].positions
+                        if source == "image"
+                        else layout.span(rows[start + i].given(source), -1)
+                    )
+                for name, positions in places.items():
+                    normed = vlm.ln_final(cache[point][i, list(positions)]).float().mean(0)
+                    found.append({"set": name, **about, "value": normed.cpu().numpy()})
+        return found
+
+    def mapped(self, values: np.ndarray) -> pd.DataFrame:
+        """t-SNE in two dimensions, columns `x` and `y`."""
+        from sklearn.manifold import TSNE
+
+        perplexity = min(self.perplexity, (len(values) - 1) / 3)
+        tsne = TSNE(perplexity=perplexity, random_state=self.seed)
+        return pd.DataFrame(tsne.fit_transform(values), columns=["x", "y"])
+
+    def silhouette(self, values: np.ndarray, labels: Sequence[str]) -> tuple[float, ...]:
+        """The silhouette of a labelling, its p-value, and mean and 95 % quantile by chance."""
+        from sklearn.metrics import pairwise_distances, silhouette_score
+
+        distances = pairwise_distances(values)
+        np.fill_diagonal(distances, 0)
+        score = silhouette_score(distances, labels, metric="precomputed")
+        generator = np.random.default_rng(self.seed)
+        chance = np.array(
+            [
+                silhouette_score(distances, generator.permutation(labels), metric="precomputed")
+                for _ in range(self.relabellings)
+            ]
+        )
+        p = (1 + (chance >= score).sum()) / (1 + len(chance))
+        return float(score), float(p), float(chance.mean()), float(np.quantile(chance, 0.95))
+
+    def chosen_tasks(self) -> tuple[Task, ...]:
+        """The tasks that the field `tasks` means."""
+        return CrossModalPatch(tasks=self.tasks).chosen_tasks()
+
+    def validate(self) -> None:
+        """Checks the fields."""
+        CrossModalPatch(tasks=self.tasks)
+        if len(set(self.sources)) < len(self.sources) or not set(self.sources) & {"text", "image"}:
+            raise RecipeError(
+                f"TaskSpace.sources is {self.sources!r}; give 'text', 'image' or both, each once."
+            )
+        for name, least in (
+            ("points", 2), ("n_examples", 1), ("relabellings", 1), ("batch_size", 1),
+            ("perplexity", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise RecipeError(f"TaskSpace.{name} is {getattr(self, name)}; at least {least}.")
+
+    def validate_for(self, vlm: Any) -> None:
+        """Checks the layer, and that a model that is to see pictures can."""
+        if self.layer is not None and not 0 <= self.layer <= vlm.cfg.n_layers:
+            raise RecipeError(
+                f"TaskSpace.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
+                "the embedding first."
+            )
+        if "image" in self.sources and vlm.cfg.vision is None:
+            raise RecipeError(f"{vlm.name} takes no pictures: set TaskSpace.sources=('text',).")
+
+
+class TaskSpaceResult(Result):
+    """Maps and silhouettes.
+
+    `table` has one row for each `set` (context, task vectors) and labelling `by` task or modality:
+    `silhouette`, its `p`, and what random labels give (`chance`, `chance_high`).
+    `tables["points"]` has the maps: `set`, `task`, `source`, `input`, `x`, `y`.
+    """
+
+    def silhouette(self, points: str = VECTORS, by: str = "task") -> float:
+        """One silhouette, of `"context"` or `"task vectors"`, by `"task"` or `"modality"`.
+
+        Raises:
+            RecipeError: There is none, for example by modality where there is one.
+        """
+        found = self.table[(self.table["set"] == points) & (self.table["by"] == by)]
+        if found.empty:
+            raise RecipeError(f"There is no silhouette of {points!r} by {by!r}:\n{self.table}")
+        return float(found["silhouette"].iloc[0])
+
+    def plots(self) -> dict[str, go.Figure]:
+        """The two maps."""
+        from vlm_lens.figures.space import space_maps
+
+        return {"maps": space_maps(self)}
