@@ -103,6 +103,30 @@ class Plain:
             total = total + torch.stack([out[0, at].double() for out in kept])
         return (total / len(texts)).float()
 
+    def projection(self, layer):
+        """The module that takes all heads of a block, `[.., heads * d_head]`, to the stream."""
+        return self.blocks[layer].self_attn.o_proj
+
+    def heads(self, texts):
+        """The mean over prompts of every head at the last position, `[layers, heads, d_head]`."""
+        total = 0
+        for text in texts:
+            kept = []
+            modules = [self.projection(i) for i in range(len(self.blocks))]
+            self.logits(text, inputs=[(module, kept.append) for module in modules])
+            total = total + torch.stack([z[0, -1].double() for z in kept])
+        return (total / len(texts)).float().unflatten(-1, (self.n_heads, -1))
+
+    def put_heads(self, layer, heads, means):
+        """The (module, function) pair that puts heads' means in place at the last position."""
+
+        def edit(z):
+            z = z.clone().unflatten(-1, (self.n_heads, -1))
+            z[:, -1, list(heads)] = means[layer, list(heads)]
+            return (z.flatten(-2),)
+
+        return self.projection(layer), edit
+
 
 def few_shot(rows, seed, query=None, n=5):
     """The prompts of one seed, drawn with numpy alone; each row's own query is open."""

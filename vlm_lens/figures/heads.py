@@ -1,0 +1,64 @@
+"""A number for each attention head, as a map of blocks and heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+
+from vlm_lens.figures.style import PALETTE, SEQUENTIAL, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["head_map"]
+
+
+def head_map(
+    table: pd.DataFrame, value: str, chosen: pd.DataFrame, *, title: str, subtitle: str
+) -> go.Figure:
+    """Blocks by heads, with the chosen heads marked.
+
+    Args:
+        table: A row for each head: `layer` and `head`, 0-based, and the value.
+        value: The column that is shown.
+        chosen: The rows of the chosen heads.
+        title: What is shown.
+        subtitle: What is counted.
+
+    Returns:
+        The figure.
+    """
+    matrix = table.pivot(index="head", columns="layer", values=value)
+    heat = go.Heatmap(
+        x=matrix.columns,
+        y=matrix.index,
+        z=matrix.to_numpy(),
+        colorscale=SEQUENTIAL,
+        colorbar={"title": {"text": value}, "thickness": 12},
+        hovertemplate=f"block %{{x}}, head %{{y}}<br>{value} %{{z:.4f}}<extra></extra>",
+    )
+    fig = go.Figure(heat)
+    fig.add_scatter(
+        x=chosen["layer"],
+        y=chosen["head"],
+        mode="markers",
+        showlegend=False,
+        hoverinfo="skip",
+        marker={"symbol": "circle", "size": 11, "color": PALETTE["vermillion"],
+                "line": {"color": "#FFFFFF", "width": 1.5}},
+    )  # fmt: skip
+    heads, layers = matrix.shape
+    style(
+        fig,
+        title=title,
+        subtitle=subtitle,
+        x="block (0-based)",
+        y="head (0-based)",
+        height=min(760, 210 + 34 * heads),
+    )
+    fig.update_xaxes(showgrid=False, zeroline=False, dtick=1 if layers <= 20 else 4)
+    fig.update_yaxes(
+        autorange="reversed", showgrid=False, zeroline=False, dtick=1 if heads <= 16 else 4
+    )
+    return fig
