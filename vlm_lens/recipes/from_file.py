@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_lens.errors import near_matches
+from vlm_lens.errors import VLMLensError, near_matches
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.tasks import Task
 
@@ -99,13 +99,22 @@ def load_recipe(path: str | Path, *, code: str | Path | None = None) -> Recipe:
     for key, value in given.items():
         try:
             values[key] = _value(value, path.parent)
-        except ValueError as error:  # every error of the package is one
+        except VLMLensError as error:
             raise RecipeError(f"{_at(path, lines, key)}{name}.{key}: {error}") from error
     try:
         return cls(**values)
-    except ValueError as error:
-        named = [key for key in given if f"{name}.{key} " in str(error)]
-        raise RecipeError(_at(path, lines, named[0] if named else None) + str(error)) from error
+    except VLMLensError as error:
+        raise RecipeError(_at(path, lines, _named(str(error), name, given)) + str(error)) from error
+
+
+def _named(message: str, recipe: str, given: Mapping[str, Any]) -> str | None:
+    """The field that an error is about: it is named, or one of its values is quoted."""
+    for key, value in given.items():
+        values = value if isinstance(value, list) else [value]
+        quoted = any(isinstance(one, str) and repr(one) in message for one in values)
+        if f"{recipe}.{key} " in message or quoted:
+            return key
+    return None
 
 
 def _value(value: Any, folder: Path) -> Any:

@@ -15,9 +15,17 @@ __all__ = ["choose", "experiments"]
 @cache
 def experiments() -> Mapping[str, Experiment]:
     """Every experiment by its id, tables first."""
-    from vlm_lens.reproduce.experiments import cost, instructions, models, phases, transfer
+    from vlm_lens.reproduce.experiments import (
+        cost,
+        decodings,
+        instructions,
+        models,
+        phases,
+        space,
+        transfer,
+    )
 
-    modules = (transfer, models, instructions, phases, cost)
+    modules = (transfer, models, instructions, decodings, phases, space, cost)
     every = [one for module in modules for one in module.EXPERIMENTS]
     every.sort(key=lambda e: (not e.id.startswith("table"), _number(e.id), e.id))
     return {one.id: one for one in every}
