@@ -9,6 +9,7 @@ from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
+from vlm_lens.recipes.instruction_ensemble import EnsembleResult, InstructionEnsemble
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
 from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
@@ -27,9 +28,11 @@ __all__ = [
     "CostResult",
     "CrossModalPatch",
     "Endpoint",
+    "EnsembleResult",
     "ExactRules",
     "FunctionVectors",
     "FunctionVectorsResult",
+    "InstructionEnsemble",
     "InterModelResult",
     "InterModelTransfer",
     "LayerSweep",
