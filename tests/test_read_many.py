@@ -111,3 +111,13 @@ def test_another_reading_is_refused(clip, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(VLMLensError, match="not empty"):
         read_each(clip, TEXTS, at=Last(), save=tmp_path / "mine")
+
+
+def test_logits_of_the_last_positions_only(clip, picture):
+    prompt = clip.prompt("<image>Q:Greece\nA:", [picture])
+    whole, cache = clip.run_with_cache(prompt)
+    last, fewer = clip.run_with_cache(prompt, last_logits=2)
+    assert torch.allclose(last, whole[:, -2:], atol=1e-5) and last.shape == whole[:, -2:].shape
+    assert all(torch.equal(fewer[n], cache[n]) for n in cache if n != "hook_logits")
+    with pytest.raises(VLMLensError, match="last_logits"):
+        clip.run_with_cache(prompt, last_logits=0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +19,7 @@ from vlm_lens.cache import ActivationCache
 from vlm_lens.config import HookedConfig
 from vlm_lens.describe import describe, unembed_hash
 from vlm_lens.engine.hooks import Handler, HookedRun
+from vlm_lens.engine.reuse import PictureStore
 from vlm_lens.engine.run import Counter, op_handlers, read_handler, user_handler
 from vlm_lens.errors import InterventionError, ModelError, PromptError
 from vlm_lens.families import family_of
@@ -41,6 +44,15 @@ Interventions = Intervention | Iterable[Intervention] | None
 FwdHooks = Sequence[tuple[NamesFilter, Callable]]
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A run that is about to happen: counters of its writes, points watched, gradients or not."""
+
+    counters: list[Counter]
+    watched: tuple[str, ...]
+    grad: bool
+
+
 class HookedVLM(Vocabulary):
     """Any place in a vision-language model's computation, by name, to read or to change.
 
@@ -62,6 +74,7 @@ class HookedVLM(Vocabulary):
         self.family = family_of(hf_model.config)
         self.architecture = self.family.architecture(hf_model)
         self._active: list[Composed | tuple] = []
+        self._pictures: PictureStore | None = None
         warn_if_training(hf_model)
 
     @classmethod
@@ -223,8 +236,8 @@ class HookedVLM(Vocabulary):
             VLMLensError: The prompt or an intervention does not fit.
         """
         prompt = self.as_prompt(prompt, images)
-        with self._hooked(prompt, interventions, grad=grad):
-            return self._forward(prompt)
+        with self._hooked(prompt, interventions, grad=grad) as run:
+            return self._forward(prompt, run)
 
     def run_with_cache(
         self,
@@ -236,6 +249,7 @@ class HookedVLM(Vocabulary):
         device: str | torch.device | None = None,
         interventions: Interventions = (),
         grad: bool = False,
+        last_logits: int | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
         """Logits, and the activations at the chosen points, as they are after interventions.
 
@@ -249,18 +263,22 @@ class HookedVLM(Vocabulary):
             device: Where to keep what is read; by default where it is computed.
             interventions: What to change.
             grad: Whether to record gradients; what is read then stays in the graph.
+            last_logits: Compute logits of this many of the last positions only, where the model
+                can (`hook_logits` then holds these only); all by default.
 
         Raises:
             VLMLensError: The prompt, a point or an intervention does not fit.
         """
+        if last_logits is not None and last_logits < 1:
+            raise PromptError(f"last_logits must be at least 1, not {last_logits}.")
         prompt = self.as_prompt(prompt, images)
         at = None if positions is None else as_position(positions)
         names = names_to_read(self.architecture.points, prompt, names_filter, at)
         store: dict[str, Tensor] = {}
         keep = keeper(at, prompt, device)
         readers = {name: [read_handler(store, keep)] for name in names}
-        with self._hooked(prompt, interventions, readers=readers, grad=grad):
-            logits = self._forward(prompt)
+        with self._hooked(prompt, interventions, readers=readers, grad=grad) as run:
+            logits = self._forward(prompt, run, last_logits)
         cache = ActivationCache(
             store, self.architecture.points, prompt.layouts, at=at, source=self.name
         )
@@ -293,9 +311,9 @@ class HookedVLM(Vocabulary):
         with (
             self.intervening(interventions),
             self.hooks(fwd_hooks),
-            self._hooked(prompt, (), grad=grad),
+            self._hooked(prompt, (), grad=grad) as run,
         ):
-            return self._forward(prompt)
+            return self._forward(prompt, run)
 
     def generate(
         self,
@@ -339,11 +357,11 @@ class HookedVLM(Vocabulary):
         config = self.hf_model.generation_config
         if config.pad_token_id is None:
             settings["pad_token_id"] = getattr(self.tokenizer, "pad_token_id", None) or 0
-        with self._hooked(prompt, interventions, steps=max_new_tokens) as counters:
+        with self._hooked(prompt, interventions, steps=max_new_tokens) as run:
             sequences = self.hf_model.generate(**prompt.inputs, **{**settings, **options})
             tokens = sequences[:, prompt.length :]
             if tokens.shape[1] == 1:  # every row ended at once: there was nothing to act on
-                counters[:] = [c for c in counters if not c.at_generated]
+                run.counters[:] = [c for c in run.counters if not c.at_generated]
         text = () if self.tokenizer is None else tuple(
             self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         )  # fmt: skip
@@ -413,6 +431,22 @@ class HookedVLM(Vocabulary):
             self._active.pop()
 
     @contextmanager
+    def reusing_pictures(self) -> Iterator[Self]:
+        """While open, `run` and `run_with_cache` compute each distinct picture's features once.
+
+        Pictures are told apart by their pixels as the model reads them. Runs that read or change
+        tower or projector, that record gradients, or whose family's pictures depend on each other
+        compute them as ever. Logits equal those of other runs up to rounding, because pictures are
+        computed in other batches.
+        """
+        before = self._pictures
+        self._pictures = before or PictureStore(self.hf_model, self.family, self.architecture)
+        try:
+            yield self
+        finally:
+            self._pictures = before
+
+    @contextmanager
     def _hooked(
         self,
         prompt: Prompt,
@@ -421,7 +455,7 @@ class HookedVLM(Vocabulary):
         readers: Mapping[str, list[Handler]] | None = None,
         grad: bool = False,
         steps: int = 1,
-    ) -> Iterator[list[Counter]]:
+    ) -> Iterator[_Open]:
         """The model with handlers on: contexts' first, then interventions, then readers."""
         target = Target(self.architecture.points, prompt.layouts, self.facts)
         handlers: dict[str, list[Handler]] = {}
@@ -444,12 +478,19 @@ class HookedVLM(Vocabulary):
             torch.set_grad_enabled(grad),
             HookedRun(self.hf_model, self.architecture.points, handlers),
         ):
-            yield counters
+            yield _Open(counters, tuple(handlers), grad)
         for counter in counters:
             counter.check()
 
-    def _forward(self, prompt: Prompt) -> Tensor:
-        return self.hf_model(**prompt.inputs, use_cache=False, return_dict=True).logits
+    def _forward(self, prompt: Prompt, run: _Open, last_logits: int | None = None) -> Tensor:
+        inputs: Mapping[str, Any] = prompt.inputs
+        points = self.architecture.points
+        if self._pictures and not run.grad and all(points[n].space == "text" for n in run.watched):
+            inputs = self._pictures.inputs_for(prompt)
+        options: dict[str, Any] = {"use_cache": False, "return_dict": True}
+        if last_logits and "logits_to_keep" in signature(self.hf_model.forward).parameters:
+            options["logits_to_keep"] = last_logits
+        return self.hf_model(**inputs, **options).logits
 
     def __repr__(self) -> str:
         return describe(self)

@@ -111,7 +111,8 @@ def read_each(
     """The activation at one position of each prompt, at every layer, `[prompts, layers, ...]`.
 
     Texts and RawPrompts run in left-padded batches of like length; the result has the order of the
-    prompts. Prompts made already run as they are.
+    prompts. Prompts made already run as they are. A picture that several prompts show is computed
+    once.
 
     Args:
         vlm: A HookedVLM.
@@ -140,11 +141,14 @@ def read_each(
     if any(not isinstance(p, str) and not hasattr(p, "text") for p in listed):
         listed = [vlm.as_prompt(p) for p in listed]
     n_rows = sum(len(p) if isinstance(p, Prompt) else 1 for p in listed)
+    edits = compose(interventions)
+    last_logits = None if len(edits) or "hook_logits" in names else 1  # nobody sees the others
 
     def read(batch: _Batch) -> Tensor:
         _, cache = vlm.run_with_cache(
             vlm.as_prompt(batch.prompts),
-            names_filter=names, positions=at, device="cpu", interventions=interventions,
+            names_filter=names, positions=at, device="cpu", interventions=edits,
+            last_logits=last_logits,
         )  # fmt: skip
         stacked = torch.stack([cache[n] for n in names], dim=1)  # [batch, layers, positions, ...]
         if stacked.shape[2] != 1:
@@ -156,15 +160,17 @@ def read_each(
 
     if save is None:
         rows: list[Tensor | None] = [None] * n_rows
-        for batch in _batches(vlm, listed, batch_size):
-            for number, value in zip(batch.rows, read(batch), strict=True):
-                rows[number] = value
+        with vlm.reusing_pictures():
+            for batch in _batches(vlm, listed, batch_size):
+                for number, value in zip(batch.rows, read(batch), strict=True):
+                    rows[number] = value
         return torch.stack(rows)  # type: ignore[arg-type]
     folder = Path(save)
     identity = _identity(vlm, listed, names, at, interventions)
     done = _open(folder, {"identity": identity, "rows": n_rows, "points": names})
-    for batch in _batches(vlm, listed, batch_size, done):
-        _write(folder, batch.rows, read(batch))
+    with vlm.reusing_pictures():
+        for batch in _batches(vlm, listed, batch_size, done):
+            _write(folder, batch.rows, read(batch))
     return Readings(folder)
 
 

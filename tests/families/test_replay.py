@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +17,7 @@ from differential import (
     random_prompt,
 )
 
+from families.every import BUILDERS
 from vlm_lens import HookedVLM, Steer
 from vlm_lens.engine.baseline import NotReplayable, record
 from vlm_lens.engine.replay import start_of
@@ -27,18 +25,7 @@ from vlm_lens.interventions import Target
 from vlm_lens.positions import At
 from vlm_lens.sweep import Capture, GeneratedTokens
 
-BUILDERS = {
-    path.stem.removeprefix("tiny_"): importlib.import_module(f"families.{path.stem}")
-    for path in sorted(Path(__file__).parent.glob("tiny_*.py"))
-    if path.stem not in ("tiny_parts", "tiny_words")
-}
 N_SEEDS, N_TOWER_SEEDS = 10, 6
-
-
-@pytest.fixture(scope="module", params=BUILDERS)
-def family(request, tmp_path_factory) -> Iterator[HookedVLM]:
-    folder = BUILDERS[request.param].save(tmp_path_factory.mktemp(request.param))
-    yield HookedVLM.from_pretrained(folder)
 
 
 def least(vlm: HookedVLM) -> int:

@@ -50,9 +50,14 @@ class Pictures:
         inputs: The prompt's tensors.
         layouts: The layouts of its rows.
 
+    Attributes:
+        form: The shape of what the model gives for pictures, `None` where it gives a list of them.
+
     Raises:
         NotSeparable: The family does not say how, or the model has no function for it.
     """
+
+    form: torch.Size | None = None
 
     def __init__(
         self,
@@ -79,7 +84,6 @@ class Pictures:
         accepted = inspect.signature(self._run).parameters
         self._tensors = {k: v for k, v in inputs.items() if k in accepted}
         self._family, self._config = family, model.config
-        self._form: Any = None
 
     def __len__(self) -> int:
         return len(self.placed)
@@ -113,8 +117,8 @@ class Pictures:
             NotSeparable: The model gives something else.
         """
         out = self._run(**self.tensors(numbers), return_dict=True)
-        self._form = pooled = getattr(out, "pooler_output", None)
-        self._form = None if isinstance(pooled, list | tuple) else self._form
+        pooled = getattr(out, "pooler_output", None)
+        self.form = pooled.shape if isinstance(pooled, Tensor) else None
         streams = [pooled if pooled is not None else out.last_hidden_state]
         streams += getattr(out, "deepstack_features", None) or []
         flat = torch.stack([_flat(s) for s in streams])
@@ -125,13 +129,18 @@ class Pictures:
             )
         return list(flat.split(lengths, dim=1))
 
-    def as_output(self, features: Sequence[Tensor]) -> Any:
-        """Features of all pictures in the form that the model takes as `mm_encoder_outputs`."""
+    @staticmethod
+    def as_output(features: Sequence[Tensor], form: torch.Size | None) -> Any:
+        """Features of all pictures as the model takes them in `mm_encoder_outputs`.
+
+        Args:
+            features: Those of each picture, as `features` gives them.
+            form: The attribute `form` after a call of `features`.
+        """
         whole = torch.cat(list(features), 1)
         pieces = [f[0] for f in features]
-        form = self._form
         return SimpleNamespace(
-            pooler_output=pieces if form is None else whole[0].view(-1, *form.shape[1:]),
+            pooler_output=pieces if form is None else whole[0].view(-1, *form[1:]),
             last_hidden_state=whole[0],
             deepstack_features=[[f[i] for f in features] for i in range(1, len(whole))],
             qformer_outputs=None,
