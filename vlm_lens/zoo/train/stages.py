@@ -115,7 +115,8 @@ VISION_LANGUAGE = Stage(
     image_bares=24,
     decay=0.55,
 )
-# Where the language model itself must learn to see, naming pictures comes first.
+# Where the language model itself must learn to see, naming pictures comes first, and prompts with
+# examples take longest.
 EARLY_FUSION: tuple[Stage, ...] = (
     replace(
         VISION_LANGUAGE,
@@ -129,7 +130,17 @@ EARLY_FUSION: tuple[Stage, ...] = (
         image_bares=64,
         final=1.0,
     ),
-    replace(VISION_LANGUAGE, steps=1600, image_contexts=12, image_bares=32),
+    replace(VISION_LANGUAGE, steps=700, image_contexts=12, image_bares=32, final=1.0),
+    replace(
+        VISION_LANGUAGE,
+        name="contexts",
+        steps=1400,
+        bares=8,
+        targets=32,
+        blanks=8,
+        image_contexts=24,
+        image_bares=12,
+    ),
 )
 
 
