@@ -11,7 +11,7 @@ from vlm_lens.figures.style import PALETTE, SEQUENTIAL, style
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["head_map"]
+__all__ = ["head_map", "search_curves"]
 
 
 def head_map(
@@ -61,4 +61,29 @@ def head_map(
     fig.update_yaxes(
         autorange="reversed", showgrid=False, zeroline=False, dtick=1 if heads <= 16 else 4
     )
+    return fig
+
+
+def search_curves(table: pd.DataFrame) -> go.Figure:
+    """The loss of the drawn sets of heads by step of the search, smoothed, one line a task.
+
+    Args:
+        table: Rows with `task`, `step` and `loss`.
+
+    Returns:
+        The figure.
+    """
+    fig = go.Figure()
+    for name, mine in table.groupby("task", sort=False):
+        smooth = mine["loss"].rolling(10, min_periods=1).mean()
+        fig.add_scatter(x=mine["step"], y=smooth, name=name, mode="lines")
+    style(
+        fig,
+        title="The search for heads",
+        subtitle="Mean over the sets drawn in a step, and over ten steps",
+        x="step",
+        y="cross-entropy of the answer (nats)",
+        height=400,
+    )
+    fig.update_yaxes(rangemode="tozero")
     return fig

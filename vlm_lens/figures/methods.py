@@ -26,7 +26,8 @@ def method_dots(result: TransferResult, *, title: str | None = None) -> go.Figur
     """
     table = result.table
     methods = list(dict.fromkeys(table["method"]))
-    mean = table[table["task"] == "mean"].set_index("method").reindex(methods).dropna()
+    mean = table[table["task"] == "mean"].set_index("method").reindex(methods)
+    mean = mean.dropna(subset=["accuracy"])
     by_task = table[table["task"] != "mean"]
     fig = go.Figure()
     fig.add_scatter(
