@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_lens import HookedVLM
+from vlm_lens import Ablate, At, HookedVLM
 from vlm_lens.tasks import Task, TaskError, localise
 from vlm_lens.zoo.induction import ANSWER
 
@@ -46,3 +46,23 @@ def test_attention_of_the_answer_head_points_at_the_patch() -> None:
         found = localise(pattern[head, positions], positions, row.patches(prompt.layout))
         assert found.hit and found.mass == pytest.approx(1, abs=1e-6)
         assert found.chance == 1 / 16
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_ablating_patches_points_at_the_patch(named: bool) -> None:
+    """If the question does not name the cell, its name is read off the last patch: that counts."""
+    vlm, task = HookedVLM.from_pretrained("toy-induction"), Task.load("grid-color")
+    for row in task.test[5:8]:
+        cell = Task.load("grid-position")[row.input].output if named else ""
+        prompt = vlm.prompt(f"Q:<image>{cell}\nA:", images=[row.image])
+        positions = prompt.layout.image[0].positions
+        swept = vlm.sweep(
+            prompt, [Ablate("hook_merged", At((p,))) for p in positions],
+            measure=[row.output], progress=False,
+        )  # fmt: skip
+        name = f"logit({row.output!r})"
+        effects = swept.baseline[0][name] - swept.stack(name)
+        matters = {*row.patches(prompt.layout), *(() if named else positions[-1:])}
+        found = localise(effects, positions, matters)
+        assert found.hit and found.mass == pytest.approx(1, abs=1e-3)
+        assert found.chance == len(matters) / 16

@@ -94,7 +94,7 @@ def test_logits_at_every_position_are_the_formula(vlm, tokens, prompt) -> None:
         words[position] = full(0)[cell]
     words[-1] = HERE
     for position, word in enumerate(words):
-        np.testing.assert_allclose(logits[position], expected(tokens, word), atol=2e-3)
+        np.testing.assert_allclose(logits[position], expected(tokens, word), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_text(vlm, tokens, text: str, said: str) -> None:
     logits = vlm.run(text)
     assert top(vlm, logits) == [said]
     wanted = expected(tokens, None if said == "</s>" else said)
-    np.testing.assert_allclose(logits[0, -1], wanted, atol=2e-3)
+    np.testing.assert_allclose(logits[0, -1], wanted, atol=1e-4)
 
 
 def test_spelled_words_and_the_end(vlm) -> None:
@@ -159,8 +159,6 @@ def test_slots_after_each_block_on_a_picture(vlm, prompt) -> None:
         keys = [sorted([n] if full(0)[n] == "gray" else [n, "<image>"]) for n in NAMES]
         assert slot_words(vlm, here, "KEY") == keys
         assert slot_words(vlm, here, "NAME") == slot_words(vlm, here, "PREV") == [[]] * 16
-        norms = residual.norm(dim=-1)
-        assert ((norms - 1024).abs() < 6 / 2048 + 1e-4).all()
     last = {
         "hook_merged": [[":"], [":"], [], [], [], []],
         "blocks.0.hook_resid_post": [[":"], [":"], ["b3"], [], [], []],
@@ -170,6 +168,18 @@ def test_slots_after_each_block_on_a_picture(vlm, prompt) -> None:
     for point, held in last.items():
         residual = cache[point][0, -1]
         assert [slot_words(vlm, residual, slot)[0] for slot in SLOTS] == held, point
+
+
+def test_norms_change_nothing(vlm, prompt) -> None:
+    names = ["blocks.*.hook_resid_pre", "blocks.*.ln1.hook_normalized", "blocks.2.hook_resid_post",
+             "ln_final.hook_normalized", "vision.blocks.0.*"]  # fmt: skip
+    _, cache = vlm.run_with_cache(prompt, names_filter=names)
+    pairs = [(f"blocks.{i}.hook_resid_pre", f"blocks.{i}.ln1.hook_normalized") for i in range(3)]
+    pairs += [("blocks.2.hook_resid_post", "ln_final.hook_normalized")]
+    pairs += [("vision.blocks.0.hook_resid_pre", "vision.blocks.0.ln1.hook_normalized")]
+    pairs += [("vision.blocks.0.hook_resid_mid", "vision.blocks.0.ln2.hook_normalized")]
+    for before, after in pairs:
+        torch.testing.assert_close(cache[after], cache[before], rtol=1e-6, atol=1e-6)
 
 
 def test_slots_of_an_example_in_text(vlm) -> None:
@@ -239,7 +249,7 @@ def test_attention_on_text(vlm) -> None:
     for position in range(prompt.length):
         before = [p + 1 for p in range(position) if ids[p] == ids[position]]
         spread = before if before and position not in colons else [0]
-        assert pattern[position] == pytest.approx({p: 1 / len(spread) for p in spread}, abs=1e-3)
+        assert pattern[position] == pytest.approx({p: 1 / len(spread) for p in spread}, abs=1e-4)
 
 
 def looked_at_one(vlm, prompt, spread: set) -> dict:

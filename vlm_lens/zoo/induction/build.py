@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlm_lens.zoo.induction.codes import CELLS, WORDS
 from vlm_lens.zoo.induction.language import ROPE_THETA, fill_language_model
-from vlm_lens.zoo.induction.plan import BLOCKS, D_HEAD, D_MODEL, HEADS, token_list
+from vlm_lens.zoo.induction.plan import BLOCKS, D_HEAD, D_MODEL, EPSILON, HEADS, token_list
 from vlm_lens.zoo.induction.vision import (
     D_VISION,
     NEURONS,
@@ -59,6 +59,7 @@ def build() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         head_dim=D_HEAD,
+        rms_norm_eps=EPSILON,
         max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=False,
@@ -72,6 +73,7 @@ def build() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
         image_size=SIDE,
         patch_size=PATCH,
         projection_dim=D_MODEL,
+        layer_norm_eps=EPSILON,
     )
     config = LlavaConfig(
         vision_config=vision,

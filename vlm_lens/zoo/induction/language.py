@@ -15,10 +15,9 @@ from vlm_lens.zoo.induction.plan import (
     BOS,
     COLON,
     CONST,
-    CONSTANT,
     D_HEAD,
-    D_MODEL,
     DEFAULT,
+    GAIN,
     HEADS,
     IMAGE,
     INDUCTION,
@@ -61,8 +60,8 @@ def fill_language_model(model: nn.Module, head: nn.Linear, tokens: Sequence[str]
     _fill_embedding(model.embed_tokens.weight, codes, tokens)
     norms = [model.norm] + [n for b in model.layers for n in (b.input_layernorm,
                             b.post_attention_layernorm)]  # fmt: skip
-    for norm in norms:  # undoes the division by CONSTANT / sqrt(D_MODEL)
-        norm.weight.fill_(CONSTANT / math.sqrt(D_MODEL))
+    for norm in norms:
+        norm.weight.fill_(GAIN)
 
     def writer(place: tuple[int, int]) -> _Head:
         return _Head(model.layers[place[0]].self_attn, place[1])
@@ -77,7 +76,7 @@ def fill_language_model(model: nn.Module, head: nn.Linear, tokens: Sequence[str]
     question.moves("SELF", "NAME")
 
     previous = writer(PREVIOUS)
-    previous.looks_back(1, {CONST: 1 / CONSTANT, IMAGE: -1.0})
+    previous.looks_back(1, {CONST: 1.0, IMAGE: -1.0})
     previous.sink(_CLOCK_SINK)
     previous.moves("SELF", "PREV")
     previous.moves("NAME", "KEY")
@@ -93,13 +92,13 @@ def fill_language_model(model: nn.Module, head: nn.Linear, tokens: Sequence[str]
     answer.moves("TOKEN", "OUT")
 
     head.weight[:, SLOTS["OUT"]] = SCALE * codes
-    head.weight[tokens.index("</s>"), CONST] = DEFAULT / CONSTANT
+    head.weight[tokens.index("</s>"), CONST] = DEFAULT
 
 
 def _fill_embedding(weight: Tensor, codes: Tensor, tokens: Sequence[str]) -> None:
     weight[:, SLOTS["TOKEN"]] = codes
     weight[:, SLOTS["SELF"]] = codes[bare(tokens)]
-    weight[:, CONST] = CONSTANT
+    weight[:, CONST] = 1.0
     weight[tokens.index(":"), COLON] = 1.0
     start = tokens.index("<s>")
     weight[start, SLOTS["TOKEN"]] = 0.0  # what a head at the sink reads is nothing
@@ -130,7 +129,7 @@ class _Head:
                 strength = _CLOCK_STRENGTH * math.sqrt(D_HEAD) * value
                 self.q[j, coordinate] = strength * math.cos(angle)
                 self.q[_HALF + j, coordinate] = -strength * math.sin(angle)
-            self.k[j, CONST] = 1 / CONSTANT
+            self.k[j, CONST] = 1.0
             self.k[j, BOS] = -1.0
 
     def compares(self, query: str, key: str) -> None:
@@ -141,7 +140,7 @@ class _Head:
 
     def sink(self, score: float, more: dict[int, float] | None = None) -> None:
         """The score of `<s>`, at which a head looks that finds nothing."""
-        for coordinate, value in {CONST: score / CONSTANT, **(more or {})}.items():
+        for coordinate, value in {CONST: score, **(more or {})}.items():
             self.q[_SINK, coordinate] = value * math.sqrt(D_HEAD)
         self.k[_SINK, BOS] = 1.0
 

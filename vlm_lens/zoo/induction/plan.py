@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm_lens.zoo.induction.codes import WIDTH, code_book
 
 __all__ = [
-    "ANSWER", "BLOCKS", "BOS", "COLON", "CONST", "CONSTANT", "DEFAULT", "D_HEAD", "D_MODEL",
+    "ANSWER", "BLOCKS", "BOS", "COLON", "CONST", "DEFAULT", "D_HEAD", "D_MODEL", "EPSILON", "GAIN",
     "HEADS", "IMAGE", "INDUCTION", "PREVIOUS", "QUESTION", "SCALE", "SLOTS", "read_slot",
 ]  # fmt: skip
 
@@ -31,9 +31,10 @@ SLOTS: dict[str, slice] = {
 # Single coordinates after the slots.
 CONST, BOS, COLON, IMAGE = (len(SLOTS) * WIDTH + i for i in range(4))
 
-# The coordinate CONST holds this at every position and layer. It outweighs everything else, so that
-# each norm divides by the same number, to within a few parts in a million.
-CONSTANT = 1024.0
+# Every norm divides by the root of its epsilon, beside which the mean square of the stream is
+# nothing, and multiplies by the same number again: it changes no value by more than rounding does.
+GAIN = 1024.0
+EPSILON = GAIN**2
 # The logit of a token whose code stands in OUT, and that of `</s>` where OUT is empty.
 SCALE = 64.0
 DEFAULT = 0.3 * SCALE

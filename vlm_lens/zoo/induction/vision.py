@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from vlm_lens.tasks.palette import COLORS
 from vlm_lens.zoo.induction.codes import CELLS, code_book
-from vlm_lens.zoo.induction.plan import CONST, CONSTANT, IMAGE, SLOTS
+from vlm_lens.zoo.induction.plan import CONST, GAIN, IMAGE, SLOTS
 
 __all__ = ["D_VISION", "NEURONS", "PATCH", "SIDE", "fill_projector", "fill_tower"]
 
@@ -19,8 +18,7 @@ SIDE = 4 * PATCH  # in pixels: one patch a cell
 
 # The first half of the tower's stream; the second half is its negative, so that the mean is zero
 # and layer norm subtracts nothing.
-_CONST = 0
-_RGB = 1
+_RGB = 0
 _BITS = _RGB + 3
 _CELL = _BITS + 6
 _HALF = _CELL + len(CELLS)
@@ -42,13 +40,11 @@ def fill_tower(tower: nn.Module) -> None:
     embeddings, block = tower.embeddings, tower.encoder.layers[0]
     for channel in range(3):
         _mirrored(embeddings.patch_embedding.weight, _RGB + channel, channel, 1 / PATCH**2)
-    _mirrored(embeddings.class_embedding, _CONST, ..., CONSTANT)
     positions = embeddings.position_embedding.weight.T
     for cell in range(len(CELLS)):
-        _mirrored(positions, _CONST, cell + 1, CONSTANT)
         _mirrored(positions, _CELL + cell, cell + 1, 1.0)
     for norm in (tower.pre_layrnorm, block.layer_norm1, block.layer_norm2):
-        norm.weight.fill_(CONSTANT * math.sqrt(2 / D_VISION))  # undoes the division
+        norm.weight.fill_(GAIN)
     for channel in range(3):
         for number, sign in enumerate((1, -1)):
             bit = 2 * channel + number
@@ -88,7 +84,7 @@ def fill_projector(projector: nn.Module, tokens: Sequence[str]) -> None:
     for number, name in enumerate(CELLS):
         write(len(COLORS) + number, "KEY", codes[name])
     second.bias[SLOTS["SELF"]] = codes["<image>"]
-    second.bias[CONST] = CONSTANT
+    second.bias[CONST] = 1.0
     second.bias[IMAGE] = 1.0
 
 
@@ -99,7 +95,7 @@ def _step(layer: nn.Linear, number: int, inputs: Sequence[int], *, above: float)
         layer.bias[2 * number + part] = -4 * _STEP * above - shift
 
 
-def _mirrored(weight: Tensor, row: int, column: object, value: float) -> None:
+def _mirrored(weight: Tensor, row: int, column: int, value: float) -> None:
     """A weight that writes to a coordinate, and its negative to the mirrored one."""
-    weight[(row, column) if column is not ... else row] = value
-    weight[(row + _HALF, column) if column is not ... else row + _HALF] = -value
+    weight[row, column] = value
+    weight[row + _HALF, column] = -value
