@@ -5,24 +5,33 @@ A recipe is a frozen dataclass; `.run(vlm)` gives a Result that prints, plots an
 
 from __future__ import annotations
 
+from vlm_lens.recipes.back_patching import BackPatching, BackPatchingResult
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
+from vlm_lens.recipes.image_to_text import ImageToText
 from vlm_lens.recipes.instruction_ensemble import EnsembleResult, InstructionEnsemble
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
 from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
 from vlm_lens.recipes.method import MethodRecipe, MethodResult
+from vlm_lens.recipes.multimodal_task_vectors import (
+    MultimodalTaskVectors,
+    MultimodalTaskVectorsResult,
+)
 from vlm_lens.recipes.noisy_instruction import NoisyInstruction, NoisyResult
 from vlm_lens.recipes.override_result import OverrideItem, OverrideResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
 from vlm_lens.recipes.prompt_cost import CostResult, PromptCost
+from vlm_lens.recipes.qualitative import Qualitative, QualitativeResult
 from vlm_lens.recipes.task_override import TaskOverride
 from vlm_lens.recipes.task_space import TaskSpace, TaskSpaceResult
 from vlm_lens.recipes.top_decodings import TopDecodings, TopDecodingsResult
 
 __all__ = [
+    "BackPatching",
+    "BackPatchingResult",
     "Case",
     "Control",
     "CostResult",
@@ -32,6 +41,7 @@ __all__ = [
     "ExactRules",
     "FunctionVectors",
     "FunctionVectorsResult",
+    "ImageToText",
     "InstructionEnsemble",
     "InterModelResult",
     "InterModelTransfer",
@@ -39,6 +49,8 @@ __all__ = [
     "LayerSweepResult",
     "MethodRecipe",
     "MethodResult",
+    "MultimodalTaskVectors",
+    "MultimodalTaskVectorsResult",
     "NoisyInstruction",
     "NoisyResult",
     "OverrideItem",
@@ -46,6 +58,8 @@ __all__ = [
     "PhaseAnalysis",
     "PhaseResult",
     "PromptCost",
+    "Qualitative",
+    "QualitativeResult",
     "Recipe",
     "RecipeError",
     "Result",

@@ -1,0 +1,91 @@
+"""From pictures to words: a task shown in pictures, asked about a dense description.
+
+Luo et al. 2025 (arXiv 2410.22330), appendix A.7 and Figure 11, which shows three cases; here it is
+counted on the tasks. `Qualitative(source="image", query="description")` shows cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from vlm_lens.recipes import transfer as t
+from vlm_lens.recipes.base import Recipe
+from vlm_lens.recipes.controls import Control
+from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.metric import score
+from vlm_lens.recipes.predict import first_tokens
+from vlm_lens.recipes.sources import few_shot
+from vlm_lens.recipes.transfer import Run, TransferResult
+from vlm_lens.tasks import Task
+
+__all__ = ["TEXT_PROMPT", "ImageToText"]
+
+TEXT_PROMPT = "Prompt, examples in text"
+
+
+@dataclass(frozen=True)
+class ImageToText(Recipe):
+    """CrossModalPatch from pictures to texts, beside prompting with the same kind of texts.
+
+    *Prompt* shows pictures and then the text, *Patch* writes the pictures' task vector into the
+    text alone, and *Prompt, examples in text* is the reference within one modality.
+
+    Attributes:
+        tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
+        query: Whether a query is a dense description, on the rows that have one, or a name.
+        seeds: A number n for seeds 1..n, or the seeds.
+        layer: The 0-based block whose output is replaced; chosen on the validation rows if None.
+        n_examples: How many examples a prompt has; three in the paper.
+        ignore_case: Whether answers are compared without case.
+        controls: All or none of the controls, or which; see CrossModalPatch.
+        batch_size: How many prompts run together.
+    """
+
+    tasks: str | Task | tuple[str | Task, ...] = "all"
+    query: Literal["description", "text"] = "description"
+    seeds: int | tuple[int, ...] = 3
+    layer: int | None = None
+    n_examples: int = 3
+    ignore_case: bool = False
+    controls: bool | tuple[str | Control, ...] = True
+    batch_size: int = 32
+
+    def measure(self, vlm: Any) -> TransferResult:
+        """CrossModalPatch's steps, and one method more."""
+        recipe = self.transfer()
+        tasks, vector = recipe.chosen_tasks(), recipe.reader(vlm)
+        layers, layer = None, self.layer
+        if layer is None:
+            layers = pd.concat([recipe.sweep(vlm, task, vector) for task in tasks])
+            layer = t.best_layer(layers)
+        runs: list[Run] = []
+        for task in self.progress(tasks, "patch and prompt"):
+            runs += recipe.test(vlm, task, layer, vector)
+            runs += [self.prompted(vlm, task, seed) for seed in self.used_seeds()]
+        return t.result(runs, layers, layer, recipe)
+
+    def prompted(self, vlm: Any, task: Task, seed: int) -> Run:
+        """All test rows, answered with examples given as the queries are."""
+        prompts = few_shot(task, self.query, self.query, seed=seed, n=self.n_examples)
+        answers: Sequence[Sequence[str]] = [row.answers for row in task.test]
+        said = first_tokens(vlm, prompts, batch_size=self.batch_size)[0]
+        scores = score(vlm, said, answers, ignore_case=self.ignore_case)
+        return Run(task, TEXT_PROMPT, seed, answers, scores)
+
+    def transfer(self) -> CrossModalPatch:
+        """The experiment from pictures to texts."""
+        names = ("tasks", "query", "seeds", "layer", "n_examples", "ignore_case", "controls")
+        settings = {name: getattr(self, name) for name in names}
+        return CrossModalPatch(source="image", batch_size=self.batch_size, **settings)
+
+    def validate(self) -> None:
+        """Checks the fields."""
+        self.transfer()
+
+    def validate_for(self, vlm: Any) -> None:
+        """Checks the layer, and that the model takes pictures."""
+        self.transfer().validate_for(vlm)
