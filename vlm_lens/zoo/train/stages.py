@@ -134,7 +134,7 @@ EARLY_FUSION: tuple[Stage, ...] = (
     replace(
         VISION_LANGUAGE,
         name="contexts",
-        steps=1400,
+        steps=2000,
         bares=8,
         targets=32,
         blanks=8,
