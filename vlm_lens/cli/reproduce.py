@@ -67,6 +67,7 @@ def reproduce(
         from vlm_lens.reproduce import execute, make_plan, write_report
 
         quiet()
+        options = loading(dtype, device)
         plans = make_plan(
             ids,
             model or [],
@@ -77,7 +78,6 @@ def reproduce(
             batch_size=batch_size,
             out=out,
         )
-        options = loading(dtype, device)
         outcomes = []
         for plan in plans:
             screen.print(_headline(plan), highlight=False)

@@ -16,8 +16,10 @@ __all__ = ["choose", "experiments"]
 def experiments() -> Mapping[str, Experiment]:
     """Every experiment by its id, tables first."""
     from vlm_lens.reproduce.experiments import (
+        beyond,
         cost,
         decodings,
+        ensembles,
         instructions,
         models,
         phases,
@@ -25,7 +27,9 @@ def experiments() -> Mapping[str, Experiment]:
         transfer,
     )
 
-    modules = (transfer, models, instructions, decodings, phases, space, cost)
+    modules = (
+        transfer, models, instructions, ensembles, decodings, phases, space, cost, beyond,
+    )  # fmt: skip
     every = [one for module in modules for one in module.EXPERIMENTS]
     every.sort(key=lambda e: (not e.id.startswith("table"), _number(e.id), e.id))
     return {one.id: one for one in every}

@@ -1,0 +1,56 @@
+"""Methods that came before and after the paper's, on the same tasks, in one table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlm_lens.recipes import FunctionVectors
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
+from vlm_lens.reproduce.experiments.transfer import accuracies
+
+if TYPE_CHECKING:
+    from vlm_lens.recipes import Recipe
+    from vlm_lens.reproduce.setup import Setup
+
+__all__ = ["EXPERIMENTS"]
+
+METHODS = {"function-vectors": FunctionVectors}
+_SHARED = ("No Context", "Prompt", "Patch")
+
+
+def _recipes(setup: Setup) -> dict[str, Recipe]:
+    return {
+        name: setup.make(recipe, seeds=1, controls=("random",)) for name, recipe in METHODS.items()
+    }
+
+
+def _compare(setup: Setup, results: Results) -> Comparison:
+    rows, means = [], {}
+    for result in results.values():
+        for method in dict.fromkeys(result.table["method"]):
+            if method not in means:
+                rows += ({**row, "paper": None, "paper_model": ""}
+                         for row in accuracies(result, method, "table2", "", method))  # fmt: skip
+                means[method] = result.accuracy(method)
+    own = {m: v for m, v in means.items() if m not in (*_SHARED, "Majority answer")}
+    best = max(own, key=own.get)
+    finding = Finding(
+        "(not in the paper) Methods on single heads, beside the patch of the whole stream.",
+        "not measured",
+        f"Patch {means['Patch']:.2f}; the best of the others, {best}: {own[best]:.2f}",
+    )
+    return Comparison(numbers(rows), findings=(finding,))
+
+
+EXPERIMENTS = (
+    Experiment(
+        id="methods",
+        title="Beyond the paper: other methods on the same tasks",
+        claim="Function vectors (Todd et al. 2024) and the paper's patch, side by side.",
+        recipes=_recipes,
+        compare=_compare,
+        figures=lambda s, results: [one.plot() for one in results.values()],
+        differs=("None of this is in the paper. One seed; each recipe says where it departs from "
+                 "its source.",),
+    ),
+)  # fmt: skip
