@@ -15,7 +15,7 @@ from vlm_lens.recipes.instruction_ensemble import EnsembleResult, InstructionEns
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
 from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
-from vlm_lens.recipes.method import MethodRecipe, MethodResult
+from vlm_lens.recipes.method import MethodRecipe, MethodResult, side_by_side
 from vlm_lens.recipes.multimodal_task_vectors import (
     MultimodalTaskVectors,
     MultimodalTaskVectorsResult,
@@ -70,4 +70,5 @@ __all__ = [
     "TopDecodingsResult",
     "TransferResult",
     "Wanted",
+    "side_by_side",
 ]

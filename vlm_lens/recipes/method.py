@@ -21,7 +21,7 @@ from vlm_lens.template import RawPrompt
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["MethodRecipe", "MethodResult"]
+__all__ = ["MethodRecipe", "MethodResult", "side_by_side"]
 
 Methods = Mapping[tuple[str, int], Any]  # (method, seed) -> interventions
 
@@ -170,3 +170,44 @@ def beside(
         {**reference.values, **(values or {})},
         (*reference.notes, *notes),
     )
+
+
+def side_by_side(*results: TransferResult) -> MethodResult:
+    """Several results on the same queries as one: every method once, the first result's first.
+
+    Args:
+        *results: Results of CrossModalPatch and of recipes that set a method beside it.
+
+    Raises:
+        RecipeError: They are of different models, tasks, sources or queries.
+    """
+    if not results:
+        raise RecipeError("side_by_side needs at least one result.")
+    first, known, tables, predictions = results[0], set(), [], []
+    for one in results:
+        for what, mine, theirs in zip(
+            ("model", "source", "query", "tasks"), _same(first), _same(one), strict=True
+        ):
+            if mine != theirs:
+                raise RecipeError(
+                    f"Results of different {what} cannot stand side by side: {mine} and {theirs}."
+                )
+        for kept, table in ((tables, one.table), (predictions, one.predictions)):
+            kept.append(table[~table["method"].isin(known)])
+        known |= set(one.table["method"])
+    notes = dict.fromkeys(note for one in results for note in one.notes)
+    return MethodResult(
+        pd.concat(tables, ignore_index=True),
+        {"layers": first.layers, "predictions": pd.concat(predictions, ignore_index=True)},
+        first.values,
+        tuple(notes),
+        {"results": [dict(one.provenance) for one in results],
+         "model": first.provenance.get("model", {})},
+    )  # fmt: skip
+
+
+def _same(result: TransferResult) -> tuple[Any, ...]:
+    model = result.provenance.get("model", {})
+    where = {name: model.get(name) for name in ("name", "revision", "dtype", "unembed_hash")}
+    queries = result.table.groupby("task", sort=True)["queries"].max().to_dict()
+    return where, result.values["source"], result.values["query"], queries
