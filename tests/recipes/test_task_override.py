@@ -16,6 +16,7 @@ from vlm_lens.recipes.task_override import OverrideItem, TaskOverride
 from vlm_lens.template import RawPrompt
 
 TASKS = tuple(small(name, 4, 6) for name in ("food-color", "food-flavor", "food-kind"))
+KNOWN = Wanted("b", ("d",))
 PAIR = "food-color → food-flavor"
 
 
@@ -113,7 +114,8 @@ def test_items_and_a_judge_of_ones_own(toy, tmp_path):
         ({"rows": 0}, r"TaskOverride\.rows is 0"),
         ({"layer": -1}, r"TaskOverride\.layer is -1"),
         ({"max_new_tokens": 0}, r"TaskOverride\.max_new_tokens"),
-        ({"items": (OverrideItem("a", Wanted("b"), Wanted("c")),)}, r"TaskOverride\.layer must"),
+        ({"items": (OverrideItem("a", KNOWN, KNOWN),)}, r"TaskOverride\.layer must"),
+        ({"items": (OverrideItem("a", KNOWN, Wanted("c")),), "layer": 1}, "know no answers to 'c'"),
     ],
 )
 def test_wrong_fields_are_named(fields, message):

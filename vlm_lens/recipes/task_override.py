@@ -21,7 +21,7 @@ from vlm_lens.read_many import read_each
 from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.judges import Endpoint, Judge, Wanted, as_judge
+from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Judge, Wanted, as_judge
 from vlm_lens.recipes.override_result import OverrideItem, OverrideResult, result, verdicts
 from vlm_lens.tasks import Task
 from vlm_lens.template import IMAGE, RawPrompt
@@ -202,7 +202,9 @@ class TaskOverride(Recipe):
 
     def validate(self) -> None:
         """Checks the fields."""
-        self.used_judge()
+        if isinstance(judge := self.used_judge(), ExactRules):
+            for item in self.items:  # what is not known is said before any run
+                judge(Case("", item.original, item.overriding))
         if self.items and self.layer is None:
             raise RecipeError("TaskOverride.layer must be given with items of one's own.")
         if self.items and self.original == "examples" and not all(i.prompt for i in self.items):
@@ -226,7 +228,7 @@ class TaskOverride(Recipe):
             )
         pictured = any(not isinstance(i.given, str) for i in self.items) if self.items else (
             self.query == "image")  # fmt: skip
-        if pictured and vlm.cfg.vision is None:
+        if pictured and not vlm.family.takes_images:
             raise RecipeError(f"{vlm.name} takes no pictures: set TaskOverride.query='text'.")
         if isinstance(judge := self.used_judge(), Endpoint):
             judge.check()
