@@ -76,7 +76,7 @@ class ChatTemplate:
                 "open a file with PIL.Image.open"
             )
         # templates of language models take texts, those of processors lists of parts
-        return said if self.vlm.cfg.vision is None else [{"type": "text", "text": said}]
+        return [{"type": "text", "text": said}] if self.vlm.family.takes_images else said
 
     def _without_bos(self, text: str) -> str:
         """The text without the token that the tokenizer itself puts first."""

@@ -59,8 +59,8 @@ def transfer_table(result: TransferResult) -> Table:
     from rich.table import Table
 
     summary = result.summary()
-    if console().width < 100:
-        summary = summary.drop(columns=["95 %", "strict"])
+    if console().width < 120:
+        summary = summary.drop(columns=["95 % queries", "95 % seeds", "strict", "balanced"])
     title = f"{result.values['source']} -> {result.values['query']}, block {result.layer}"
     table = Table(title=title, box=None, header_style="bold", padding=(0, 1))
     for column in summary.columns:

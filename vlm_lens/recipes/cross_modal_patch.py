@@ -122,7 +122,7 @@ class CrossModalPatch(Recipe):
         from vlm_lens.model import HookedVLM
 
         source = HookedVLM.from_pretrained(self.source_model)
-        if self.source == "image" and source.cfg.vision is None:
+        if self.source == "image" and not source.family.takes_images:
             raise RecipeError(
                 f"CrossModalPatch.source is 'image', and {source.name} takes no pictures."
             )
@@ -264,7 +264,7 @@ class CrossModalPatch(Recipe):
                 f"0..{vlm.cfg.n_layers - 1}."
             )
         in_form(self.chosen_tasks()[0], self.form, vlm)
-        if "image" in (self.source, self.query) and vlm.cfg.vision is None:
+        if "image" in (self.source, self.query) and not vlm.family.takes_images:
             raise RecipeError(
                 f"{vlm.name} takes no pictures: set CrossModalPatch.source and .query to 'text'."
             )

@@ -131,7 +131,7 @@ class PhaseAnalysis(Recipe):
 
     def validate_for(self, vlm: Any) -> None:
         """Checks that a model that is to see pictures can."""
-        if self.modality == "image" and vlm.cfg.vision is None:
+        if self.modality == "image" and not vlm.family.takes_images:
             raise RecipeError(f"{vlm.name} takes no pictures: set PhaseAnalysis.modality='text'.")
 
 

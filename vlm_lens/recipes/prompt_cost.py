@@ -122,7 +122,7 @@ class PromptCost(Recipe):
                 f"PromptCost.layer is {self.layer}; {vlm.name} has blocks "
                 f"0..{vlm.cfg.n_layers - 1}."
             )
-        if "image" in (self.source, self.query) and vlm.cfg.vision is None:
+        if "image" in (self.source, self.query) and not vlm.family.takes_images:
             raise RecipeError(f"{vlm.name} takes no pictures: set PromptCost.query to 'text'.")
 
 

@@ -172,7 +172,7 @@ class TaskSpace(Recipe):
                 f"TaskSpace.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
                 "the embedding first."
             )
-        if "image" in self.sources and vlm.cfg.vision is None:
+        if "image" in self.sources and not vlm.family.takes_images:
             raise RecipeError(f"{vlm.name} takes no pictures: set TaskSpace.sources=('text',).")
 
 

@@ -106,7 +106,7 @@ class TopDecodings(Recipe):
                 f"TopDecodings.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
                 "the embedding first."
             )
-        if "image" in self.sources and vlm.cfg.vision is None:
+        if "image" in self.sources and not vlm.family.takes_images:
             raise RecipeError(
                 f"{vlm.name} takes no pictures: leave 'image' out of TopDecodings.sources."
             )
