@@ -18,8 +18,9 @@ from contextlib import contextmanager
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from vlm_lens import ActivationPatch, HookedVLM, Last, Patches, TaskVector
+from vlm_lens import ActivationPatch, Find, HookedVLM, Last, Patches, TaskVector
 from vlm_lens.sweep import Grid
+from vlm_lens.tasks import Task
 
 IMAGE = 5
 PRESETS = {
@@ -63,16 +64,17 @@ def inputs_for(device: str, dtype: torch.dtype, n_images: int = 1, rows: int = 1
 class Clock:
     """Times functions in turns, so that a noisy machine is noisy for all of them."""
 
-    def __init__(self, device: str, runs: int):
+    def __init__(self, device: str, runs: int, *, cpu_time: bool = False):
         self.device, self.runs = device, runs
+        self.now = time.process_time if cpu_time else time.perf_counter
 
     def once(self, run: Callable[[], object]) -> float:
         """Seconds of one call."""
         self._wait()
-        start = time.perf_counter()
+        start = self.now()
         run()
         self._wait()
-        return time.perf_counter() - start
+        return self.now() - start
 
     def _wait(self) -> None:
         if self.device == "cuda":
@@ -105,10 +107,9 @@ class Clock:
 
 
 @contextmanager
-def plain_hook(model, layer: int, change: Callable):
-    """A torch hook on a block, as one would write it by hand."""
-    block = model.model.language_model.layers[layer]
-    handle = block.register_forward_hook(lambda module, args, out: change(out))
+def plain_hook(block, change: Callable):
+    """A torch hook on a block, as one would write it by hand; before those of transformers."""
+    handle = block.register_forward_hook(lambda module, args, out: change(out), prepend=True)
     try:
         yield
     finally:
@@ -136,12 +137,12 @@ def last_token(vlm, inputs, vector, clock, others: bool) -> None:
 
     def paper() -> None:
         for layer in range(n):
-            with plain_hook(model, layer, patched([last], vector)):
+            with plain_hook(model.model.language_model.layers[layer], patched([last], vector)):
                 model.generate(**inputs, max_new_tokens=1, do_sample=False, use_cache=False)
 
     def hooked() -> None:
         for layer in range(n):
-            with plain_hook(model, layer, patched([last], vector)):
+            with plain_hook(model.model.language_model.layers[layer], patched([last], vector)):
                 model(**inputs, use_cache=False)
 
     ways = {
@@ -220,14 +221,16 @@ def block(vlm, inputs, vector, clock, sample: int) -> None:
                f"(c) {n} layers x a 4 x 4 block of patches")  # fmt: skip
 
 
-def _grid_case(vlm, inputs, vector, clock, grid, places, count, sample, title) -> None:
-    model, n = vlm.hf_model, vlm.cfg.n_layers
+def _grid_case(vlm, inputs, vector, clock, grid, places, count, sample, title, blocks=None) -> None:
+    model = vlm.hf_model
+    blocks = model.model.language_model.layers if blocks is None else blocks
+    n = min(len(blocks), count)
     prompt = vlm.as_prompt(inputs)
     layers = [i * n // sample for i in range(sample)]
 
     def hooked() -> None:
         for layer in layers:
-            with plain_hook(model, layer, patched(places[0], vector)):
+            with plain_hook(blocks[layer], patched(places[0], vector)):
                 model(**inputs, use_cache=False)
 
     seconds = {"hooked": [], "replay": [], "plain": []}
@@ -249,25 +252,67 @@ def _grid_case(vlm, inputs, vector, clock, grid, places, count, sample, title) -
 
 
 @torch.no_grad()
+def tower(vlm, inputs, vector, clock, sample: int) -> None:
+    """(t) One vector at a row of patches, at every block of the tower that is read."""
+    model, n = vlm.hf_model, vlm.cfg.vision.n_layers_read
+    prompt = vlm.as_prompt(inputs)
+    value = torch.randn(vlm.cfg.vision.d_model).to(vector)
+    blocks = model.model.vision_tower.get_submodule(
+        vlm.points()["vision.blocks.0.hook_resid_post"].site.module.rpartition(".")[0].split(
+            "vision_tower."
+        )[1]
+    )  # fmt: skip
+    grid = Grid("vision.blocks.*.hook_resid_post", at=Patches(0, rows=10), vectors=value,
+                layers=range(n))  # fmt: skip
+    places = [p for _, p in Patches(0, rows=10).resolve(prompt.layout, "vision")]
+    _grid_case(vlm, inputs, value, clock, grid, [places], n, sample,
+               f"(t) {n} tower blocks x a row of patches", blocks)  # fmt: skip
+
+
+@torch.no_grad()
 def vectors(vlm, clock, device: str, dtype: torch.dtype, count: int) -> None:
-    """(e) A vector from image prompts with five examples: in batches, and one at a time."""
-    batches = [inputs_for(device, dtype, n_images=6) for _ in range(count)]
-    together = {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
-    rows = [vlm.as_prompt(b) for b in batches]
-    whole = vlm.as_prompt(together)
+    """(e) A vector from image prompts with five examples: together, and one at a time.
+
+    The prompts show six pictures each, drawn from forty: of a task's pictures, several prompts show
+    the same ones.
+    """
+    pool = torch.randn(40, 3, 336, 336).to(device, dtype)
+    batches = []
+    for seed in range(count):
+        drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:6]
+        inputs = inputs_for(device, dtype, n_images=6)
+        batches.append(vlm.as_prompt(inputs | {"pixel_values": pool[drawn.to(device)]}))
+    _vector_case(vlm, batches, Last(), clock, f"(e) vector from {count} five-shot image prompts")
+
+
+@torch.no_grad()
+def real_vectors(clock, device: str) -> None:
+    """(e) The same with the model that ships and the thirty image prompts of a task."""
+    vlm = HookedVLM.from_pretrained("toy-llava", device=device)
+    prompts = Task.load("country-capital").example_sets("image", seed=1)
+    title = f"(e) toy-llava, vector from {len(prompts)} five-shot image prompts"
+    _vector_case(vlm, prompts, Find(":", -3), clock, title)
+
+
+def _vector_case(vlm, prompts, at, clock, title: str) -> None:
+    names = vlm.points().match("blocks.*.hook_resid_post")
+
+    def alone() -> None:
+        for prompt in prompts:
+            vlm.run_with_cache(prompt, names_filter=names, positions=at)
+
     ways = {
-        "one at a time": lambda: TaskVector.read(vlm, rows, at=Last()),
-        "replay": lambda: TaskVector.read(vlm, [whole], at=Last()),
+        "one at a time": alone,
+        "replay": lambda: TaskVector.read(vlm, prompts, at=at),
     }
-    clock.compare(ways, f"(e) vector from {count} five-shot image prompts (replay = one batch)",
-                  "one at a time")  # fmt: skip
+    clock.compare(ways, f"{title} (replay = TaskVector.read)", "one at a time")
 
 
-def memory(vlm, inputs, vector) -> None:
-    """(g) Peak memory of 100 and of 10,000 variants."""
+def memory(vlm, inputs, vector, many: int) -> None:
+    """(g) Peak memory of 100 and of many variants."""
     prompt = vlm.as_prompt(inputs)
     print("\n### (g) peak resident memory\n\n| variants | GB |\n|---|---|")
-    for count in (100, 10_000):
+    for count in (100, many):
         edits = [
             ActivationPatch(f"blocks.{i % vlm.cfg.n_layers}.hook_resid_post", Last(), vector)
             for i in range(count)
@@ -280,13 +325,16 @@ def memory(vlm, inputs, vector) -> None:
 def main() -> None:
     """Runs the cases asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", default="abceg")
+    parser.add_argument("--cases", default="abcetg")
     parser.add_argument("--preset", default="small", choices=PRESETS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="for a machine that is not idle")
     parser.add_argument("--sample", type=int, default=4)
+    parser.add_argument("--many", type=int, default=10_000, help="variants of case (g)")
+    parser.add_argument("--prompts", type=int, default=30, help="of case (e)")
     parser.add_argument("--no-others", action="store_true", help="without TransformerLens, nnsight")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -294,19 +342,22 @@ def main() -> None:
     vlm = HookedVLM(build(args.preset, args.device, dtype))
     inputs = inputs_for(args.device, dtype)
     vector = torch.randn(vlm.cfg.d_model, device=args.device, dtype=dtype)
-    clock = Clock(args.device, args.runs)
+    clock = Clock(args.device, args.runs, cpu_time=args.cpu_time)
     print(f"{args.preset}, {args.device}, {args.dtype}, {args.threads} threads, {args.runs} runs, "
           f"torch {torch.__version__}, {platform.processor() or platform.machine()}")  # fmt: skip
     if "g" in args.cases:
-        memory(vlm, inputs, vector)
+        memory(vlm, inputs, vector, args.many)
     if "a" in args.cases:
         last_token(vlm, inputs, vector, clock, not args.no_others)
     if "b" in args.cases:
         positions(vlm, inputs, vector, clock, args.sample)
     if "c" in args.cases:
         block(vlm, inputs, vector, clock, args.sample)
+    if "t" in args.cases:
+        tower(vlm, inputs, vector, clock, args.sample)
     if "e" in args.cases:
-        vectors(vlm, clock, args.device, dtype, 30 if args.device == "cuda" else 6)
+        real_vectors(clock, args.device)
+        vectors(vlm, clock, args.device, dtype, args.prompts)
 
 
 if __name__ == "__main__":

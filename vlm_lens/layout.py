@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -248,8 +249,7 @@ class Layout:
             start = self._text.find(text, start + 1)
 
     def _at(self, character: int) -> int:
-        inside = [i for i, s in enumerate(self._starts) if s <= character]
-        return inside[-1]
+        return bisect_right(self._starts, character) - 1
 
     def _preview(self) -> str:
         text = "".join(

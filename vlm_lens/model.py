@@ -393,8 +393,8 @@ class HookedVLM(Vocabulary):
             measure: `"top1"`, `"logits"`, `"generate"`, tokens whose scores are wanted, a function
                 of the last position's logits, or a `Measure`.
             engine: `"auto"`; `"replay"` to be refused where it cannot be; `"full"`.
-            memory: Bytes that variants running together may take; a share of what is free by
-                default.
+            memory: Bytes that variants running together may take; 256 MB by default (4 GB on a
+                GPU), or a quarter of what is free if that is less.
             save: A folder for finished variants; a sweep that was killed goes on from there.
             progress: Whether to show a progress bar. Ctrl-C ends a sweep with what is finished.
 
