@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.errors import VLMLensError
 from vlm_lens.recipes.base import plain
 from vlm_lens.tasks import PAPER_TASKS, Task, published
+from vlm_lens.tasks.rows import Split
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -97,6 +98,11 @@ class Setup:
     def task(self, name: str) -> str | Task:
         """The task of that name, as a recipe takes it."""
         return self.tasks[self.task_names.index(name)]
+
+    def fewest(self, split: Split) -> int:
+        """The number of rows of a split, of the task that has the fewest."""
+        tasks = (Task.load(task) if isinstance(task, str) else task for task in self.tasks)
+        return min(len(task.rows(split)) for task in tasks)
 
     def make(self, recipe: type[Recipe], **fields: Any) -> Recipe:
         """A recipe with the setup's tasks, seeds and batch size, as far as it has such fields.

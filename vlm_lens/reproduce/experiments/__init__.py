@@ -23,12 +23,14 @@ def experiments() -> Mapping[str, Experiment]:
         instructions,
         models,
         phases,
+        qualitative,
         space,
         transfer,
     )
 
     modules = (
-        transfer, models, instructions, ensembles, decodings, phases, space, cost, beyond,
+        transfer, models, instructions, ensembles, decodings, phases, space, cost, qualitative,
+        beyond,
     )  # fmt: skip
     every = [one for module in modules for one in module.EXPERIMENTS]
     every.sort(key=lambda e: (not e.id.startswith("table"), _number(e.id), e.id))
@@ -44,7 +46,8 @@ def choose(ids: Iterable[str]) -> tuple[Experiment, ...]:
     """The experiments meant by ids, in the order of `experiments`.
 
     Args:
-        ids: Ids (`"table2"`), rows of the list of experiments (`"E4"`), or `"all"`.
+        ids: Ids (`"table2"`), rows of the list of experiments (`"E4"`), or `"all"`: every one
+            of the paper's. What goes beyond the paper is asked for by its id.
 
     Raises:
         ReproduceError: An id that there is not.
@@ -54,7 +57,7 @@ def choose(ids: Iterable[str]) -> tuple[Experiment, ...]:
     chosen = set()
     for name in ids:
         if name == "all":
-            chosen |= set(known)
+            chosen |= {one.id for one in known.values() if one.rows}
         elif name in known:
             chosen.add(name)
         elif name.upper() in rows:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import PromptCost
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
-from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
     from vlm_lens.reproduce.setup import Setup
@@ -91,6 +90,5 @@ EXPERIMENTS = (
 
 def _examples(setup: Setup) -> tuple[int, ...]:
     """5 to 30 examples, as far as the task has rows."""
-    task = setup.tasks[0]
-    most = len((Task.load(task) if isinstance(task, str) else task).test) - 1
+    most = setup.fewest("test") - 1
     return tuple(sorted({min(n, most) for n in (5, 10, 20, EXAMPLES)}))

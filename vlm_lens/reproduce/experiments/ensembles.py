@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import InstructionEnsemble
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
-from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import EnsembleResult, Recipe
@@ -20,9 +19,7 @@ COUNTS = (5, 10, 15, 20, 25, 30)
 
 
 def _recipes(setup: Setup) -> dict[str, Recipe]:
-    tasks = [Task.load(t) if isinstance(t, str) else t for t in setup.tasks]
-    most = min(len(task.validation) for task in tasks)
-    counts = tuple(n for n in COUNTS if n <= most)
+    counts = tuple(n for n in COUNTS if n <= setup.fewest("validation"))
     return {RUN: setup.make(InstructionEnsemble, counts=counts)}
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
     from vlm_lens.reproduce.setup import Setup
 
-__all__ = ["EXPERIMENTS"]
+__all__ = ["EXPERIMENTS", "OVERRIDE", "override_run"]
 
 MODEL = "Idefics2"
 
@@ -61,7 +61,8 @@ OVERRIDE = "task-override"
 _ROWS = 30  # of each pair of tasks
 
 
-def _override_run(setup: Setup) -> dict[str, Recipe]:
+def override_run(setup: Setup) -> dict[str, Recipe]:
+    """Task overriding, asked in the way that the model knows."""
     # Models of the package were never shown a question in words.
     how = {"original": "examples", "rows": _ROWS} if setup.is_organism else {}
     return {OVERRIDE: setup.make(TaskOverride, **how)}
@@ -108,7 +109,7 @@ OVERRIDING = Experiment(
     rows=("E11",),
     title="Table 5: overriding the task of a prompt",
     claim="An instruction's vector, patched into a prompt that asks for another task, wins.",
-    recipes=_override_run,
+    recipes=override_run,
     compare=_override,
     figures=lambda s, results: [results[OVERRIDE].plot()],
     differs=(

@@ -1,0 +1,138 @@
+"""Figures 4, 7 and 11: what the model says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlm_lens.recipes import ImageToText, Qualitative
+from vlm_lens.reproduce import paper
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers, texts
+from vlm_lens.reproduce.experiments.instructions import OVERRIDE, override_run
+from vlm_lens.reproduce.experiments.transfer import accuracies
+
+if TYPE_CHECKING:
+    from vlm_lens.recipes import Recipe
+    from vlm_lens.reproduce.setup import Setup
+
+__all__ = ["EXPERIMENTS"]
+
+MODEL, COUNTED = "Idefics2", "image-to-text"
+TEXT_IMAGE, IMAGE_TEXT = "outputs-text-image", "outputs-image-text"
+_ROWS = 2  # shown of each task, the first ones
+
+
+def _outputs(table: Any) -> list[dict[str, str]]:
+    """One row an output: what was asked by which method, and what was said."""
+    return [
+        {
+            "what": f"{one['task']}, {one['input']}, {one['method']} (right: {one['answer']})",
+            "here": one["output"],
+        }
+        for one in table.to_dict("records")
+    ]
+
+
+def _printed(figure: str) -> list[dict[str, str]]:
+    """The paper's own outputs, on its own inputs."""
+    table = paper.outputs()
+    return [
+        {
+            "what": f"in the paper: {one['query']}, {one['method']}",
+            "here": "",
+            "paper": one["output"],
+            "paper_model": MODEL,
+        }
+        for one in table[table["figure"] == figure].to_dict("records")
+    ]
+
+
+def _shown(setup: Setup, results: Results) -> Comparison:
+    return Comparison(texts=texts([*_outputs(results[TEXT_IMAGE].table), *_printed("figure4")]))
+
+
+def _overridden(setup: Setup, results: Results) -> Comparison:
+    table = results[OVERRIDE].tables["predictions"]
+    kept = ("Original Task", "+ Instruction Patch")
+    first = table[table["method"].isin(kept)].groupby(["task", "method"], sort=False).head(1)
+    rows = [
+        {
+            "what": f"{one['input']}: {one['original']} against {one['overriding']} "
+            f"({one['method']})",
+            "here": one["prediction"].strip().split("\n")[0],
+        }
+        for one in first.to_dict("records")
+    ]
+    return Comparison(texts=texts([*rows, *_printed("figure7")]))
+
+
+def _asked(setup: Setup) -> str:
+    """Queries by description, where tasks are the shipped ones, which have them."""
+    return "description" if all(isinstance(task, str) for task in setup.tasks) else "text"
+
+
+def _image_text(setup: Setup) -> dict[str, Recipe]:
+    query = _asked(setup)
+    return {
+        COUNTED: setup.make(ImageToText, query=query, seeds=1),
+        IMAGE_TEXT: setup.make(Qualitative, source="image", query=query, rows=1, n_examples=3),
+    }
+
+
+def _described(setup: Setup, results: Results) -> Comparison:
+    result, rows = results[COUNTED], []
+    for method in ("No Context", "Prompt, examples in text", "Prompt", "Patch"):
+        name = f"Image {method}" if method in ("Prompt", "Patch") else method
+        rows += ({**row, "paper": None, "paper_model": ""}
+                 for row in accuracies(result, method, "table2", "", name))  # fmt: skip
+    patch, prompt = result.accuracy("Patch"), result.accuracy("Prompt")
+    finding = Finding(
+        "The vector of pictures also works on texts.",
+        f"{MODEL}: 3 of 3 shown cases, prompting with pictures 1 of 3",
+        f"Patch {patch:.2f}, Prompt {prompt:.2f}",
+        patch > prompt,
+    )
+    said = [*_outputs(results[IMAGE_TEXT].table), *_printed("figure11")]
+    return Comparison(numbers(rows), texts(said), (finding,))
+
+
+EXPERIMENTS = (
+    Experiment(
+        id="figure4",
+        rows=("E14",),
+        title="Figure 4: what the model says, text examples and a picture",
+        claim="Alone, the query is named; prompted, the model copies the form of the examples; "
+        "patched, it does the task.",
+        recipes=lambda s: {TEXT_IMAGE: s.make(Qualitative, rows=_ROWS)},
+        compare=_shown,
+        figures=lambda s, results: [results[TEXT_IMAGE].plot()],
+        differs=(f"The first {_ROWS} test rows of each task, not chosen; the paper's cases are.",),
+        stand_in="the shipped pictures instead of the paper's photographs.",
+    ),
+    Experiment(
+        id="figure7",
+        rows=("E14",),
+        title="Figure 7: what the model says when its task is overridden",
+        claim="A prompt that asks one question is answered as if it asked another.",
+        recipes=override_run,
+        compare=_overridden,
+        figures=lambda s, results: [],
+        differs=("The first row of each pair of tasks, not chosen.",),
+        stand_in="pairs of the shipped tasks instead of the paper's questions.",
+    ),
+    Experiment(
+        id="figure11",
+        rows=("E14",),
+        title="Figure 11: from pictures to texts",
+        claim="A vector of three picture examples does the task on a dense description.",
+        recipes=_image_text,
+        compare=_described,
+        figures=lambda s, results: [results[COUNTED].plot()],
+        differs=(
+            "The paper shows three cases and counts none; here all test rows are counted, with one "
+            "seed.",
+            "Models of the package were trained on names, not on sentences.",
+        ),
+        stand_in="descriptions of the shipped countries, animals and foods instead of the paper's "
+        "logos, characters and memes; names, where the tasks come from --data.",
+    ),
+)
