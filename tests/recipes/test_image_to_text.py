@@ -47,10 +47,10 @@ def test_the_rest_is_cross_modal_patch_from_pictures(result, toy):
 def test_wrong_fields_and_models_are_named(toy, load, no_forward):
     with pytest.raises(RecipeError, match=r"ImageToText\.query"):
         ImageToText(query="image")
-    with pytest.raises(RecipeError, match="seeds"):
+    with pytest.raises(RecipeError, match=r"ImageToText\.seeds is 0"):
         ImageToText(seeds=0)
     no_forward(toy)
-    with pytest.raises(RecipeError, match="layer is 99"):
+    with pytest.raises(RecipeError, match=r"ImageToText\.layer is 99"):
         ImageToText(layer=99).run(toy)
     with pytest.raises(RecipeError, match="takes no pictures"):
         ImageToText().run(load("llama"))

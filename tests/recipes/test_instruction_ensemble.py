@@ -90,7 +90,8 @@ def test_table_figure_and_files(result, tmp_path):
     ("fields", "message"),
     [({"counts": (5, 7)}, "counts has 7; a count is a multiple"), ({"counts": ()}, "counts is"),
      ({"counts": (35,)}, "counts goes to 35, which takes 35 validation rows"),
-     ({"meanings": ("averaged", "averaged")}, "meanings is"), ({"seeds": 0}, "seeds")],
+     ({"meanings": ("averaged", "averaged")}, "meanings is"),
+     ({"seeds": 0}, r"InstructionEnsemble\.seeds")],
 )  # fmt: skip
 def test_wrong_fields_are_named(fields, message):
     with pytest.raises(RecipeError, match=message):

@@ -73,7 +73,7 @@ def test_wrong_fields_are_named_before_any_run(toy, load, no_forward):
         LayerSweep(sources=("text", "text"))
     with pytest.raises(RecipeError, match=r"LayerSweep\.queries"):
         LayerSweep(queries=())
-    with pytest.raises(RecipeError, match="seeds"):
+    with pytest.raises(RecipeError, match=r"LayerSweep\.seeds is 0"):
         LayerSweep(seeds=0)
     with pytest.raises(RecipeError, match="takes no pictures"):
         LayerSweep().run(load("llama"))

@@ -98,7 +98,8 @@ def test_runs_repeat_and_files_hold_all(result, toy, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "name"),
     [({"sources": ("instruction",)}, "sources"), ({"points": 1}, "points"),
-     ({"relabellings": 0}, "relabellings"), ({"perplexity": 0.0}, "perplexity")],
+     ({"relabellings": 0}, "relabellings"), ({"perplexity": 0.0}, "perplexity"),
+     ({"tasks": ()}, "tasks")],
 )  # fmt: skip
 def test_wrong_fields_are_named(fields, name):
     with pytest.raises(RecipeError, match=rf"TaskSpace\.{name}"):

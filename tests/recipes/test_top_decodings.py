@@ -73,7 +73,7 @@ def test_figures_text_and_files(result, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "name"),
     [({"k": 0}, "k"), ({"runs": 0}, "runs"), ({"sources": ()}, "sources"),
-     ({"sources": ("words",)}, "sources")],
+     ({"sources": ("words",)}, "sources"), ({"tasks": ()}, "tasks")],
 )  # fmt: skip
 def test_wrong_fields_are_named(fields, name):
     with pytest.raises(RecipeError, match=rf"TopDecodings\.{name}"):

@@ -8,7 +8,8 @@ import platform
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -161,6 +162,21 @@ class Recipe(ABC):
                 "leave one of the two out."
             )
         return vlm
+
+
+@contextmanager
+def speaking_for(recipe: Recipe, inner: type[Recipe]) -> Iterator[None]:
+    """Errors of a recipe that another one is made of name the fields of the outer one.
+
+    Args:
+        recipe: The outer recipe, which has fields of the same names.
+        inner: The class of the inner one.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        said = str(error).replace(f"{inner.__name__}.", f"{type(recipe).__name__}.")
+        raise RecipeError(said) from None
 
 
 def seed_list(seeds: int | Iterable[int]) -> tuple[int, ...]:

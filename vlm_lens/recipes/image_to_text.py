@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from vlm_lens.recipes import transfer as t
-from vlm_lens.recipes.base import Recipe
+from vlm_lens.recipes.base import Recipe, speaking_for
 from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.metric import score
@@ -84,8 +84,10 @@ class ImageToText(Recipe):
 
     def validate(self) -> None:
         """Checks the fields."""
-        self.transfer()
+        with speaking_for(self, CrossModalPatch):
+            self.transfer()
 
     def validate_for(self, vlm: Any) -> None:
         """Checks the layer, and that the model takes pictures."""
-        self.transfer().validate_for(vlm)
+        with speaking_for(self, CrossModalPatch):
+            self.transfer().validate_for(vlm)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vlm_lens.positions import Last
 from vlm_lens.read_many import read_each
 from vlm_lens.recipes import transfer as t
-from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.metric import score
 from vlm_lens.recipes.predict import first_tokens
@@ -123,7 +123,8 @@ class InstructionEnsemble(Recipe):
 
     def validate(self) -> None:
         """Checks the fields."""
-        rows = min(len(task.validation) for task in self.transfer().chosen_tasks())
+        with speaking_for(self, CrossModalPatch):
+            rows = min(len(task.validation) for task in self.transfer().chosen_tasks())
         for name in ("counts", "meanings"):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
@@ -147,7 +148,8 @@ class InstructionEnsemble(Recipe):
 
     def validate_for(self, vlm: Any) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
-        self.transfer().validate_for(vlm)
+        with speaking_for(self, CrossModalPatch):
+            self.transfer().validate_for(vlm)
 
 
 class EnsembleResult(Result):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from vlm_lens.recipes import transfer as t
-from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.metric import accuracy
 from vlm_lens.recipes.result import Result
@@ -88,14 +88,16 @@ class LayerSweep(Recipe):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given):
                 raise RecipeError(f"LayerSweep.{name} is {given!r}; give one or more, each once.")
-        for source in self.sources:
-            self.transfer(source, self.queries[0])
+        with speaking_for(self, CrossModalPatch):
+            for source in self.sources:
+                self.transfer(source, self.queries[0])
 
     def validate_for(self, vlm: Any) -> None:
         """Checks that a model that is to see pictures can."""
-        for source in self.sources:
-            for query in self.queries:
-                self.transfer(source, query).validate_for(vlm)
+        with speaking_for(self, CrossModalPatch):
+            for source in self.sources:
+                for query in self.queries:
+                    self.transfer(source, query).validate_for(vlm)
 
 
 class LayerSweepResult(Result):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from vlm_lens.recipes import transfer as t
-from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.metric import prefix_match
 from vlm_lens.recipes.result import Result
@@ -130,7 +130,8 @@ class Qualitative(Recipe):
 
     def validate(self) -> None:
         """Checks the fields."""
-        tasks = self.transfer().chosen_tasks()
+        with speaking_for(self, CrossModalPatch):
+            tasks = self.transfer().chosen_tasks()
         if self.rows in (0, ()) or (isinstance(self.rows, int) and self.rows < 0):
             raise RecipeError(f"Qualitative.rows is {self.rows!r}; at least one.")
         if self.max_new_tokens < 1:
@@ -145,7 +146,8 @@ class Qualitative(Recipe):
 
     def validate_for(self, vlm: Any) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
-        self.transfer().validate_for(vlm)
+        with speaking_for(self, CrossModalPatch):
+            self.transfer().validate_for(vlm)
 
 
 class QualitativeResult(Result):

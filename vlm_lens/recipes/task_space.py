@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.result import Result
 from vlm_lens.recipes.sources import Source, last_rows, open_prompts, relative_layer
@@ -153,7 +153,8 @@ class TaskSpace(Recipe):
 
     def validate(self) -> None:
         """Checks the fields."""
-        CrossModalPatch(tasks=self.tasks)
+        with speaking_for(self, CrossModalPatch):
+            CrossModalPatch(tasks=self.tasks)
         if len(set(self.sources)) < len(self.sources) or not set(self.sources) & {"text", "image"}:
             raise RecipeError(
                 f"TaskSpace.sources is {self.sources!r}; give 'text', 'image' or both, each once."

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vlm_lens.recipes.base import Recipe, RecipeError
+from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.result import Result
 from vlm_lens.recipes.sources import Source, open_prompts, relative_layer, residual_stream
@@ -90,7 +90,8 @@ class TopDecodings(Recipe):
 
     def validate(self) -> None:
         """Checks the fields."""
-        CrossModalPatch(tasks=self.tasks)
+        with speaking_for(self, CrossModalPatch):
+            CrossModalPatch(tasks=self.tasks)
         if not self.sources or len(set(self.sources)) < len(self.sources):
             raise RecipeError(
                 f"TopDecodings.sources is {self.sources!r}; give one or more, each once."
