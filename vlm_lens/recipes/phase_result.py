@@ -1,0 +1,154 @@
+"""What phase curves give: means, bands and ranks by layer, and where phases begin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from vlm_lens.recipes.result import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["PHASES", "PhaseResult", "phases"]
+
+PHASES = ("input", "task", "answer")
+BOUNDARIES = ("task_from", "answer_from")
+_RESAMPLES = 2000
+
+
+class PhaseResult(Result):
+    """Phase curves.
+
+    `table` has one row a layer: for `input`, `task` and `answer` the mean over runs of the
+    renormalised probability, its 25th and 75th percentile (`_low`, `_high`) and the median rank in
+    the whole vocabulary (`_rank`, 0 for the most likely), and `phase`, the largest mean. Layer 0 is
+    the embedding, layer k the output of block k - 1. `tables["runs"]` holds every run.
+    """
+
+    @property
+    def boundaries(self) -> pd.DataFrame:
+        """Where phases begin, with intervals by resampling runs.
+
+        `boundary` is `task_from` or `answer_from`; `layer` its layer (NaN if there is none), `low`
+        and `high` the 95 % bootstrap interval, among the share `found` of resamples that have one.
+        """
+        return self.tables["boundaries"]
+
+    @property
+    def phases(self) -> str:
+        """The dominant phase of each layer in one letter, embedding first: `"IIITTTAA"`."""
+        return "".join(phase[0].upper() for phase in self.table["phase"])
+
+    @property
+    def task_from(self) -> int | None:
+        """The first layer at which the task's word dominates; None if it never does."""
+        return self.values["task_from"]
+
+    @property
+    def answer_from(self) -> int | None:
+        """The layer from which on the answer dominates to the end; None if not at the end."""
+        return self.values["answer_from"]
+
+    def plots(self) -> dict[str, go.Figure]:
+        """The three curves with their bands, and the ranks in the whole vocabulary."""
+        from vlm_lens.figures.phases import phase_curves, rank_curves
+
+        return {"phases": phase_curves(self), "ranks": rank_curves(self)}
+
+    def summary(self) -> pd.DataFrame:
+        """Layer by layer: the three means, the ranks, the phase."""
+        columns = ["layer", "where", *PHASES, *(f"{p}_rank" for p in PHASES), "phase"]
+        return self.table[columns].round(3)
+
+
+def phases(runs: pd.DataFrame, values: dict[str, Any], *, skipped: int) -> PhaseResult:
+    """Means, percentiles and phases by layer, from every run.
+
+    Args:
+        runs: A row for each run and layer.
+        values: What the tokens are.
+        skipped: How many runs were left out because two of their tokens are one.
+    """
+    by_layer = runs.groupby("layer")
+    table = pd.DataFrame({"layer": sorted(runs["layer"].unique())})
+    blocks = [f"block {layer - 1}" for layer in table["layer"][1:]]
+    table["where"] = ["embedding", *blocks]
+    for phase in PHASES:
+        table[phase] = by_layer[phase].mean().to_numpy()
+        table[f"{phase}_low"] = by_layer[phase].quantile(0.25).to_numpy()
+        table[f"{phase}_high"] = by_layer[phase].quantile(0.75).to_numpy()
+        table[f"{phase}_rank"] = by_layer[f"{phase}_rank"].median().to_numpy()
+    table["phase"] = table[list(PHASES)].idxmax(axis=1)
+    order = list(table["phase"])
+    count = int(runs["run"].nunique())
+    edges = _boundaries(runs)
+    from_layers = {
+        row.boundary: None if np.isnan(row.layer) else int(row.layer) for row in edges.itertuples()
+    }
+    values = {
+        **values,
+        "runs": count,
+        **from_layers,
+        "share": {p: order.count(p) / len(order) for p in PHASES},
+    }
+    said = (
+        f"Mean over {count} rows' answers, all on the instruction of {values['task']}."
+        if values["modality"] == "instruction"
+        else f"Mean over {count} runs of {values['task']} with {values['modality']} examples."
+    )
+    notes = (
+        "Layer 0 is the embedding, layer k the output of block k - 1.",
+        f"{said} Input token {values['input_token']!r}, task token {values['task_token']!r}, "
+        "answer token: the first of each run's own answer.",
+        *(_told(row) for row in edges.itertuples()),
+    )
+    if skipped:
+        notes += (f"{skipped} runs are left out: two of their three tokens are the same.",)
+    return PhaseResult(table, {"runs": runs, "boundaries": edges}, values, notes)
+
+
+def _boundaries(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Where the task and the answer begin to lead, and how sure that is over runs."""
+    n_layers = runs["layer"].nunique()
+    curves = runs.sort_values(["run", "layer"])[list(PHASES)].to_numpy()
+    curves = curves.reshape(-1, n_layers * len(PHASES))
+    share = np.full(len(curves), 1 / len(curves))
+    drawn = np.random.default_rng(seed).multinomial(len(curves), share, _RESAMPLES) / len(curves)
+    rows = []
+    found, again = (
+        _begin((weights @ curves).reshape(-1, n_layers, len(PHASES)).argmax(-1))
+        for weights in (share[None], drawn)
+    )
+    for name in BOUNDARIES:
+        there = again[name][~np.isnan(again[name])]
+        low, high = (
+            np.quantile(there, [0.025, 0.975], method="inverted_cdf")
+            if len(there)
+            else (np.nan,) * 2
+        )
+        rows.append((name, found[name][0], low, high, len(there) / _RESAMPLES))
+    return pd.DataFrame(rows, columns=["boundary", "layer", "low", "high", "found"])
+
+
+def _begin(leads: np.ndarray) -> dict[str, np.ndarray]:
+    """The first layer that the task leads, and that from which the answer leads to the end.
+
+    Args:
+        leads: `[curves, layers]`, which phase leads: 0, 1 or 2.
+    """
+    task, answer = leads == 1, leads == 2
+    to_the_end = np.flip(np.logical_and.accumulate(np.flip(answer, 1), axis=1), 1)
+    return {
+        name: np.where(where.any(1), where.argmax(1), np.nan)
+        for name, where in zip(BOUNDARIES, (task, to_the_end), strict=True)
+    }
+
+
+def _told(row: Any) -> str:
+    what = {"task_from": "The task leads from layer", "answer_from": "The answer leads from layer"}
+    if np.isnan(row.layer):
+        return f"{what[row.boundary]}: none."
+    return f"{what[row.boundary]} {row.layer:.0f} (95 % {row.low:.0f} to {row.high:.0f}) on."
