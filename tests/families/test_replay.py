@@ -49,6 +49,17 @@ def test_replay_from_tower_and_projector_equals_full_forward(family):
         assert replayed == (0 if reason else 8), seed
 
 
+def test_a_llava_whose_tower_packs_pictures(tmp_path):
+    vlm = HookedVLM.from_pretrained(BUILDERS["mistral3"].save_llava(tmp_path))
+    for seed in range(4):
+        assert compare(vlm, seed, pictures=True, tower=True) == 8, seed
+    pictures = [tiny.noise_picture(i, (40, 36)) for i in (0, 1, 0)]
+    prompt = vlm.prompt("<image>A:<image>B:<image>C:", pictures)
+    with vlm.reusing_pictures():
+        shared = vlm.run(prompt)
+    assert_same(shared, vlm.run(prompt))
+
+
 def test_captured_activations_equal_those_of_full_runs(family):
     if family.family.not_replayable:
         check_refused(family, family.family.not_replayable, Capture("blocks.0.hook_resid_pre", -1))
