@@ -50,7 +50,7 @@ def cosine_matrix(result: InterModelResult, model: str = "base") -> go.Figure:
         x=f"vector of {names['vlm']}",
         y=f"vector of {names[model]}",
         height=250 + 45 * len(tasks),
-        width=300 + 70 * len(tasks),
+        width=max(640, 300 + 70 * len(tasks)),
     )
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_xaxes(showgrid=False, tickangle=-30)
