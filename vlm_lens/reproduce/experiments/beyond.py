@@ -19,11 +19,13 @@ METHODS = {
     "head-vectors": MultimodalTaskVectors,
     "back-patching": BackPatching,
 }
+_HEADS = 8  # small models have few
 _SHARED = ("No Context", "Prompt", "Patch")
 
 
 def _recipes(setup: Setup) -> dict[str, Recipe]:
-    own = {"function-vectors": {"trials": min(25, setup.fewest("validation"))}}
+    trials = min(25, setup.fewest("validation"))
+    own = {"function-vectors": {"trials": trials, "heads": _HEADS}}
     return {
         name: setup.make(recipe, seeds=1, controls=("random",), **own.get(name, {}))
         for name, recipe in METHODS.items()
@@ -57,7 +59,10 @@ EXPERIMENTS = (
         recipes=_recipes,
         compare=_compare,
         figures=lambda s, results: [one.plot() for one in results.values()],
-        differs=("None of this is in the paper. One seed; each recipe says where it departs from "
-                 "its source.",),
+        differs=(
+            "None of this is in the paper.",
+            f"One seed, {_HEADS} heads in a function vector; each recipe says where it departs "
+            "from its source.",
+        ),
     ),
-)  # fmt: skip
+)
