@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import BackPatching, FunctionVectors, MultimodalTaskVectors
+from vlm_lens.recipes.transfer import METHODS as METHODS_OF_PATCH
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
 from vlm_lens.reproduce.experiments.transfer import accuracies
 
@@ -20,7 +21,6 @@ METHODS = {
     "back-patching": BackPatching,
 }
 _HEADS = 8  # small models have few
-_SHARED = ("No Context", "Prompt", "Patch")
 
 
 def _recipes(setup: Setup) -> dict[str, Recipe]:
@@ -40,7 +40,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
                 rows += ({**row, "paper": None, "paper_model": ""}
                          for row in accuracies(result, method, "table2", "", method))  # fmt: skip
                 means[method] = result.accuracy(method)
-    own = {m: v for m, v in means.items() if m not in (*_SHARED, "Majority answer")}
+    own = {m: v for m, v in means.items() if m not in METHODS_OF_PATCH and "Random" not in m}
     best = max(own, key=own.get)
     finding = Finding(
         "(not in the paper) Other methods beside the paper's patch, in one table.",

@@ -46,7 +46,7 @@ def _findings(result: EnsembleResult) -> Iterator[Finding]:
         "The instruction alone is about as good as 5 examples.",
         f"{MODEL}: said, not numbered",
         f"{told:.2f} against {shown:.2f}",
-        abs(told - shown) <= 0.05,
+        told > 0 and abs(told - shown) <= 0.05,
     )
     table = result.table.query("task == 'mean' and meaning == 'averaged' and n == 5")
     spread = table.set_index("method")["sd"]
