@@ -143,3 +143,26 @@ def test_too_many_heads_are_refused_before_any_run(toy, no_forward):
     no_forward(toy)
     with pytest.raises(RecipeError, match=r"FunctionVectors\.heads is 33; toy-llava has 32"):
         FunctionVectors(heads=33).run(toy)
+
+
+def test_the_answers_token_is_the_one_after_the_delimiter(llama):
+    # a tokenizer of the form of Llama's writes a space where a text begins: "red" alone is "▁re"
+    before, whole = (llama.tokenizer(f"Q:kiwi\nA:{a}")["input_ids"] for a in ("", "red"))
+    token = whole[len(before)]
+    assert whole[: len(before)] == before and token != llama.to_first_token("red")
+    means, heads = mean_heads(llama, ["Q:a\nA:", "Q:b\nA:"]), llama.cfg.n_heads
+    ids = torch.tensor([before])
+    layer, head = 1, 2
+
+    def edit(module, args):
+        z = args[0].clone().unflatten(-1, (heads, -1))
+        z[:, -1, head] = means.values[layer, head]
+        return (z.flatten(-2),)
+
+    with torch.no_grad():
+        plain = llama.hf_model(ids).logits[0, -1].softmax(-1)[token]
+        hook = llama.hf_model.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(edit)
+        edited = llama.hf_model(ids).logits[0, -1].softmax(-1)[token]
+        hook.remove()
+    got = m.effect(llama, "Q:kiwi\nA:", "red", means)[layer, head]
+    torch.testing.assert_close(got, edited - plain, atol=1e-6, rtol=1e-3)

@@ -101,3 +101,19 @@ def test_what_does_not_fit_is_refused_before_any_run(toy, load, no_forward):
         InterModelTransfer(seeds=0)
     with pytest.raises(RecipeError, match=r"InterModelTransfer\.source_model is a int"):
         InterModelTransfer(source_model=3)
+
+
+def test_an_instruction_runs_with_the_controls_that_it_has(toy, vicuna):
+    recipe = InterModelTransfer(tasks=TASKS, source="instruction", layer=LAYER, source_model=vicuna)
+    found = recipe.run(toy, progress=False)
+    methods = set(found.table["method"])
+    assert {m.BASE, "Wrong task, same domain, base LLM"} <= methods
+    assert "Shuffled labels, base LLM" not in methods
+    llm, task = Plain("toy-vicuna"), TASKS[0]
+    kept = []
+    llm.logits(task.instruction, outputs=[(llm.blocks[LAYER], kept.append)])
+    vlm = Plain("toy-llava")
+    edit = vlm.put(LAYER, kept[0][0, -1])
+    said = [vlm.says(QUERY, [row.image], outputs=[edit]) for row in task.test]
+    got = found.predictions.query("method == @m.BASE and task == @task.name")["prediction"]
+    assert [text.strip() for text in got] == said

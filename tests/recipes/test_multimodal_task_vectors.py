@@ -106,3 +106,14 @@ def test_the_methods_stand_beside_those_of_the_paper(result, tmp_path):
 def test_wrong_fields_are_named(fields, message):
     with pytest.raises(RecipeError, match=message):
         MultimodalTaskVectors(**fields)
+
+
+def test_the_loss_is_of_the_token_after_the_delimiter(llama):
+    # a tokenizer of the form of Llama's writes a space where a text begins: "red" alone is "▁re"
+    before, whole = (llama.tokenizer(f"Q:kiwi\nA:{a}")["input_ids"] for a in ("", "red"))
+    token = whole[len(before)]
+    assert whole[: len(before)] == before and token != llama.to_first_token("red")
+    with torch.no_grad():
+        expected = -llama.hf_model(torch.tensor([before])).logits[0, -1].log_softmax(-1)[token]
+    got = m.loss(llama, llama.as_prompt("Q:kiwi\nA:"), "red", mean_heads(llama, ["A:"]), [[]])
+    torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-5)

@@ -20,6 +20,7 @@ from vlm_lens.positions import Last
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.heads import Head, in_place, mean_heads, random_heads, written
 from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.metric import answer_token
 from vlm_lens.recipes.transfer import best_layer
 from vlm_lens.sweep import Grid, TokenScores
 from vlm_lens.tasks import Row, Task, draw_examples
@@ -230,7 +231,7 @@ def effect(
         means: What `mean_heads` gave.
     """
     layers, heads, _ = means.values.shape
-    token = vlm.to_first_token(answer)
+    token = answer_token(vlm, answer)
     grid = Grid("blocks.*.attn.hook_z", at=Last(), vectors=means, heads=range(heads))
     prompt = vlm.as_prompt(prompt)
     swept = vlm.sweep(prompt, grid, measure=TokenScores((token,)), progress=False)

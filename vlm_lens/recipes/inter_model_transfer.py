@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from vlm_lens.checkpoints import find
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.controls import interventions
+from vlm_lens.recipes.controls import Control, chosen_controls, interventions
 from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
 from vlm_lens.recipes.sources import TaskVectors
 from vlm_lens.tasks import Task
@@ -89,17 +89,23 @@ class InterModelTransfer(MethodRecipe):
         self, task: Task, seed: int, layer: int, own: TaskVectors, theirs: Mapping[str, TaskVectors]
     ) -> dict[str, Any]:
         """What is written into the VLM, by method."""
-        paper = replace(self.paper(controls=_CONTROLS), source_model="another")  # a transfer meant
+        paper = replace(self.paper(), source_model="another")  # a transfer is meant
         mine = paper.setting(task, seed, layer, own)
         base = paper.setting(task, seed, layer, theirs["base"])
         written = {BASE: paper.patch(layer, theirs["base"](task, seed))}
-        if self.controls:
-            made = interventions(paper.used_controls(), base)
-            written |= {f"{name}, base LLM": one for name, one in made.items()}
+        made = interventions(self.base_controls(), base)
+        written |= {f"{name}, base LLM": one for name, one in made.items()}
         if "unrelated" in theirs:
             other = theirs["unrelated"](task, seed).layer(layer)
             written[UNRELATED] = paper.patch(layer, mine.as_long(other))
         return written
+
+    def base_controls(self) -> tuple[Control, ...]:
+        """The controls of the base model's vectors; an instruction has no answers to shuffle."""
+        if not self.controls:
+            return ()
+        keys = [k for k in _CONTROLS if not (k == "shuffled" and self.source == "instruction")]
+        return chosen_controls(keys, field="InterModelTransfer.controls")
 
     def loaded(self, vlm: Any, kind: str, model: Any) -> Any:
         """A model to read vectors on.
@@ -125,6 +131,7 @@ class InterModelTransfer(MethodRecipe):
     def validate(self) -> None:
         """Checks the fields."""
         super().validate()
+        self.base_controls()
         for name in ("source_model", "unrelated_model"):
             model = getattr(self, name)
             if not (model is None or isinstance(model, str) or _is_loaded(model)):

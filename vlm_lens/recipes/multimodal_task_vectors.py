@@ -19,6 +19,7 @@ from vlm_lens.interventions.base import compose
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.heads import Head, in_place, mean_heads, random_heads
 from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.metric import answer_token
 from vlm_lens.tasks import Task
 from vlm_lens.vectors import TaskVector
 
@@ -128,7 +129,7 @@ def loss(
         means: What `mean_heads` gave.
         sets: Sets of heads; an empty one leaves the query as it is.
     """
-    token = vlm.to_first_token(answer)
+    token = answer_token(vlm, answer)
 
     def entropy(logits: Tensor) -> float:
         return -float(logits.float().log_softmax(-1)[token])
