@@ -81,3 +81,27 @@ def test_text_and_html_show_the_table_and_the_notes(result):
     assert "a note" in repr(result) and "0.333" in repr(result)
     html = result._repr_html_()
     assert "<table" in html and "a note" in html
+
+
+class Undrawable(Result):
+    """A result with a fault in its figure."""
+
+    fault = True
+
+    def plots(self):
+        """Fails as long as there is the fault."""
+        if Undrawable.fault:
+            raise KeyError("colour")
+        return super().plots()
+
+
+def test_a_figure_that_fails_takes_nothing_with_it_and_can_be_drawn_again(result, tmp_path):
+    broken = Undrawable(result.table, result.tables, result.values, result.notes)
+    with pytest.warns(UserWarning, match=r"not drawn \(KeyError: 'colour'\).*draw\(folder\)"):
+        broken.save(tmp_path)
+    again = Result.load(tmp_path)
+    pd.testing.assert_frame_equal(again.table, result.table, check_exact=True)
+    assert type(again) is Undrawable and not list(tmp_path.glob("*.html"))
+    Undrawable.fault = False
+    again.draw(tmp_path)
+    assert [p.name for p in tmp_path.glob("*.html")] == ["figure.html"]

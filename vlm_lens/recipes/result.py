@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,8 @@ class Result:
     def save(self, folder: str | Path, *, plotlyjs: str = "directory") -> Path:
         """Writes the tables as CSV, the figures as HTML that needs no network, and provenance.
 
+        Tables and provenance come first; see `draw` for what happens where a figure fails.
+
         Args:
             folder: Where to; made if it is not there.
             plotlyjs: Where the figures find the library that draws them: `"directory"` puts it
@@ -114,8 +117,6 @@ class Result:
         for name, table in tables.items():
             # every text quoted: the csv module leaves a lone carriage return bare
             table.to_csv(folder / f"{name}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
-        for name, figure in self._drawn().items():
-            figure.write_html(folder / f"{name}.html", include_plotlyjs=plotlyjs)
         about = {
             "format": _FORMAT,
             "result": type(self).__name__,
@@ -126,13 +127,29 @@ class Result:
         }
         text = json.dumps(about, indent=1, ensure_ascii=False)
         (folder / _ABOUT).write_text(text, encoding="utf-8")
+        self.draw(folder, plotlyjs=plotlyjs)
         return folder
 
-    def _drawn(self) -> dict[str, go.Figure]:
+    def draw(self, folder: str | Path, *, plotlyjs: str = "directory") -> None:
+        """Writes the figures alone; a table without numbers has none.
+
+        A figure that cannot be drawn is a warning: what was measured is worth more than it.
+
+        Args:
+            folder: Where to; it must be there.
+            plotlyjs: As of `save`.
+        """
         try:
-            return self.plots()
-        except RecipeError:  # a table without numbers is saved without a figure
-            return {}
+            for name, figure in self.plots().items():
+                figure.write_html(Path(folder) / f"{name}.html", include_plotlyjs=plotlyjs)
+        except RecipeError:
+            return
+        except Exception as error:
+            warnings.warn(
+                f"Figures of {self.title} were not drawn ({type(error).__name__}: {error}); its "
+                "tables are saved. To draw them again: Result.load(folder).draw(folder).",
+                stacklevel=2,
+            )
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
