@@ -107,6 +107,7 @@ def test_a_control_of_ones_own_is_a_row_of_the_table(toy):
         t.PATCH,
         "Random vector",
         "Majority answer",
+        "Best constant token",
         mine.name,
     ]
     assert result.provenance["recipe"]["controls"][0] == "random"

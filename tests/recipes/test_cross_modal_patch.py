@@ -103,7 +103,9 @@ def test_single_vector_instruction_and_given_layer(toy):
     recipe = CrossModalPatch(tasks=small(TASK), seeds=1, vectors="single", layer=4, controls=False)
     one = recipe.run(toy, progress=False)
     assert one.layer == 4 and one.layers.empty
-    assert set(one.table["method"]) == {t.NO_CONTEXT, t.PROMPT, t.PATCH, t.MAJORITY}
+    assert set(one.table["method"]) == {
+        t.NO_CONTEXT, t.PROMPT, t.PATCH, t.MAJORITY, t.BEST_TOKEN,
+    }  # fmt: skip
     assert len(recipe.vector(toy, Task.load(TASK), 1).prompts) == 1
     with pytest.raises(RecipeError, match="no sweep"):
         one.plot_layers()

@@ -11,7 +11,6 @@ from vlm_lens.recipes.metric import (
     answer_token,
     balanced,
     bootstrap,
-    majority,
     over_seeds,
     prefix_match,
     score,
@@ -80,11 +79,6 @@ def test_several_runs_are_scored_at_once(toy):
 def test_special_tokens_are_never_right(toy):
     eos = toy.tokenizer.eos_token_id
     assert not score(toy, torch.tensor([eos]), [("</s>",)]).correct[0]
-
-
-def test_majority_counts_aliases():
-    right = majority(["a", "b", "a"], [("a",), ("b", "a"), ("c",)])
-    assert right.tolist() == [True, True, False]
 
 
 def test_bootstrap_bounds_the_mean_and_repeats():

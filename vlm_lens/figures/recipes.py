@@ -20,7 +20,7 @@ _METHOD_COLOURS = {
     "Wrong task, same domain": PALETTE["vermillion"],
     "Wrong task, other domain": PALETTE["purple"],
     "Random vector": PALETTE["sky"],
-    "Majority answer": fade(GREY, 0.4),
+    "Best constant token": fade(GREY, 0.4),  # the majority answer, mostly lower, is in the table
 }
 
 

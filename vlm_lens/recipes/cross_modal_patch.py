@@ -18,6 +18,7 @@ from vlm_lens.interventions import ActivationPatch, Steer
 from vlm_lens.positions import Last
 from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.base import Recipe, RecipeError, seed_list
+from vlm_lens.recipes.baselines import constant_answers
 from vlm_lens.recipes.controls import (
     Control,
     Setting,
@@ -60,6 +61,8 @@ class CrossModalPatch(Recipe):
       of another task of the same domain, that of a task of another domain, a random direction, and
       a vector from examples whose answers are shuffled. And the task's own vector used otherwise:
       read from a single prompt; added instead of put in place. See `controls`.
+    - What a guess gets: the first token of the commonest label, and the one token that is right for
+      most validation rows, said to every query. See `baselines`.
 
     One layer is chosen for all tasks on the validation rows. The predicted token is right if it and
     an answer begin one another; the strict rule wants the answer's first token.
@@ -179,6 +182,8 @@ class CrossModalPatch(Recipe):
         for seed in self.used_seeds():
             prompts = self.prompts(task, seed)
             said[t.PROMPT, seed] = self._predict(vlm, prompts, [()], f"{task.name}: prompt")[0]
+        constant = constant_answers(vlm, task, ignore_case=self.ignore_case)
+        said |= {(method, 0): tokens for method, tokens in constant.items()}
         runs = self._scored(vlm, task, said, answers)
         donor, _ = donors(task, self.chosen_tasks())
         wrong = {(t.AS_DONOR, s): said[m, s] for m, s in said if m == t.WRONG_SAME}

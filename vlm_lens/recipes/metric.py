@@ -7,7 +7,6 @@ begins so), and a strict rule stands beside it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,11 +23,12 @@ __all__ = [
     "Scores",
     "accuracy",
     "answer_token",
+    "as_compared",
     "balanced",
     "bootstrap",
-    "majority",
     "over_seeds",
     "prefix_match",
+    "round_trip",
     "score",
 ]
 
@@ -43,9 +43,9 @@ def prefix_match(
         answers: The label, or the label and its aliases: each counts.
         ignore_case: Whether upper and lower case are the same.
     """
-    said = _bare(prediction, ignore_case)
+    said = as_compared(prediction, ignore_case)
     for answer in [answers] if isinstance(answers, str) else answers:
-        label = _bare(answer, ignore_case)
+        label = as_compared(answer, ignore_case)
         if said and label and (said.startswith(label) or label.startswith(said)):
             return True
     return False
@@ -85,14 +85,14 @@ def score(
         answers: For each prompt the label and its aliases.
         ignore_case: Whether upper and lower case are the same.
     """
-    labels = {a: _round_trip(vlm, a) for accepted in answers for a in accepted}
-    firsts = {a: {_bare(f, ignore_case) for f in _first_pieces(vlm, a)} for a in labels}
+    labels = {a: round_trip(vlm, a) for accepted in answers for a in accepted}
+    firsts = {a: {as_compared(f, ignore_case) for f in _first_pieces(vlm, a)} for a in labels}
 
     @cache
     def judge(token: int, accepted: tuple[str, ...]) -> tuple[str, bool, bool]:
         text = vlm.tokenizer.decode([token], skip_special_tokens=True)
         known = [labels[a] for a in accepted]
-        bare = _bare(text, ignore_case)
+        bare = as_compared(text, ignore_case)
         strict = bool(bare) and any(bare in firsts[a] for a in accepted)
         return text, prefix_match(text, known, ignore_case=ignore_case), strict
 
@@ -126,17 +126,6 @@ def accuracy(
     """
     tokens = first_tokens(vlm, prompts, [interventions], batch_size=batch_size)[0]
     return float(score(vlm, tokens, answers, ignore_case=ignore_case).correct.mean())
-
-
-def majority(labels: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """For each prompt, whether the commonest label would be right: the baseline of a guess.
-
-    Args:
-        labels: The labels to take the commonest from; the first of several.
-        answers: For each prompt the label and its aliases.
-    """
-    guess = Counter(labels).most_common(1)[0][0]
-    return np.array([guess in accepted for accepted in answers], dtype=bool)
 
 
 def bootstrap(
@@ -191,11 +180,12 @@ def over_seeds(accuracies: Sequence[float], *, level: float = 0.95) -> tuple[flo
     return max(0.0, float(values.mean() - half)), min(1.0, float(values.mean() + half))
 
 
-def _bare(text: str, ignore_case: bool) -> str:
+def as_compared(text: str, ignore_case: bool) -> str:
+    """A text as the prefix rule sees it: stripped, and in lower case if case is ignored."""
     return text.strip().lower() if ignore_case else text.strip()
 
 
-def _round_trip(vlm: Any, answer: str) -> str:
+def round_trip(vlm: Any, answer: str) -> str:
     """An answer as its tokens spell it, which is how the paper's code reads a label."""
     return vlm.tokenizer.decode(vlm.to_tokens(answer), skip_special_tokens=True)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from vlm_lens.recipes.baselines import BEST_TOKEN, MAJORITY
 from vlm_lens.recipes.controls import CONTROLS, WRONG_OTHER, WRONG_SAME, donors
-from vlm_lens.recipes.metric import Scores, balanced, bootstrap, majority, over_seeds
+from vlm_lens.recipes.metric import Scores, balanced, bootstrap, over_seeds
 from vlm_lens.recipes.result import RecipeError, Result
 from vlm_lens.tasks import Task
 
@@ -23,9 +24,8 @@ NO_CONTEXT = "No Context"
 PROMPT = "Prompt"
 PATCH = "Patch"
 AS_DONOR = "Wrong task, as that task"
-MAJORITY = "Majority answer"
 _NAMES = [control.name for control in CONTROLS]
-METHODS = (NO_CONTEXT, PROMPT, PATCH, _NAMES[0], AS_DONOR, *_NAMES[1:], MAJORITY)
+METHODS = (NO_CONTEXT, PROMPT, PATCH, _NAMES[0], AS_DONOR, *_NAMES[1:], MAJORITY, BEST_TOKEN)
 MEAN = "mean"
 
 
@@ -158,6 +158,8 @@ def result(
         "the answer's first token; balanced: each label has the same weight.",
         "Wrong, random and shuffled vectors are written at the same place with the norm of the "
         "task vector; 'as that task': the same answers, judged by what the other task asks.",
+        f"{MAJORITY}: the first token of the commonest test label, said to every query; "
+        f"{BEST_TOKEN}: the token right for most validation rows. Both by the same rule.",
     )
     if recipe.source == "instruction":
         notes += ("Prompt: the instruction, an empty line, the query. Nothing is drawn: one seed.",)
@@ -190,13 +192,6 @@ def _table(predictions: pd.DataFrame, tasks: Sequence[Task]) -> pd.DataFrame:
         (task, method): _Numbers.of(mine)
         for (task, method), mine in predictions.groupby(["task", "method"], sort=False)
     }
-    for task in tasks:
-        right = majority([row.output for row in task.test], [row.answers for row in task.test])
-        labels = [row.output for row in task.test]
-        found[task.name, MAJORITY] = _Numbers.of(
-            pd.DataFrame({"input": [row.input for row in task.test], "answer": labels, "seed": 0,
-                          "correct": right, "strict": right})
-        )  # fmt: skip
     rows = []
     for method in dict.fromkeys((*METHODS, *(m for _, m in found))):  # others after the known
         mine = {t.name: found[t.name, method] for t in tasks if (t.name, method) in found}
