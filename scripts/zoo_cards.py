@@ -1,6 +1,6 @@
 """Write what was measured into the cards of the shipped models.
 
-    python scripts/zoo_cards.py toy-llava --evaluation docs/zoo/toy-llava.json
+    python scripts/zoo_cards.py toy-llava --evaluation docs/zoo/measured/toy-llava.json
 
 replaces what stands between the two `measured` marks of `vlm_lens/zoo/models/NAME/README.md`, and
 of its base language model's: first the numbers of the library's recipes, then those of

@@ -268,13 +268,15 @@ class Corpus:
             rows.append(row)
         return rows
 
-    def target_rows(self, rng: np.random.Generator, tasks: Sequence[Task]) -> list[Row]:
-        """Text queries without context, answered under the given tasks."""
+    def target_rows(
+        self, rng: np.random.Generator, tasks: Sequence[Task], modality: str = "text"
+    ) -> list[Row]:
+        """Queries without context, answered under the given tasks."""
         rows = []
         for task in tasks:
             entity = self.entities(rng, task.domain, 1, task)[0]
-            row = self.begin()
-            self.add_pair(row, entity, entity.facts[task.name], "text", task=task)
+            row = self.begin(modality)
+            self.add_pair(row, entity, entity.facts[task.name], modality, task=task)
             rows.append(row)
         return rows
 

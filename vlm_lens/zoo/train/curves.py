@@ -17,8 +17,9 @@ _NAMES = {
     "match_acc": "pictures matched",
     "image_name_acc": "names, pictures",
     "image_context_acc": "prompts, pictures",
+    "image_patch_acc": "picture interchange",
 }
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d31", "#56b4e9", "#e69f00")
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d31", "#56b4e9", "#e69f00", "#555555")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 760, 300, 46, 28, 150, 40
 _STYLE = (
     "text{font:12px sans-serif;fill:#333}.axis{stroke:#888;fill:none}.stage{stroke:#bbb;"

@@ -11,7 +11,8 @@ own entity under the source's task: so at this block the delimiter holds the tas
 *No task early.* The converse of the first: the residual after `input_block` at a delimiter in
 context is written at that of an unrelated bare query, and that run must still name its entity.
 
-All are on text alone.
+All are on text alone, unless a stage has `image_targets`: then the task interchange is made among
+image prompts too, and still never from text to pictures or back.
 """
 
 from __future__ import annotations
@@ -27,8 +28,18 @@ from torch.nn import functional
 
 from vlm_lens.zoo.train.configs import decoder_layers, final_norm
 from vlm_lens.zoo.train.corpus import Batch, Corpus
+from vlm_lens.zoo.train.world import Task
 
-__all__ = ["Planting", "Tally", "Tap", "answer_loss", "tapped", "text_losses"]
+__all__ = [
+    "Planting",
+    "Tally",
+    "Tap",
+    "answer_loss",
+    "draw_vectors",
+    "hidden_states",
+    "tapped",
+    "text_losses",
+]
 
 
 @dataclass
@@ -203,9 +214,7 @@ def text_losses(
         hidden = hidden_states(model, context)
     loss = loss + answer_loss(model, hidden, context, tally, "context", planting.word_mass)
 
-    picks = rng.integers(len(where), size=targets)
-    tasks = [context.delimiters[i].task for i in picks]
-    vectors = late.seen[where[picks, 0], where[picks, 1]]
+    tasks, vectors = draw_vectors(context, late, rng, targets)
     target = corpus.batch(corpus.target_rows(rng, tasks))
     write = Tap(planting.task_block, torch.arange(targets), target.open_at, vectors)
     with tapped(model, write):
@@ -222,6 +231,16 @@ def text_losses(
     with tapped(model, write):
         hidden = hidden_states(model, blank)
     return loss + 0.3 * answer_loss(model, hidden, blank, tally, "blank")
+
+
+def draw_vectors(
+    batch: Batch, tap: Tap, rng: np.random.Generator, count: int
+) -> tuple[list[Task], torch.Tensor]:
+    """Draw delimiters at which a task is known, and what a tap has seen there, `[count, width]`."""
+    where = torch.tensor([(d.row, d.position) for d in batch.delimiters])
+    picks = rng.integers(len(where), size=count)
+    tasks = [batch.delimiters[i].task for i in picks]
+    return tasks, tap.seen[where[picks, 0], where[picks, 1]]
 
 
 def _input_lens(model: nn.Module, neutral: torch.Tensor, bare: Batch, tally: Tally) -> torch.Tensor:
