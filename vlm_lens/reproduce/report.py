@@ -160,11 +160,13 @@ def _interval(row: dict[str, Any] | None) -> str:
     return f"{row['low']:.2f}-{row['high']:.2f}"
 
 
-def _figures(experiment: Experiment, outcome: Outcome) -> Iterator[Figures]:
-    drawn = list(experiment.figures(outcome.plan.setup, outcome.of(experiment)))
+def _figures(experiment: Experiment, outcome: Outcome) -> Iterator[Figures | str]:
+    drawn = outcome.figures.get(experiment.id, ())
     if drawn:
         folder = f"{outcome.plan.folder.name}/{experiment.id}"
         yield Figures(drawn, [f"{folder}/figure{i}.html" for i in range(1, len(drawn) + 1)])
+    if experiment.id in outcome.undrawn:
+        yield f"Figures were not drawn: {outcome.undrawn[experiment.id]}"
 
 
 def _settings(outcomes: Sequence[Outcome]) -> Part:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.reproduce.experiment import Comparison, Experiment
+from vlm_lens.reproduce.experiments import experiments as known_experiments
 from vlm_lens.reproduce.plan import ModelPlan
+from vlm_lens.reproduce.setup import ReproduceError
 from vlm_lens.reproduce.store import Store, with_partial
+from vlm_lens.reproduce.workers import in_processes, kept_error, run_one
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from vlm_lens.recipes import Recipe, Result
-    from vlm_lens.reproduce.setup import Setup
 
 __all__ = ["Outcome", "execute"]
 
@@ -33,21 +31,23 @@ class Outcome:
 
     Attributes:
         plan: The plan.
-        comparisons: By experiment.
+        comparisons: By experiment; those that are finished in the folder are among them, also
+            if the plan does not ask for them.
         results: By run.
         skipped: Experiments that the model cannot have, with the reason.
-        failed: Experiments of which a run ended with an error, with the message.
+        failed: Experiments of which a run, or the comparison, ended with an error, with the
+            message.
+        figures: What is drawn of each experiment.
+        undrawn: Experiments whose figures ended with an error, with the message.
     """
 
     plan: ModelPlan
-    comparisons: Mapping[str, Comparison]
-    results: Mapping[str, Result]
-    skipped: Mapping[str, str]
-    failed: Mapping[str, str]
-
-    def of(self, experiment: Experiment) -> dict[str, Result]:
-        """An experiment's own runs."""
-        return {name: self.results[name] for name in experiment.recipes(self.plan.setup)}
+    comparisons: dict[str, Comparison]
+    results: dict[str, Result]
+    skipped: dict[str, str]
+    failed: dict[str, str]
+    figures: dict[str, list[go.Figure]] = field(default_factory=dict)
+    undrawn: dict[str, str] = field(default_factory=dict)
 
 
 def execute(
@@ -86,11 +86,7 @@ def execute(
     needed = {name for one in experiments for name in one.recipes(plan.setup)}
     runs = {name: recipe for name, recipe in plan.runs.items() if name in needed}
     todo, errors = _check(runs, store, vlm, say)
-    work = (
-        _in_processes(todo, plan, options, jobs)
-        if jobs > 1 and len(todo) > 1
-        else ((name, *run_one(name, todo[name], vlm, store, progress)) for name in todo)
-    )
+    work = _work(todo, plan, store, vlm, progress, jobs, options)
     for i, (name, seconds, error) in enumerate(work, start=1):
         if error:
             errors[name] = error
@@ -98,16 +94,74 @@ def execute(
         say(f"[{i}/{len(todo)}] {name}: {said}")
     results = {name: store.load(name, recipe) for name, recipe in runs.items()
                if name not in errors}  # fmt: skip
-    comparisons, failed = {}, {}
+    failed = {}
     for one in experiments:
         wrong = [errors[name] for name in one.recipes(plan.setup) if name in errors]
         if wrong:
             failed[one.id] = wrong[0]
+    before = _finished_before(plan, store, say)
+    results |= {name: result for found in before.values() for name, result in found.items()}
+    outcome = Outcome(plan, {}, results, skipped, failed, {}, {})
+    order = list(known_experiments())
+    done = [*(one for one in experiments if one.id not in failed), *before]
+    for one in sorted(done, key=lambda e: order.index(e.id) if e.id in order else len(order)):
+        _compare(one, outcome, say)
+    return outcome
+
+
+def _work(
+    todo: Mapping[str, Recipe], plan: ModelPlan, store: Store, vlm: Any, progress: bool, jobs: int,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[str, float, str]]:  # fmt: skip
+    """The runs, several at once where asked; what is timed runs alone, after the others."""
+    timed = {n for one in plan.experiments if one.changes for n in one.recipes(plan.setup)}
+    shared = {name: recipe for name, recipe in todo.items() if name not in timed}
+    here = [name for name in todo if name in timed]
+    if jobs > 1 and len(shared) > 1:
+        yield from in_processes(shared, plan, options, jobs)
+    else:
+        here = [*shared, *here]
+    for name in here:
+        yield name, *run_one(name, todo[name], vlm, store, progress)
+
+
+def _finished_before(
+    plan: ModelPlan, store: Store, say: Callable[[str], None]
+) -> dict[Experiment, dict[str, Result]]:
+    """Experiments that are not asked for now and stand finished in the folder, with their runs."""
+    found: dict[Experiment, dict[str, Result]] = {}
+    for one in known_experiments().values():
+        if one in plan.experiments or not (plan.folder / one.id).is_dir():
             continue
-        mine = {name: results[name] for name in one.recipes(plan.setup)}
-        comparisons[one.id] = one.compare(plan.setup, mine)
-        _save(plan.folder / one.id, one, plan, mine, comparisons[one.id])
-    return Outcome(plan, comparisons, results, skipped, failed)
+        try:
+            results = {n: store.load(n, recipe) for n, recipe in one.recipes(plan.setup).items()}
+        except ReproduceError as error:
+            say(f"{one.id}, finished before, is left out of the report: {error}")
+            continue
+        if None not in results.values():
+            found[one] = results
+    return found
+
+
+def _compare(one: Experiment, outcome: Outcome, say: Callable[[str], None]) -> None:
+    """Sets an experiment beside the paper, writes that, and adds it to the outcome."""
+    setup, folder = outcome.plan.setup, outcome.plan.folder
+    results = {name: outcome.results[name] for name in one.recipes(setup)}
+    try:
+        comparison = one.compare(setup, results)
+    except Exception as error:
+        outcome.failed[one.id] = kept_error(folder, one.id, error)
+        say(f"{one.id}: not compared: {outcome.failed[one.id]}")
+        return
+    outcome.comparisons[one.id] = comparison
+    try:
+        outcome.figures[one.id] = list(one.figures(setup, results))
+        _save(folder / one.id, comparison, outcome.figures[one.id])
+    except Exception as error:  # numbers are worth more than a figure
+        outcome.figures[one.id] = []
+        outcome.undrawn[one.id] = kept_error(folder, one.id, error)
+        say(f"{one.id}: not drawn: {outcome.undrawn[one.id]}")
+        _save(folder / one.id, comparison, [])
 
 
 def lacking(experiment: Experiment, vlm: Any) -> str:
@@ -138,77 +192,15 @@ def _check(
     return todo, errors
 
 
-def run_one(name: str, recipe: Recipe, vlm: Any, store: Store, progress: bool) -> tuple[float, str]:
-    """Runs and saves one recipe: the seconds it took, and what went wrong, if anything."""
-    clock = perf_counter()
-    try:
-        store.save(name, recipe.run(vlm, progress=progress))
-    except VLMLensError as error:
-        return perf_counter() - clock, str(error)
-    return perf_counter() - clock, ""
-
-
-# ---------------------------------------------------------------------- several at once
-
-_WORKER: dict[str, Any] = {}
-
-
-def _in_processes(
-    runs: Mapping[str, Recipe], plan: ModelPlan, options: Mapping[str, Any], jobs: int
-) -> Iterator[tuple[str, float, str]]:
-    """Runs recipes in processes that each hold the model, in the order in which they finish."""
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    start = (plan.setup, plan.folder, dict(options))
-    with ProcessPoolExecutor(
-        min(jobs, len(runs)), context, initializer=_start_worker, initargs=start
-    ) as pool:
-        waiting = {pool.submit(_work, name, recipe): name for name, recipe in runs.items()}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], *done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker(setup: Setup, folder: Path, options: Mapping[str, Any]) -> None:
-    import signal
-
-    import torch
-    from transformers.utils import logging
-
-    from vlm_lens.model import HookedVLM
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    vlm = HookedVLM.from_pretrained(setup.model, **options)
-    _WORKER.update(vlm=vlm, store=Store(folder, setup, vlm))
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed has nobody to work for."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _work(name: str, recipe: Recipe) -> tuple[float, str]:
-    return run_one(name, recipe, _WORKER["vlm"], _WORKER["store"], progress=False)
-
-
 # ---------------------------------------------------------------------- files
 
 
-def _save(
-    folder: Path, experiment: Experiment, plan: ModelPlan, results: Mapping[str, Result],
-    comparison: Comparison,
-) -> None:  # fmt: skip
+def _save(folder: Path, comparison: Comparison, figures: Sequence[go.Figure]) -> None:
     def write(to: Path) -> None:
         comparison.numbers.to_csv(to / "numbers.csv", index=False)
         comparison.texts.to_csv(to / "texts.csv", index=False)
         findings_table([comparison]).to_csv(to / "findings.csv", index=False)
-        for i, figure in enumerate(experiment.figures(plan.setup, results), start=1):
+        for i, figure in enumerate(figures, start=1):
             figure.write_html(to / f"figure{i}.html", include_plotlyjs="../../plotly.min.js")
 
     with_partial(folder, write)

@@ -53,6 +53,7 @@ class Store:
             )
         else:
             write_text(path, json.dumps(about, indent=1, ensure_ascii=False))
+        self._plotly()  # before there are workers, which would write it at once
 
     def load(self, name: str, recipe: Recipe) -> Result | None:
         """A finished run; None if it is not there.
@@ -77,7 +78,6 @@ class Store:
     def save(self, name: str, result: Result) -> Result:
         """Writes a run, whole or not at all, and gives it back as it is read again."""
         folder = self.folder / "runs" / name
-        self._plotly()
         with_partial(folder, lambda to: result.save(to, plotlyjs=f"../../../{_PLOTLY}"))
         return type(result).load(folder)
 
