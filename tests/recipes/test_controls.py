@@ -12,6 +12,7 @@ from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.controls import CONTROLS, chosen_controls, donors, interventions
 from vlm_lens.recipes.sources import TaskVectors
 from vlm_lens.tasks import Task
+from vlm_lens.tasks.rows import Row
 
 TASK, LAYER = "food-color", 3
 
@@ -91,6 +92,20 @@ def test_donors_are_another_task_and_another_domain():
         assert other.domain != task.domain
     same, other = donors(tasks[0], tasks[:1])
     assert (same.name, other.name) == ("country-currency", "animal-latin")
+
+
+def test_tasks_of_ones_own_without_a_domain_are_the_donors_of_each_other():
+    def rows(kind, split, n):
+        return tuple(Row(f"{kind} {split} {i}", f"{kind}{i}") for i in range(n))
+
+    def own(name, kind):
+        return Task(name, f"{name}:", rows(kind, "val", 4), rows(kind, "test", 3))
+
+    dog, dog_too, car = own("dog", "dog"), own("dog-too", "dog"), own("car", "car")
+    assert donors(dog, (dog, car, dog_too)) == (dog_too, car)
+    assert donors(car, (dog, car, dog_too)) == (None, dog_too)
+    assert donors(dog, (dog, dog_too))[0] is dog_too
+    assert donors(dog, (dog, dog_too))[1].name in Task.names()  # shipped ones where there is none
 
 
 def test_a_control_of_ones_own_is_a_row_of_the_table(toy):

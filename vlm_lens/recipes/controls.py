@@ -80,6 +80,8 @@ class Control:
 def donors(task: Task, tasks: Sequence[Task]) -> tuple[Task | None, Task | None]:
     """Another task of the same domain, and one of another domain: those next in the list.
 
+    Where a task of one's own names no domain, tasks that share inputs with it are of its domain.
+
     Args:
         task: The task whose vector is exchanged.
         tasks: The tasks of the recipe; shipped tasks come after them.
@@ -89,8 +91,15 @@ def donors(task: Task, tasks: Sequence[Task]) -> tuple[Task | None, Task | None]
     shipped = [Task.load(n) for n in Task.names() if n not in names]
     others = [*tasks[after:], *tasks[: after - 1], *shipped]
     known = {row.input for row in task.test}
-    same = (o for o in others if o.domain == task.domain and known <= {r.input for r in o.test})
-    other = (o for o in others if o.domain != task.domain)
+    inputs = {id(o): {row.input for row in o.test} for o in others}
+
+    def akin(o: Task) -> bool:
+        if o.domain and task.domain:
+            return o.domain == task.domain
+        return bool(known & inputs[id(o)])
+
+    same = (o for o in others if akin(o) and known <= inputs[id(o)])
+    other = (o for o in others if not akin(o))
     return next(same, None), next(other, None)
 
 
