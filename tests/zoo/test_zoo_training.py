@@ -41,6 +41,7 @@ def mini_stages(organism: type[Organism] = Llava) -> tuple[Stage, ...]:
             image_matches=min(s.image_matches, 4),
             image_contexts=min(s.image_contexts, 2),
             image_bares=min(s.image_bares, 2),
+            image_targets=min(s.image_targets, 2),
         )
         for s in organism.stages
     )
