@@ -23,7 +23,6 @@ __all__ = [
     "choose_further",
     "choose_tasks",
     "find_data",
-    "weights_digest",
 ]
 
 _PAPER_MODEL = {"llava": "LLaVA-v1.5", "idefics2": "Idefics2", "fuyu": "Mantis-Fuyu"}
@@ -121,10 +120,15 @@ class Setup:
         return {
             "model": self.model,
             "base": self.base,
-            "tasks": [plain(task) for task in self.tasks],
-            "further": [plain(task) for task in self.further],
+            "tasks": [_content(task) for task in self.tasks],
+            "further": [_content(task) for task in self.further],
             "seeds": self.seeds,
         }
+
+
+def _content(task: str | Task) -> Any:
+    """A task by its name and a digest of its rows, shipped or not: rows may change."""
+    return plain(Task.load(task) if isinstance(task, str) else task)
 
 
 def base_of(model: str) -> str | None:
@@ -194,24 +198,3 @@ def choose_further(tasks: Sequence[str | Task], data: Path | None = None) -> tup
             for name, question in _QUESTIONS.items()
         )
     return _STAND_INS[: len(tasks)]
-
-
-def weights_digest(model: Any, samples: int = 64) -> str:
-    """A fingerprint of a model's weights: names, shapes, and some values of each.
-
-    Args:
-        model: A torch module.
-        samples: How many values of each tensor, evenly spaced.
-    """
-    import hashlib
-
-    import torch
-
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if weight.device.type != "meta" and weight.numel():
-            flat = weight.detach().flatten()
-            at = torch.linspace(0, len(flat) - 1, min(samples, len(flat)), dtype=torch.float64)
-            digest.update(flat[at.long().to(flat.device)].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

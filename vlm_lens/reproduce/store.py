@@ -8,15 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.recipes.base import model_facts, versions
-from vlm_lens.reproduce.setup import ReproduceError, Setup, weights_digest
+from vlm_lens.recipes.base import model_facts
+from vlm_lens.reproduce.identity import (
+    library_versions,
+    named_model_facts,
+    processor_digest,
+    weights_digest,
+)
+from vlm_lens.reproduce.setup import ReproduceError, Setup
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe, Result
 
 __all__ = ["Store"]
 
-_FORMAT = "vlm_lens.reproduce/1"
+_FORMAT = "vlm_lens.reproduce/2"
 _PLOTLY = "plotly.min.js"
 
 
@@ -42,7 +48,9 @@ class Store:
             **{f"setup: {k}": v for k, v in setup.to_dict().items()},
             **{f"model: {k}": v for k, v in model_facts(vlm).items()},
             "model: weights": weights_digest(vlm.hf_model),
-            **{f"version: {k}": v for k, v in versions().items()},
+            "model: processor": processor_digest(vlm),
+            **{f"base: {k}": v for k, v in _facts(setup.base).items()},
+            **{f"version: {k}": v for k, v in library_versions().items()},
         }
         path = folder / "about.json"
         if path.exists():
@@ -107,6 +115,10 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def _facts(name: str | None) -> dict[str, Any]:
+    return {} if name is None else named_model_facts(name)
 
 
 def _read(path: Path) -> dict[str, Any]:
