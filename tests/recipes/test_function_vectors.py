@@ -108,17 +108,42 @@ def test_corrupted_prompts(toy):
     assert not colors & set(said) - {""}
 
 
-def test_random_heads_are_seeded_and_different(toy):
-    drawn = random_heads(toy, 7, seed=3)
-    assert drawn == random_heads(toy, 7, seed=3) != random_heads(toy, 7, seed=4)
-    assert len(set(drawn)) == 7 and all(0 <= a < 8 and 0 <= b < 4 for a, b in drawn)
+def test_random_heads_are_seeded_and_none_of_the_chosen(toy):
+    chosen = ((1, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2))
+    drawn = random_heads(toy, chosen, seed=3)
+    assert drawn == random_heads(toy, chosen, seed=3) != random_heads(toy, chosen, seed=4)
+    assert len(set(drawn)) == 6 and all(0 <= a < 8 and 0 <= b < 4 for a, b in drawn)
     patches = in_place(mean_heads(toy, ["A:"]), drawn)
     assert sorted((int(p.point.split(".")[1]), h) for p in patches for h in p.heads) == list(drawn)
+    for seed in range(20):
+        assert not set(chosen) & set(random_heads(toy, chosen, seed=seed))
+        alike = random_heads(toy, chosen, seed=seed, by_block=True)
+        assert not set(chosen) & set(alike) and len(alike) == 6
+        # block 4 has one other head: two come from elsewhere
+        blocks = [block for block, _ in alike]
+        assert blocks.count(1) >= 1 and blocks.count(3) == 2 and blocks.count(4) == 1
+    assert random_heads(toy, [(a, b) for a in range(8) for b in range(4)], seed=1) == ()
+
+
+def test_controls_are_as_long_as_the_function_vector(toy):
+    means, chosen = mean_heads(toy, TASK.example_sets("text", seed=1, n=3)), ((3, 0), (4, 1))
+    made = RECIPE.methods(toy, means, chosen, {m.ADDED: 3, m.REPLACED: 5}, 1)
+    assert list(made) == [m.ADDED, m.REPLACED, m.HEADS, m.RANDOM, m.RANDOM_REPLACED, m.RANDOM_HEADS]
+    length = written(toy, means, chosen).norm()
+    raw = written(toy, means, random_heads(toy, chosen, seed=1))
+    for control, way, field in (
+        (m.RANDOM, m.ADDED, "vector"), (m.RANDOM_REPLACED, m.REPLACED, "value"),
+    ):  # fmt: skip
+        value = getattr(made[control], field).data
+        assert made[control].point == made[way].point
+        torch.testing.assert_close(value.norm(), length)
+        torch.testing.assert_close(value / length, raw / raw.norm())
 
 
 def test_the_methods_stand_beside_those_of_the_paper(result, tmp_path):
     methods = set(result.table["method"])
-    assert {"No Context", "Prompt", "Patch", m.ADDED, m.REPLACED, m.HEADS, m.RANDOM} <= methods
+    assert {"No Context", "Prompt", "Patch", m.ADDED, m.REPLACED, m.HEADS} <= methods
+    assert {m.RANDOM, m.RANDOM_REPLACED, m.RANDOM_HEADS} <= methods
     assert len(result.tables["heads"]) == 32
     again = Result.load(result.save(tmp_path))
     assert type(again) is m.FunctionVectorsResult and repr(again) == repr(result)

@@ -8,7 +8,7 @@ import torch
 from recipes.plain import QUERY, Plain, few_shot, small
 from vlm_lens.recipes import MultimodalTaskVectors, RecipeError, Result
 from vlm_lens.recipes import multimodal_task_vectors as m
-from vlm_lens.recipes.heads import mean_heads
+from vlm_lens.recipes.heads import mean_heads, random_heads
 
 TASK = small("food-color", 6, 8)
 RECIPE = MultimodalTaskVectors(tasks=TASK, seeds=1, layer=4, steps=12, samples=8, n_examples=3)
@@ -40,11 +40,14 @@ def test_losses_and_answers_equal_plain_transformers(toy, result):
 
     table = result.tables["heads"]
     chosen = [(int(r.layer), int(r.head)) for r in table[table["chosen"]].itertuples()]
-    edits = [plain.put_heads(at, some, means) for at, some in by_layer(chosen).items()]
-    said = [plain.says(QUERY, [row.image], inputs=edits) for row in TASK.test]
+    control = random_heads(toy, chosen, seed=1, by_block=True)
+    assert not set(control) & set(chosen)
     answers = result.predictions
-    got = answers[answers["method"] == m.MTV]["prediction"]
-    assert [text.strip() for text in got] == said
+    for method, heads in ((m.MTV, chosen), (m.RANDOM, control)):
+        edits = [plain.put_heads(at, some, means) for at, some in by_layer(heads).items()]
+        said = [plain.says(QUERY, [row.image], inputs=edits) for row in TASK.test]
+        got = answers[answers["method"] == method]["prediction"]
+        assert [text.strip() for text in got] == said
 
 
 def test_the_search_finds_the_heads_that_lower_a_known_loss():

@@ -36,6 +36,8 @@ ADDED = "Function vector, added"
 REPLACED = "Function vector, replaced"
 HEADS = "Its heads, each in place"
 RANDOM = "Random heads, added"
+RANDOM_REPLACED = "Random heads, replaced"
+RANDOM_HEADS = "Random heads, each in place"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class FunctionVectors(MethodRecipe):
 
     *Function vector, added* adds it after one block at the query's last position, as in the paper;
     *replaced* puts it in place of what is there; *Its heads, each in place* replaces the same
-    heads' outputs by their means in their own blocks. *Random heads, added* is the control.
+    heads' outputs by their means in their own blocks. Each has a control of the same form, with as
+    many heads that were not chosen; what these write is brought to the function vector's length.
 
     Unlike the paper: queries are of the recipe's modality, not that of the examples; blocks are
     chosen on the validation rows (there, a third of the depth); prompts that the model gets wrong
@@ -193,9 +196,15 @@ class FunctionVectors(MethodRecipe):
         vector = written(vlm, means, chosen)
         made: dict[str, Any] = {way: use(best[way], vector) for way, use in self.ways().items()}
         made[HEADS] = in_place(means, chosen)
-        if self.controls:
-            others = written(vlm, means, random_heads(vlm, self.heads, seed=seed))
-            made[RANDOM] = self.paper().add(best[ADDED], others)
+        others = random_heads(vlm, chosen, seed=seed)
+        if self.controls and others:
+            noise = written(vlm, means, others)
+            noise = (noise * (vector.norm() / noise.norm())).to(vector.dtype)
+            made[RANDOM] = self.paper().add(best[ADDED], noise)
+            made[RANDOM_REPLACED] = self.paper().patch(best[REPLACED], noise)
+            made[RANDOM_HEADS] = in_place(
+                means, random_heads(vlm, chosen, seed=seed, by_block=True)
+            )
         return made
 
     def validate(self) -> None:

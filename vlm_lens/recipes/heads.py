@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -72,8 +73,29 @@ def written(vlm: Any, means: TaskVector, heads: Iterable[Head]) -> Float[Tensor,
     return (outputs[0] - outputs[1]).sum(0).to(means.values.dtype)
 
 
-def random_heads(vlm: Any, n: int, *, seed: int) -> tuple[Head, ...]:
-    """Heads drawn from all, each at the most once: a control."""
+def random_heads(
+    vlm: Any, chosen: Iterable[Head], *, seed: int, by_block: bool = False
+) -> tuple[Head, ...]:
+    """As many other heads as were chosen, drawn by chance: a control.
+
+    Args:
+        vlm: A HookedVLM.
+        chosen: The chosen heads; none of them is drawn.
+        seed: The seed of the draw.
+        by_block: Whether each block has as many as were chosen in it. Where it has too few others,
+            the rest comes from other blocks.
+
+    Returns:
+        Heads in order; fewer where more than half of all were chosen.
+    """
+    chosen = tuple(chosen)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(vlm.cfg.n_layers * vlm.cfg.n_heads, generator=generator)[:n]
-    return tuple(sorted(divmod(int(i), vlm.cfg.n_heads) for i in drawn))
+    order = torch.randperm(vlm.cfg.n_layers * vlm.cfg.n_heads, generator=generator).tolist()
+    heads = (divmod(i, vlm.cfg.n_heads) for i in order)
+    others = [head for head in heads if head not in chosen]
+    drawn: list[Head] = []
+    if by_block:
+        for block, n in Counter(block for block, _ in chosen).items():
+            drawn += [head for head in others if head[0] == block][:n]
+    drawn += [head for head in others if head not in drawn][: len(chosen) - len(drawn)]
+    return tuple(sorted(drawn))

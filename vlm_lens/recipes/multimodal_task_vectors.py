@@ -43,7 +43,8 @@ class MultimodalTaskVectors(MethodRecipe):
        (cross-entropy of the answer's first token) by Adam on the probabilities' logits.
     3. The heads more likely than not are put in place in the test queries.
 
-    *Random heads, each in place*, as many, is the control: what does the search add?
+    *Random heads, each in place*, as many in each block and none of the found ones as far as a
+    block has others, is the control: what does the search add?
 
     Unlike the paper: 100 steps of search, not 600 (set `steps`); one search a task, with the means
     of the first seed; at the end the set of heads is not drawn but the likeliest one; the means
@@ -69,8 +70,8 @@ class MultimodalTaskVectors(MethodRecipe):
             methods: dict[tuple[str, int], Any] = {}
             for seed, mine in means.items():
                 methods[MTV, seed] = in_place(mine, found.heads)
-                if self.controls:
-                    others = random_heads(vlm, len(found.heads), seed=seed)
+                others = random_heads(vlm, found.heads, seed=seed, by_block=True)
+                if self.controls and others:
                     methods[RANDOM, seed] = in_place(mine, others)
             runs += self.runs(vlm, task, methods, what="task vectors of heads")
             heads.append(found.table().assign(task=task.name))
