@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -112,6 +115,33 @@ def test_any_position_and_one_row_at_a_time(toy):
     assert "Patch, back-patched from another row" not in methods
 
 
+def test_prompts_with_unequally_many_positions_run_as_one_by_one(toy):
+    def longer(rows):  # every third name is said twice: texts of several lengths
+        return tuple(
+            row if i % 3 else replace(row, input=f"{row.input} {row.input}")
+            for i, row in enumerate(rows)
+        )
+
+    task = small("country-capital", 5, 7)
+    task = replace(task, validation=longer(task.validation), test=longer(task.test))
+    settings = {"tasks": task, "seeds": 1, "layer": 4, "at": "text", "under": ("prompt",),
+                "blocks": (2, 5), "n_examples": 2}  # fmt: skip
+    together, apart = (
+        BackPatching(**settings, batch_size=n).run(toy, progress=False) for n in (4, 1)
+    )
+    prompts = task.example_sets("text", seed=1, n=2, target_modality="image", split="test")
+    groups = BackPatching(**settings).alike(toy, prompts)
+    lengths = [[len(toy.to_tokens(prompts[i].text)) for i in rows] for rows in groups]
+    assert len(groups) > 1 and all(len(set(one)) == 1 for one in lengths)
+    name = "Prompt, back-patched"
+    said = [
+        r.predictions[r.predictions["method"] == name]["prediction"].tolist()
+        for r in (together, apart)
+    ]
+    assert said[0] == said[1]
+    pd.testing.assert_frame_equal(together.tables["pairs"], apart.tables["pairs"])
+
+
 def test_the_methods_stand_beside_those_of_the_paper(result, tmp_path):
     again = Result.load(result.save(tmp_path))
     assert type(again) is m.BackPatchingResult and repr(again) == repr(result)
@@ -122,8 +152,6 @@ def test_the_methods_stand_beside_those_of_the_paper(result, tmp_path):
 
 
 def test_of_equal_pairs_the_first_is_taken():
-    import pandas as pd
-
     rows = [("a", 1, -1, -1, 0.9), ("a", 1, 2, 0, 0.5), ("a", 1, 1, 0, 0.7), ("a", 1, 2, 1, 0.7)]
     columns = ["task", "seed", "source", "target", "accuracy"]
     assert m.best_pair(pd.DataFrame(rows, columns=columns)) == (1, 0)

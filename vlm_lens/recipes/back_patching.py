@@ -51,9 +51,9 @@ class BackPatching(MethodRecipe):
     bare queries of *Patch*, together with the task vector. Controls: *... from another row* writes
     what the next row's prompt holds at these positions; *... forward* exchanges source and target.
 
-    Unlike the paper: single blocks, not windows of them; the tasks of this package. The prompts of
-    a batch must have equally many such positions; where pictures differ in size, set `batch_size=1`
-    (the control from another row is then left out).
+    Unlike the paper: single blocks, not windows of them; the tasks of this package. Prompts with
+    equally many such positions run together; where one has no equal, or `batch_size` is 1, the
+    control from another row is left out.
 
     Attributes:
         at: Where: `"images"`, `"text"`, `"last"`, `"all"`, or a Position.
@@ -125,13 +125,19 @@ class BackPatching(MethodRecipe):
         ways: dict[str, tuple[Pair, int]] = {name: (pair, 0)}  # pair, rows further
         if self.controls:
             ways[f"{name} forward"] = pair[::-1], 0
-            if self.batch_size > 1:
-                ways[f"{name} from another row"] = pair, 1
+            ways[f"{name} from another row"] = pair, 1
+        made = {
+            (task, seed): setup(task, seed, "test")
+            for task in self.chosen_tasks()
+            for seed in self.used_seeds()
+        }
+        if self.controls and any(self.alone(vlm, prompts) for prompts, _ in made.values()):
+            ways.popitem()
         runs = []
         for task in self.chosen_tasks():
             answers = [row.answers for row in task.test]
             for seed in self.used_seeds():
-                prompts, also = setup(task, seed, "test")
+                prompts, also = made[task, seed]
                 tokens = torch.cat(
                     [
                         self.predicted(vlm, prompts, [one], also, f"{task.name}: {way}", roll)
@@ -152,11 +158,14 @@ class BackPatching(MethodRecipe):
         roll: int = 0,
     ) -> Tensor:
         """The next token of each prompt under each pair, `[pairs, prompts]`."""
-        columns = []
-        batches = math.ceil(len(prompts) / self.batch_size)
-        if roll:  # no row may be alone
-            batches = max(1, min(batches, len(prompts) // 2))
-        for rows in self.progress(np.array_split(range(len(prompts)), batches), what):
+        columns = torch.empty(len(pairs), len(prompts), dtype=torch.long)
+        batches: list[np.ndarray] = []
+        for rows in self.alike(vlm, prompts):
+            n = math.ceil(len(rows) / self.batch_size)
+            if roll:  # no row may be alone
+                n = max(1, min(n, len(rows) // 2))
+            batches += np.array_split(rows, n)
+        for rows in self.progress(batches, what):
             prompt = vlm.as_prompt([prompts[i] for i in rows])
             held = self.held(vlm, prompt, sorted({pair[0] for pair in pairs if pair}), roll)
             edits = [
@@ -171,8 +180,21 @@ class BackPatching(MethodRecipe):
                 found[some] = swept.stack("token_id").reshape(len(some), len(prompt))
             if none:
                 found[none] = vlm.run(prompt)[:, -1].argmax(-1).cpu()
-            columns.append(found)
-        return torch.cat(columns, 1)
+            columns[:, rows.tolist()] = found
+        return columns
+
+    def alike(self, vlm: Any, prompts: Sequence[RawPrompt]) -> list[list[int]]:
+        """The prompts' numbers, those with equally many positions to write to together."""
+        found: dict[int, list[int]] = {}
+        for start in range(0, len(prompts), self.batch_size):
+            layouts = vlm.as_prompt(list(prompts[start : start + self.batch_size])).layouts
+            for i, layout in enumerate(layouts, start):
+                found.setdefault(len(self.place().resolve(layout)), []).append(i)
+        return list(found.values())
+
+    def alone(self, vlm: Any, prompts: Sequence[RawPrompt]) -> bool:
+        """Whether a prompt has no other to take from."""
+        return self.batch_size == 1 or min(map(len, self.alike(vlm, prompts))) == 1
 
     def held(self, vlm: Any, prompt: Any, blocks: Sequence[int], roll: int) -> dict[int, Tensor]:
         """What the positions hold after each block: `[rows, positions, d_model]`."""
