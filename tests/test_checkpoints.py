@@ -133,3 +133,16 @@ def test_a_name_that_is_near_nothing(hub):
     with pytest.raises(ModelError, match="has a '/'") as error:
         HookedVLM.from_pretrained("zzzz")
     assert "Did you mean" not in str(error.value) and hub == []
+
+
+def test_base_and_unrelated_models_are_known_and_fit():
+    assert checkpoints.base_of("HuggingFaceM4/idefics2-8b") == "mistral-7b-v0.1"
+    assert checkpoints.base_of("toy-induction") is checkpoints.unrelated_of("idefics2-8b") is None
+    sizes = {}
+    for name in zoo.names():
+        config = transformers.AutoConfig.from_pretrained(zoo.path(name)).get_text_config()
+        sizes[name] = config.hidden_size, config.num_hidden_layers
+    for name in ("toy-llava", "toy-idefics2", "toy-fuyu"):
+        base, other = checkpoints.base_of(name), checkpoints.unrelated_of(name)
+        assert base != other and sizes[base] == sizes[other] == sizes[name]
+    assert checkpoints.base_of("toy-fuyu") == "toy-persimmon"

@@ -7,9 +7,24 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["CHECKPOINTS", "Checkpoint", "apply_settings", "find", "names"]
+__all__ = [
+    "CHECKPOINTS",
+    "Checkpoint",
+    "apply_settings",
+    "base_of",
+    "find",
+    "names",
+    "unrelated_of",
+]
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
+
+# a model of the zoo -> the language model it was made from, and one of its size that it was not
+_ZOO = {
+    "toy-llava": ("toy-vicuna", "toy-mistral"),
+    "toy-idefics2": ("toy-mistral", "toy-vicuna"),
+    "toy-fuyu": ("toy-persimmon", "toy-vicuna"),
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,36 @@ def find(name: str) -> Checkpoint | None:
     """
     by_repo = (one for one in CHECKPOINTS.values() if one.repo == name)
     return CHECKPOINTS.get(name) or next(by_repo, None)
+
+
+def base_of(model: str) -> str | None:
+    """The language model that a vision-language model was made from; `None` where not known.
+
+    Args:
+        model: The name of a model of the zoo, the short name of a checkpoint or a Hub id.
+
+    Returns:
+        A name that can be loaded.
+    """
+    if model in _ZOO:
+        return _shipped(_ZOO[model][0])
+    checkpoint = find(model)
+    return checkpoint.base_lm if checkpoint else None
+
+
+def unrelated_of(model: str) -> str | None:
+    """A language model of the same size that a model of the zoo was not made from.
+
+    Args:
+        model: The name of a model of the zoo; `None` is the answer for any other.
+    """
+    return _shipped(_ZOO[model][1]) if model in _ZOO else None
+
+
+def _shipped(name: str) -> str | None:
+    from vlm_lens import zoo
+
+    return name if name in zoo.names() else None
 
 
 def apply_settings(checkpoint: Checkpoint, processor: Any) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny
+import torch
 
 from recipes.plain import QUERY, Plain, few_shot, right, small
+from vlm_lens import HookedVLM
 from vlm_lens.errors import VLMLensError
 from vlm_lens.recipes import CrossModalPatch, RecipeError, Result
 from vlm_lens.recipes import transfer as t
@@ -160,6 +163,22 @@ def test_what_the_model_cannot_do_is_said_before_any_run(toy, load, no_forward):
         CrossModalPatch(form="chat").run(toy)
     with pytest.raises(RecipeError, match=r"CrossModalPatch\.source is 'image'"):
         CrossModalPatch(tasks=TASK, source="image", source_model="toy-vicuna").run(toy)
+
+
+def test_more_examples_than_there_are_are_refused_before_any_run(toy, no_forward):
+    no_forward(toy)
+    for rows, said in (((6, 4), "4 test rows"), ((4, 6), "4 validation rows")):
+        with pytest.raises(RecipeError, match=rf"n_examples is 4; {TASK} has {said}.* allows 3"):
+            CrossModalPatch(small(TASK, *rows), n_examples=4).run(toy)
+
+
+def test_a_source_model_is_loaded_like_the_model_and_must_fit(toy, load, tmp_path):
+    recipe = CrossModalPatch(tasks=TASK, source_model="toy-vicuna")
+    half = HookedVLM.from_pretrained("toy-llava", dtype="bfloat16")
+    assert recipe.source_vlm(half).dtype == torch.bfloat16
+    narrow = tiny.save("llama", tmp_path)
+    with pytest.raises(RecipeError, match=r"CrossModalPatch\.source_model: .* has d_model"):
+        CrossModalPatch(tasks=TASK, source_model=str(narrow)).source_vlm(toy)
 
 
 def test_files_figures_and_text(result, tmp_path):

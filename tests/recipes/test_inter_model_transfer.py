@@ -84,7 +84,7 @@ def test_names_files_and_figures(result, tmp_path):
 
 
 def test_the_base_model_of_the_zoo_and_of_the_checkpoints_is_known(toy, load):
-    assert m.base_of(toy) == "toy-vicuna"
+    assert m.base_of(toy.name) == "toy-vicuna"
     with pytest.raises(RecipeError, match=r"InterModelTransfer\.source_model"):
         InterModelTransfer(tasks=TASKS).run(load("clip-llama"))
 

@@ -36,6 +36,7 @@ from vlm_lens.recipes.sources import (
     few_shot,
     given_rows,
     in_form,
+    writable_into,
 )
 from vlm_lens.recipes.transfer import Run, TransferResult
 from vlm_lens.tasks import PAPER_TASKS, Task
@@ -118,13 +119,12 @@ class CrossModalPatch(Recipe):
         """The model that vectors are read on.
 
         Raises:
-            RecipeError: It takes no pictures, and they are to be read from pictures.
+            RecipeError: It takes no pictures, and they are to be read from pictures; or its
+                vectors do not fit the model that is written into.
         """
         if self.source_model is None:
             return vlm
-        from vlm_lens.model import HookedVLM
-
-        source = HookedVLM.from_pretrained(self.source_model)
+        source = writable_into(vlm, self.source_model, field="CrossModalPatch.source_model")
         if self.source == "image" and not source.family.takes_images:
             raise RecipeError(
                 f"CrossModalPatch.source is 'image', and {source.name} takes no pictures."
@@ -269,6 +269,16 @@ class CrossModalPatch(Recipe):
                 f"0..{vlm.cfg.n_layers - 1}."
             )
         in_form(self.chosen_tasks()[0], self.form, vlm)
+        fewest = min(
+            (len(task.rows(split)), task.name, split)
+            for task in self.chosen_tasks()
+            for split in ("validation", "test")
+        )
+        if self.source != "instruction" and self.n_examples >= fewest[0]:
+            raise RecipeError(
+                f"CrossModalPatch.n_examples is {self.n_examples}; {fewest[1]} has {fewest[0]} "
+                f"{fewest[2]} rows, one of them the query, and allows {fewest[0] - 1}."
+            )
         if "image" in (self.source, self.query) and not vlm.family.takes_images:
             raise RecipeError(
                 f"{vlm.name} takes no pictures: set CrossModalPatch.source and .query to 'text'."

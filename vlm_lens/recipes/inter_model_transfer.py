@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from torch.nn.functional import cosine_similarity
 
-from vlm_lens.checkpoints import find
+from vlm_lens.checkpoints import base_of
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.controls import Control, chosen_controls, interventions
 from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
-from vlm_lens.recipes.sources import TaskVectors
+from vlm_lens.recipes.sources import TaskVectors, is_loaded, writable_into
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["InterModelTransfer", "InterModelResult"]
 BASE = "Patch, base LLM"
 UNRELATED = "Patch, unrelated LLM"
 _CONTROLS = ("wrong-same", "wrong-other", "shuffled")  # of the base model's vectors
-_ZOO = {"toy-llava": "toy-vicuna", "toy-idefics2": "toy-mistral"}
+_FIELDS = {"base": "source_model", "unrelated": "unrelated_model"}
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,12 @@ class InterModelTransfer(MethodRecipe):
 
     def measure(self, vlm: Any) -> InterModelResult:
         """Vectors on every model, their cosines, the test."""
-        named = {"base": self.source_model or base_of(vlm), "unrelated": self.unrelated_model}
-        llms = {kind: self.loaded(vlm, kind, m) for kind, m in named.items() if m is not None}
+        named = {"base": self.source_model or base_of(vlm.name), "unrelated": self.unrelated_model}
+        llms = {
+            kind: writable_into(vlm, model, field=f"InterModelTransfer.{_FIELDS[kind]}")
+            for kind, model in named.items()
+            if model is not None
+        }
         names = {kind: llm.name for kind, llm in llms.items()}
         paper = self.paper()
         reference = paper.measure(vlm)
@@ -107,34 +111,13 @@ class InterModelTransfer(MethodRecipe):
         keys = [k for k in _CONTROLS if not (k == "shuffled" and self.source == "instruction")]
         return chosen_controls(keys, field="InterModelTransfer.controls")
 
-    def loaded(self, vlm: Any, kind: str, model: Any) -> Any:
-        """A model to read vectors on.
-
-        Raises:
-            RecipeError: Its width is not the VLM's, or it has fewer blocks.
-        """
-        from vlm_lens.model import HookedVLM
-
-        where = {"device": vlm.device, "dtype": vlm.dtype}
-        source = model if _is_loaded(model) else HookedVLM.from_pretrained(model, **where)
-        name = "source_model" if kind == "base" else "unrelated_model"
-        for size, fits in (("d_model", int.__eq__), ("n_layers", int.__ge__)):
-            theirs, mine = getattr(source.cfg, size), getattr(vlm.cfg, size)
-            if not fits(theirs, mine):
-                raise RecipeError(
-                    f"InterModelTransfer.{name}: {source.name} has {size} {theirs}, {vlm.name} has "
-                    f"{mine}. Vectors can be written only where widths are equal and there is a "
-                    "vector for every block."
-                )
-        return source
-
     def validate(self) -> None:
         """Checks the fields."""
         super().validate()
         self.base_controls()
         for name in ("source_model", "unrelated_model"):
             model = getattr(self, name)
-            if not (model is None or isinstance(model, str) or _is_loaded(model)):
+            if not (model is None or isinstance(model, str) or is_loaded(model)):
                 raise RecipeError(
                     f"InterModelTransfer.{name} is a {type(model).__name__}; give a name, a "
                     "folder, a Hub id or a HookedVLM."
@@ -143,7 +126,7 @@ class InterModelTransfer(MethodRecipe):
     def validate_for(self, vlm: Any) -> None:
         """Checks that a base model is known."""
         super().validate_for(vlm)
-        if self.source_model is None and base_of(vlm) is None:
+        if self.source_model is None and base_of(vlm.name) is None:
             raise RecipeError(
                 f"Which language model {vlm.name} was made from is not known: set "
                 "InterModelTransfer.source_model."
@@ -156,14 +139,8 @@ class InterModelTransfer(MethodRecipe):
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON data, loaded models by their names."""
         named = {n: getattr(self, n) for n in ("source_model", "unrelated_model")}
-        names = {n: m.name if _is_loaded(m) else m for n, m in named.items()}
+        names = {n: m.name if is_loaded(m) else m for n, m in named.items()}
         return {**super().to_dict(), **names}
-
-
-def base_of(vlm: Any) -> str | None:
-    """The name of the language model that a VLM was made from, where it is known."""
-    checkpoint = find(vlm.name)
-    return _ZOO.get(vlm.name) or (checkpoint.base_lm if checkpoint else None)
 
 
 def cosines(
@@ -236,9 +213,3 @@ class InterModelResult(MethodResult):
 
         mine = {"cosine_matrix": cosine_matrix(self), "cosine_layers": cosine_layers(self)}
         return {**super().plots(), **mine}
-
-
-def _is_loaded(model: Any) -> bool:
-    from vlm_lens.model import HookedVLM
-
-    return isinstance(model, HookedVLM)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_lens.chat_template import ChatTemplate
 from vlm_lens.positions import Last
 from vlm_lens.read_many import read_each
+from vlm_lens.recipes.result import RecipeError
 from vlm_lens.serial import FrozenTensor
 from vlm_lens.tasks import Split, Task, draw_examples
 from vlm_lens.tasks.rows import Row
@@ -27,11 +28,13 @@ __all__ = [
     "TaskVectors",
     "few_shot",
     "in_form",
+    "is_loaded",
     "last_rows",
     "open_prompts",
     "given_rows",
     "relative_layer",
     "residual_stream",
+    "writable_into",
 ]
 
 Source = Literal["text", "image", "description", "instruction"]
@@ -140,6 +143,38 @@ def residual_stream(
         _, kept = vlm.run_with_cache(batch, names_filter=names, positions=Last(), device="cpu")
         read.append(torch.stack([kept[name][:, 0] for name in names], dim=1))
     return torch.cat(read)
+
+
+def is_loaded(model: Any) -> bool:
+    """Whether this is a HookedVLM, not the name of one."""
+    from vlm_lens.model import HookedVLM
+
+    return isinstance(model, HookedVLM)
+
+
+def writable_into(vlm: Any, model: Any, *, field: str) -> Any:
+    """Another model, loaded like the VLM, whose vectors can be written into the VLM.
+
+    Args:
+        vlm: The HookedVLM that is written into; its device and dtype are taken.
+        model: The name, folder or Hub id of the other, or a HookedVLM.
+        field: The recipe's field that names it, for the message.
+
+    Raises:
+        RecipeError: Its width is not the VLM's, or it has fewer blocks.
+    """
+    from vlm_lens.model import HookedVLM
+
+    where = {"device": vlm.device, "dtype": vlm.dtype}
+    other = model if is_loaded(model) else HookedVLM.from_pretrained(model, **where)
+    for size, fits in (("d_model", int.__eq__), ("n_layers", int.__ge__)):
+        theirs, mine = getattr(other.cfg, size), getattr(vlm.cfg, size)
+        if not fits(theirs, mine):
+            raise RecipeError(
+                f"{field}: {other.name} has {size} {theirs}, {vlm.name} has {mine}. Vectors can "
+                "be written only where widths are equal and there is a vector for every block."
+            )
+    return other
 
 
 def relative_layer(layer: int, of: int, n_layers: int) -> int:
