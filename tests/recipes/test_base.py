@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from vlm_lens import Find, TaskVector
-from vlm_lens.recipes import Recipe, RecipeError, Result
+from vlm_lens import Find, Images, TaskVector
+from vlm_lens.recipes import Control, Recipe, RecipeError, Result
+from vlm_lens.recipes.base import plain, versions
 from vlm_lens.tasks import Task
+from vlm_lens.template import Template
 
 
 # What a user types, in full.
@@ -144,3 +148,45 @@ def test_a_task_of_ones_own_is_noted_by_content(toy):
     task = Task.from_rows("mine", rows, instruction="Say:", validation=4, task_word="word")
     noted = PhaseAnalysis(task).to_dict()["task"]
     assert noted["task"] == "mine" and noted["rows"] == 8 and len(noted["digest"]) == 16
+
+
+def judged(case):
+    return "both"
+
+
+def test_a_task_is_told_by_everything_that_numbers_depend_on():
+    task = Task.load("food-color")
+    task = replace(task, validation=task.validation[:3], test=task.test[:3])
+    first, *rest = task.test
+    dark = Image.new("RGB", (4, 4))
+    light = Image.new("RGB", (4, 4), "white")
+    others = [
+        replace(task, instruction="Say:"),
+        replace(task, task_word="tint"),
+        replace(task, domain="things"),
+        replace(task, template=Template(example="I:{input}\nO:{output}\n", query="I:{input}\nO:")),
+        replace(task, validation=task.test, test=task.validation),
+        replace(task, test=(replace(first, description="round and red"), *rest)),
+        replace(task, test=(replace(first, aliases=("pink",)), *rest)),
+        replace(task, test=(replace(first, picture=dark), *rest)),
+        replace(task, test=(replace(first, picture=light), *rest)),
+    ]
+    digests = [plain(one)["digest"] for one in (task, *others)]
+    assert len(set(digests)) == len(digests)
+    assert plain(replace(task)) == plain(task)
+    assert (
+        plain(replace(task, test=(replace(first, picture=dark.copy()), *rest)))["digest"] in digests
+    )
+
+
+def test_functions_and_values_are_told_by_name_and_content():
+    assert plain(judged) == f"{__name__}.judged"
+    control = plain(Control("mine", "Mine", judged))
+    assert control == {"class": "Control", "key": "mine", "name": "Mine", "make": plain(judged)}
+    assert plain(Images(0)) != plain(Images())
+    assert " at 0x" not in str([plain(lambda x: x), plain(object), control])
+
+
+def test_versions_name_the_libraries_on_which_numbers_depend():
+    assert versions()["numpy"] == np.__version__
+    assert {"tokenizers", "pillow", "scikit-learn", "scipy"} <= set(versions())

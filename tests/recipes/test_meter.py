@@ -42,3 +42,11 @@ def test_where_nothing_tells_the_memory_it_is_missing(monkeypatch):
     with Meter("cpu") as meter:
         pass
     assert math.isnan(meter.peak) and meter.seconds >= 0
+
+
+@linux
+def test_a_record_of_the_peak_that_cannot_be_reset_is_no_number(monkeypatch):
+    monkeypatch.setattr(m, "_REFS", Path("/proc/self/nothing/of/the/kind"))
+    with Meter("cpu") as meter:
+        pass
+    assert math.isnan(meter.peak) and math.isnan(meter.before)

@@ -10,7 +10,7 @@ import pytest
 from recipes.plain import Plain, small
 from vlm_lens.recipes import RecipeError, Result
 from vlm_lens.recipes import task_override as m
-from vlm_lens.recipes.judges import Wanted
+from vlm_lens.recipes.judges import JudgeError, Wanted
 from vlm_lens.recipes.override_result import OverrideResult
 from vlm_lens.recipes.task_override import OverrideItem, TaskOverride
 from vlm_lens.template import RawPrompt
@@ -102,6 +102,29 @@ def test_items_and_a_judge_of_ones_own(toy, tmp_path):
 
     with pytest.raises(RecipeError, match="gave 'yes'"):
         TaskOverride(items=items, layer=3, judge=lambda case: "yes").run(toy, progress=False)
+
+
+def test_a_verdict_that_cannot_be_had_is_missing_and_counted(toy):
+    items = tuple(
+        OverrideItem(name, Wanted("What is it?"), Wanted("The color of the food:"))
+        for name in "abc"
+    )
+    asked = []
+
+    def unsure(case):
+        asked.append(case)
+        if len(asked) % 3 == 1:
+            raise JudgeError("no reply")
+        return "both" if len(asked) % 3 == 2 else "neither"
+
+    recipe = TaskOverride(items=items, layer=3, judge=unsure, max_new_tokens=2, controls=False)
+    result = recipe.run(toy, progress=False)
+    assert result.tables["predictions"]["choice"].tolist() == ["missing", "both", "neither"] * 3
+    assert set(result.table["missing"]) == {1} and set(result.table["accuracy"]) == {0.5}
+    assert "no verdict on 3 of 9 answers" in repr(result)
+    other = TaskOverride(items=(*items[:2], items[0]), layer=3, judge=unsure)
+    noted = recipe.to_dict()
+    assert noted["items_digest"] != other.to_dict()["items_digest"] and " at 0x" not in str(noted)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 import types
 import typing
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
+from vlm_lens.recipes.identity import plain
 from vlm_lens.recipes.result import RecipeError, Result
 
 if TYPE_CHECKING:
@@ -226,21 +226,6 @@ def _said(hint: Any) -> str:
     return {type(None): "None"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def plain(value: Any) -> Any:
-    """A field as JSON data; a task of one's own by its name, size and content."""
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, tuple | list):
-        return [plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if hasattr(value, "validation") and hasattr(value, "test"):
-        rows = repr([(r.input, r.answers) for r in value]).encode()
-        digest = hashlib.sha256(rows).hexdigest()[:16]
-        return {"task": value.name, "rows": len(value), "digest": digest}
-    return repr(value)
-
-
 # ---------------------------------------------------------------------------- provenance
 
 
@@ -264,16 +249,20 @@ def model_facts(vlm: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of the libraries on which numbers depend."""
+    from importlib.metadata import version
+
     import torch
     import transformers
 
     from vlm_lens import __version__
 
+    others = ("tokenizers", "numpy", "pillow", "scikit-learn", "scipy")
     return {
         "vlm_lens": __version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "python": platform.python_version(),
+        **{name: version(name) for name in others},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
@@ -20,7 +21,8 @@ class Meter:
 
     On CUDA, time is taken when the device has finished, and memory is what PyTorch has allocated.
     On a CPU, memory is that of the whole process that is in RAM (RSS), which Linux alone tells;
-    elsewhere it is missing (nan). Small amounts on a CPU disappear in what the allocator keeps.
+    elsewhere, and where the system does not let the record of the peak be
+    reset, it is missing (nan). Small amounts on a CPU disappear in what the allocator keeps.
 
     Args:
         device: Where the work is done.
@@ -41,8 +43,8 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._device)
             self.before = float(torch.cuda.memory_allocated(self._device))
         else:
-            _give_back()
-            self.before = _resident("VmRSS")
+            self._told = _give_back()
+            self.before = _resident("VmRSS") if self._told else float("nan")
         self._start = perf_counter()
         return self
 
@@ -53,16 +55,21 @@ class Meter:
         if self._device.type == "cuda":
             self.peak = float(torch.cuda.max_memory_allocated(self._device))
         else:
-            self.peak = _resident("VmHWM")
+            self.peak = _resident("VmHWM") if self._told else float("nan")
 
 
-def _give_back() -> None:
-    """Returns free memory to the system and resets the record of the peak, where that can be."""
-    try:
+def _give_back() -> bool:
+    """Returns free memory to the system and resets the record of the peak; whether that was done.
+
+    Without it the peak is that of the whole life of the process, which would pass for a number.
+    """
+    with suppress(OSError, AttributeError):  # not every C library has it
         ctypes.CDLL(None).malloc_trim(0)
+    try:
         _REFS.write_text("5")
-    except (OSError, AttributeError):
-        pass
+    except OSError:
+        return False
+    return True
 
 
 def _resident(field: str) -> float:

@@ -12,7 +12,15 @@ from PIL import Image
 
 from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.judges import BOTH, CHOICES, OVERRIDING, Case, Judge, Wanted
+from vlm_lens.recipes.judges import (
+    BOTH,
+    CHOICES,
+    OVERRIDING,
+    Case,
+    Judge,
+    JudgeError,
+    Wanted,
+)
 from vlm_lens.recipes.metric import bootstrap, prefix_match
 from vlm_lens.recipes.result import Result
 from vlm_lens.template import RawPrompt
@@ -21,6 +29,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["OverrideItem", "OverrideResult", "result", "verdicts"]
+
+
+MISSING = "missing"
 
 
 @dataclass(frozen=True)
@@ -48,15 +59,18 @@ class OverrideItem:
 def verdicts(
     judge: Judge, method: str, items: Sequence[OverrideItem], texts: Iterable[str]
 ) -> pd.DataFrame:
-    """What the judge says of every answer.
+    """What the judge says of every answer; where it cannot say, the choice is `missing`.
 
     Raises:
         RecipeError: The judge gives something else than one of the choices.
     """
     rows = []
     for item, text in zip(items, texts, strict=True):
-        found = judge(Case(text, item.original, item.overriding))
-        if found not in CHOICES:
+        try:
+            found = judge(Case(text, item.original, item.overriding))
+        except JudgeError:  # one verdict is worth less than all answers
+            found = MISSING
+        if found not in (*CHOICES, MISSING):
             raise RecipeError(f"A judge gives one of {', '.join(CHOICES)}; this gave {found!r}.")
         line = text.strip().split("\n")[0]
         right = prefix_match(line, item.overriding.answers, ignore_case=True)
@@ -78,24 +92,30 @@ def result(answers: pd.DataFrame, layer: int, judge: Judge) -> OverrideResult:
     for method in dict.fromkeys(answers["method"]):
         mine = [answers[(answers["method"] == method) & (answers["task"] == g)] for g in groups]
         for name, parts in [*((g, [p]) for g, p in zip(groups, mine, strict=True)), (t.MEAN, mine)]:
-            done = [p["choice"].isin((OVERRIDING, BOTH)).to_numpy(dtype=float) for p in parts]
-            row = {
-                "task": name,
-                "method": method,
-                "accuracy": float(np.mean([d.mean() for d in done])),
-            }
-            row["low"], row["high"] = bootstrap(done)
+            judged = [p[p["choice"] != MISSING] for p in parts]
+            judged = [p for p in judged if len(p)]
+            row = {"task": name, "method": method, "accuracy": np.nan, "low": np.nan,
+                   "high": np.nan}  # fmt: skip
+            if judged:
+                done = [p["choice"].isin((OVERRIDING, BOTH)).to_numpy(dtype=float) for p in judged]
+                row["accuracy"] = float(np.mean([d.mean() for d in done]))
+                row["low"], row["high"] = bootstrap(done)
             row["strict"] = float(np.mean([p["right"].mean() for p in parts]))
             for one in CHOICES:
-                share = [(p["choice"] == one).mean() for p in parts]
-                row[f"judged_{one}"] = float(np.mean(share))
-            rows.append({**row, "queries": sum(map(len, parts))})
+                share = [(p["choice"] == one).mean() for p in judged]
+                row[f"judged_{one}"] = float(np.mean(share)) if share else np.nan
+            missing = sum(map(len, parts)) - sum(map(len, judged))
+            rows.append({**row, "queries": sum(map(len, parts)), "missing": missing})
     notes = (
         f"accuracy: share of answers that do the overriding task, alone or with the original, by "
         f"{getattr(judge, '__name__', judge)!s}; strict: that begin with its right answer.",
         f"Patched: the output of block {layer} (0-based), at the prompt's last position. 95 %: "
         "bootstrap over inputs.",
     )
+    missing = int((answers["choice"] == MISSING).sum())
+    if missing:
+        notes += (f"The judge gave no verdict on {missing} of {len(answers)} answers; shares are "
+                  "of the others.",)  # fmt: skip
     return OverrideResult(pd.DataFrame(rows), {"predictions": answers}, {"layer": layer}, notes)
 
 
@@ -103,7 +123,8 @@ class OverrideResult(Result):
     """Shares of answers that do the overriding task, by pair of tasks and method.
 
     `table` has the columns `accuracy` (the share), `low`, `high`, `strict`, and `judged_...`, the
-    share of each verdict; `tables["predictions"]` has every answer with its verdict.
+    share of each verdict, and `missing`, the number of answers without one; these are in no share.
+    `tables["predictions"]` has every answer with its verdict.
     """
 
     def summary(self) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from vlm_lens.read_many import read_each
 from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.identity import digest
 from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Judge, Wanted, as_judge
 from vlm_lens.recipes.override_result import OverrideItem, OverrideResult, result, verdicts
 from vlm_lens.tasks import Task
@@ -234,8 +235,9 @@ class TaskOverride(Recipe):
             judge.check()
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON data; of items of one's own, their number."""
-        return {**super().to_dict(), "items": len(self.items)}
+        """The recipe as plain JSON data; of items of one's own, their number and a digest."""
+        made = super().to_dict()
+        return {**made, "items": len(self.items), "items_digest": digest(made["items"])}
 
 
 def pairs_of(tasks: Sequence[Task]) -> list[tuple[Task, Task]]:

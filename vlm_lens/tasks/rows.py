@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -86,6 +87,24 @@ class Row:
             height = max(1, int(self.width / image.width * image.height))
             image = image.resize((self.width, height))
         return image
+
+    @cached_property
+    def picture_digest(self) -> str | None:
+        """A fingerprint of the picture: of its file's bytes, or its pixels; made once and kept.
+
+        None where there is no picture, `"missing"` where its file cannot be read.
+        """
+        if self.picture is None:
+            return None
+        if isinstance(self.picture, Image.Image):
+            picture = self.picture
+            data = f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+        else:
+            try:
+                data = self.picture.read_bytes()
+            except OSError:
+                return "missing"
+        return hashlib.sha256(data).hexdigest()[:16]
 
     def given(self, modality: Modality) -> str | Image.Image:
         """The input in one form.
