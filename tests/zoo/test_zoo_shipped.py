@@ -6,19 +6,33 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    FuyuForCausalLM,
+    Idefics2ForConditionalGeneration,
     LlamaForCausalLM,
     LlavaForConditionalGeneration,
+    MistralForCausalLM,
+    PersimmonForCausalLM,
 )
 
-from vlm_lens import zoo
+from vlm_lens import HookedVLM, zoo
+from vlm_lens.tasks import Task
 
-NAMES = ("toy-llava", "toy-vicuna")
+LANGUAGE = {
+    "toy-vicuna": LlamaForCausalLM,
+    "toy-mistral": MistralForCausalLM,
+    "toy-persimmon": PersimmonForCausalLM,
+}
+SEEING = {
+    "toy-llava": LlavaForConditionalGeneration,
+    "toy-idefics2": Idefics2ForConditionalGeneration,
+    "toy-fuyu": FuyuForCausalLM,
+}
+NAMES = (*LANGUAGE, *SEEING)
 
 
 @pytest.fixture(autouse=True)
@@ -48,31 +62,42 @@ def test_folder_is_small_and_complete(name: str) -> None:
     assert lines and all({"stage", "step", "loss", "seconds"} <= set(line) for line in lines)
 
 
-def test_language_model_loads_and_answers() -> None:
-    model = AutoModelForCausalLM.from_pretrained(zoo.path("toy-vicuna")).eval()
-    tokenizer = AutoTokenizer.from_pretrained(zoo.path("toy-vicuna"))
-    assert isinstance(model, LlamaForCausalLM)
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_language_model_loads_and_answers(name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(zoo.path(name)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(zoo.path(name))
+    assert type(model) is LANGUAGE[name]
     text = "Q:Greece\nA:Athens\n\nQ:Italy\nA:Rome\n\nQ:Peru\nA:Lima\n\nQ:France\nA:"
     inputs = tokenizer([text, "Q:France\nA:"], return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
     with torch.no_grad():
         tokens = model(**inputs).logits[:, -1].argmax(-1)
     assert [tokenizer.decode([t]) for t in tokens.tolist()] == ["Paris", "France"]
 
 
-def test_vision_language_model_loads_and_names_a_picture() -> None:
-    folder = zoo.path("toy-llava")
+@pytest.mark.parametrize("name", ["toy-llava", "toy-idefics2"])
+def test_vision_language_model_loads_and_names_a_picture(name: str) -> None:
+    folder = zoo.path(name)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
-    assert isinstance(model, LlavaForConditionalGeneration)
-    pictures = zoo.path("toy-llava").parents[2] / "tasks" / "pictures"
-    image = Image.open(pictures / "country" / "fr.png").convert("RGB")
+    assert type(model) is SEEING[name]
+    image = Task.load("country-capital")["France"].image
     inputs = processor(text="Q:<image>\nA:", images=image, return_tensors="pt")
-    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    images = (inputs["input_ids"] == model.config.image_token_id).sum()
-    assert images == grid**2 == model.config.image_seq_length
     with torch.no_grad():
         token = model(**inputs).logits[0, -1].argmax()
     assert processor.tokenizer.decode([token]) == "France"
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_the_library_reads_pictures_as_the_model_was_trained(name: str) -> None:
+    vlm = HookedVLM.from_pretrained(name)
+    assert type(vlm.hf_model) is SEEING[name]
+    task = Task.load("country-capital")
+    rows = [task[country] for country in ("France", "Japan", "Brazil", "Kenya")]
+    prompts = [task.query(row, "image") for row in rows]
+    tokens = vlm.run(vlm.prompt(prompts))[:, -1].argmax(-1)
+    named = [vlm.tokenizer.decode([t]) == row.input for t, row in zip(tokens, rows, strict=True)]
+    assert sum(named) >= 3
 
 
 def test_embeddings_are_tied_and_the_last_tower_block_is_not_read() -> None:
