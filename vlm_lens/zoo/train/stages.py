@@ -147,8 +147,8 @@ EARLY_FUSION: tuple[Stage, ...] = (
         image_contexts=24,
         image_bares=12,
     ),
-    # Without this the task crosses to pictures, and is named there, but not done: no answer is
-    # looked up for an entity that the language model has only just seen.
+    # Without this even the vectors of pictures do little on pictures: the entity, which the language
+    # model has only just seen, is not looked up under a task that is written in.
     replace(
         VISION_LANGUAGE,
         name="picture-task",
