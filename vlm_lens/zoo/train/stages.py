@@ -147,8 +147,8 @@ EARLY_FUSION: tuple[Stage, ...] = (
         image_contexts=24,
         image_bares=12,
     ),
-    # Without this even the vectors of pictures do little on pictures: the entity, which the language
-    # model has only just seen, is not looked up under a task that is written in.
+    # Without this even the vectors of pictures do little on pictures: the entity, which the
+    # language model has only just seen, is not looked up under a task that is written in.
     replace(
         VISION_LANGUAGE,
         name="picture-task",
