@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -72,6 +73,43 @@ def test_the_silhouette_is_rousseeuws_and_chance_is_random_labels():
     generator = np.random.default_rng(0)
     clouds = np.concatenate([generator.normal(c, 0.1, (20, 3)) for c in (0, 5)])
     assert RECIPE.silhouette(clouds, ["a"] * 20 + ["b"] * 20)[1] == 1 / 20
+
+
+def test_a_domain_alone_makes_clusters_of_tasks_but_none_within_it():
+    generator = np.random.default_rng(0)
+    rows, values = [], []
+    for domain, centre in (("food", 0.0), ("animal", 9.0)):
+        for task in "ab":
+            for source in ("text", "image"):
+                rows += [(f"{domain}-{task}", domain, source)] * 8
+                values.append(generator.normal(centre, 1, (8, 4)))
+    points = pd.DataFrame(rows, columns=["task", "domain", "source"])
+    found = {by: rest for by, *rest in RECIPE.tested(np.concatenate(values), points)}
+    assert list(found) == ["task", "modality", "domain", "task within domain"]
+    lowest = 1 / (1 + RECIPE.relabellings)
+    assert found["task"][1] == lowest == found["domain"][1]  # by domain, not by task
+    assert found["domain"][0] > 0.5 and abs(found["task within domain"][0]) < 0.1
+    assert found["task within domain"][1] > lowest
+
+
+def test_silhouettes_within_groups_are_the_mean_of_the_groups_own():
+    from sklearn.metrics import silhouette_samples
+
+    generator = np.random.default_rng(1)
+    values, labels = generator.normal(size=(24, 3)), np.array(list("aabb" * 3 + "ccdd" * 3))
+    group = np.array(["1"] * 12 + ["2"] * 12)
+    score = RECIPE.silhouette(values, labels, within=group, among=group)[0]
+    own = [silhouette_samples(values[group == g], labels[group == g]) for g in "12"]
+    assert score == pytest.approx(np.concatenate(own).mean())
+
+
+def test_modalities_are_exchanged_within_tasks():
+    # each task has one modality only: to exchange within tasks changes nothing, so p is 1
+    generator = np.random.default_rng(2)
+    values = np.concatenate([generator.normal(c, 0.1, (6, 2)) for c in (0, 5)])
+    labels, tasks = ["text"] * 6 + ["image"] * 6, ["a"] * 6 + ["b"] * 6
+    assert RECIPE.silhouette(values, labels)[1] < 0.1
+    assert RECIPE.silhouette(values, labels, within=tasks)[1] == 1
 
 
 def test_vectors_lie_by_task_and_context_by_modality(result):

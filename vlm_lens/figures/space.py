@@ -88,5 +88,6 @@ def space_maps(result: TaskSpaceResult) -> go.Figure:
 
 def _scores(result: TaskSpaceResult, name: str) -> str:
     mine = result.table[result.table["set"] == name]
+    mine = mine[mine["by"].isin(("task", "modality"))]  # there is no room for more
     said = [f"by {row.by} {row.silhouette:.2f} (p {row.p:.3f})" for row in mine.itertuples()]
     return "silhouette " + ", ".join(said)

@@ -133,6 +133,9 @@ def bootstrap(
 ) -> tuple[float, float]:
     """An interval for the mean over tasks of accuracies, by resampling queries within each task.
 
+    Tasks are resampled independently of each other, also those of a domain, which share queries.
+    With differences of two methods in place of accuracies it is a paired bootstrap.
+
     Args:
         correct: For each task, for each query, the share of seeds in which it was right.
         resamples: How often queries are drawn.

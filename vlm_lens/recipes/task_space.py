@@ -37,7 +37,9 @@ class TaskSpace(Recipe):
     and answers are left out. (The paper does not say whether its points are single positions.) Each
     set is drawn by t-SNE (van der Maaten and Hinton 2008). How far points cluster by task, and by
     modality, is the silhouette (Rousseeuw 1987) in the full space, -1 to 1, and its p-value is the
-    share of random relabellings that give as much.
+    share of random relabellings that give as much. Tasks of one domain share their inputs, so the
+    domain alone makes clusters of tasks: where there are such tasks, there is a silhouette by
+    domain, and one of the tasks within each domain.
 
     Attributes:
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
@@ -79,19 +81,19 @@ class TaskSpace(Recipe):
         for name, mine in points.groupby("set", sort=False):
             values = np.stack(mine["value"].tolist())
             maps.append(self.mapped(values).set_axis(mine.index))
-            few = (mine["source"] == "instruction").to_numpy()
-            for by in ("task", "source"):
-                labels = mine[by].to_numpy()[~few]
-                if len(set(labels)) > 1:
-                    rows.append((name, by, *self.silhouette(values[~few], labels)))
+            many = (mine["source"] != "instruction").to_numpy()
+            rows += [(name, *one) for one in self.tested(values[many], mine[many])]
         points = points.drop(columns="value").join(pd.concat(maps))
         columns = ["set", "by", "silhouette", "p", "chance", "chance_high"]
-        table = pd.DataFrame(rows, columns=columns).replace({"by": {"source": "modality"}})
+        table = pd.DataFrame(rows, columns=columns)
         notes = (
             f"Layer {layer} of 0..{vlm.cfg.n_layers} (0: embedding, k: output of block k - 1), "
             "after the final norm. Silhouette in the full space; p: share of "
             f"{self.relabellings} random relabellings that give as much (the true one counted in); "
             "chance: their mean and 95th percentile.",
+            "Tasks are relabelled within each modality, modalities within each task; 'task within "
+            "domain': silhouettes among the tasks of each domain. Tasks of a domain draw the same "
+            "rows, so their contexts hold the same inputs.",
         )
         return TaskSpaceResult(table, {"points": points}, {"layer": layer}, notes)
 
@@ -108,7 +110,7 @@ class TaskSpace(Recipe):
             batch = vlm.as_prompt(list(prompts[start : start + self.batch_size]))
             _, cache = vlm.run_with_cache(batch, names_filter=[point])
             for i, layout in enumerate(batch.layouts):
-                about = {"task": task.name, "source": source}
+                about = {"task": task.name, "domain": task.domain or task.name, "source": source}
                 places = {VECTORS: [layout.last]}
                 if source != "instruction":
                     about["input"] = rows[start + i].input
@@ -130,22 +132,71 @@ class TaskSpace(Recipe):
         tsne = TSNE(perplexity=perplexity, random_state=self.seed)
         return pd.DataFrame(tsne.fit_transform(values), columns=["x", "y"])
 
-    def silhouette(self, values: np.ndarray, labels: Sequence[str]) -> tuple[float, ...]:
-        """The silhouette of a labelling, its p-value, and mean and 95 % quantile by chance."""
-        from sklearn.metrics import pairwise_distances, silhouette_score
+    def tested(self, values: np.ndarray, points: pd.DataFrame) -> list[tuple[Any, ...]]:
+        """Each labelling that says something: its name and what `silhouette` gives.
 
+        Args:
+            values: The points.
+            points: Their `task`, `domain` and `source`.
+        """
+        task, domain, modality = (points[c].to_numpy() for c in ("task", "domain", "source"))
+        n_tasks, n_domains = len(set(task)), len(set(domain))
+        found = []
+        if n_tasks > 1:
+            found.append(("task", *self.silhouette(values, task, within=modality)))
+        if len(set(modality)) > 1:
+            found.append(("modality", *self.silhouette(values, modality, within=task)))
+        if 1 < n_domains < n_tasks:
+            found.append(("domain", *self.silhouette(values, domain, within=modality)))
+            both = np.char.add(domain.astype(str), np.char.add(" ", modality.astype(str)))
+            inside = self.silhouette(values, task, within=both, among=domain)
+            found.append(("task within domain", *inside))
+        return found
+
+    def silhouette(
+        self,
+        values: np.ndarray,
+        labels: Sequence[str],
+        *,
+        within: Sequence[str] | None = None,
+        among: Sequence[str] | None = None,
+    ) -> tuple[float, ...]:
+        """The silhouette of a labelling, its p-value, and mean and 95 % quantile by chance.
+
+        Args:
+            values: The points.
+            labels: The label of each.
+            within: Groups in which labels are exchanged for the test; all points if None.
+            among: Groups whose points are compared among themselves alone, such as domains; those
+                with one label are left out.
+        """
+        from sklearn.metrics import pairwise_distances, silhouette_samples
+
+        labels = np.asarray(labels)
+        one = np.zeros(len(labels))
+        within, among = (one if g is None else np.asarray(g) for g in (within, among))
         distances = pairwise_distances(values)
         np.fill_diagonal(distances, 0)
-        score = silhouette_score(distances, labels, metric="precomputed")
-        generator = np.random.default_rng(self.seed)
-        chance = np.array(
-            [
-                silhouette_score(distances, generator.permutation(labels), metric="precomputed")
-                for _ in range(self.relabellings)
+        groups = [np.flatnonzero(among == g) for g in dict.fromkeys(among.tolist())]
+        groups = [at for at in groups if len(set(labels[at])) > 1]
+        strata = [np.flatnonzero(within == g) for g in dict.fromkeys(within.tolist())]
+
+        def score(labels: np.ndarray) -> float:
+            found = [
+                silhouette_samples(distances[np.ix_(at, at)], labels[at], metric="precomputed")
+                for at in groups
             ]
-        )
-        p = (1 + (chance >= score).sum()) / (1 + len(chance))
-        return float(score), float(p), float(chance.mean()), float(np.quantile(chance, 0.95))
+            return float(np.concatenate(found).mean())
+
+        generator, chance = np.random.default_rng(self.seed), []
+        for _ in range(self.relabellings):
+            drawn = labels.copy()
+            for at in strata:
+                drawn[at] = generator.permutation(labels[at])
+            chance.append(score(drawn))
+        true = score(labels)
+        p = (1 + sum(one >= true for one in chance)) / (1 + len(chance))
+        return true, float(p), float(np.mean(chance)), float(np.quantile(chance, 0.95))
 
     def chosen_tasks(self) -> tuple[Task, ...]:
         """The tasks that the field `tasks` means."""
@@ -180,9 +231,10 @@ class TaskSpace(Recipe):
 class TaskSpaceResult(Result):
     """Maps and silhouettes.
 
-    `table` has one row for each `set` (context, task vectors) and labelling `by` task or modality:
+    `table` has one row for each `set` (context, task vectors) and labelling `by` task, modality,
+    domain and task within domain:
     `silhouette`, its `p`, and what random labels give (`chance`, `chance_high`).
-    `tables["points"]` has the maps: `set`, `task`, `source`, `input`, `x`, `y`.
+    `tables["points"]` has the maps: `set`, `task`, `domain`, `source`, `input`, `x`, `y`.
     """
 
     def silhouette(self, points: str = VECTORS, by: str = "task") -> float:

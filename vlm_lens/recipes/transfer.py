@@ -18,7 +18,16 @@ from vlm_lens.tasks import Task
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["WRONG_OTHER", "WRONG_SAME", "Run", "TransferResult", "best_layer", "donors", "result"]
+__all__ = [
+    "WRONG_OTHER",
+    "WRONG_SAME",
+    "Difference",
+    "Run",
+    "TransferResult",
+    "best_layer",
+    "donors",
+    "result",
+]
 
 NO_CONTEXT = "No Context"
 PROMPT = "Prompt"
@@ -38,6 +47,24 @@ class Run:
     seed: int
     answers: Sequence[Sequence[str]]
     scores: Scores
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two accuracies, with its 95 % interval.
+
+    Attributes:
+        mean: The difference, -1 to 1.
+        low: The lower bound.
+        high: The upper bound.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} (95 % {self.low:+.2f} to {self.high:+.2f})"
 
 
 class TransferResult(Result):
@@ -80,6 +107,39 @@ class TransferResult(Result):
                 f"{', '.join(self.table['task'].unique())}."
             )
         return float(found["accuracy"].iloc[0])
+
+    def difference(
+        self, method_a: str, method_b: str, task: str = MEAN, *, resamples: int = 2000
+    ) -> Difference:
+        """How much better one method is than another on the same queries, by a paired bootstrap.
+
+        For each query the share of seeds in which the one is right, less that of the other; the
+        queries of each task are resampled.
+
+        Args:
+            method_a: The first method.
+            method_b: The second, which is subtracted.
+            task: A task, or the mean over all.
+            resamples: How often queries are drawn.
+
+        Raises:
+            RecipeError: No such method or task, or a method was not run on all tasks.
+        """
+        for method in (method_a, method_b):
+            self.accuracy(method, task)
+        names = list(dict.fromkeys(self.predictions["task"])) if task == MEAN else [task]
+        paired = []
+        for name in names:
+            mine = self.predictions[self.predictions["task"] == name]
+            a, b = (
+                mine[mine["method"] == m].groupby("input", sort=False)["correct"].mean()
+                for m in (method_a, method_b)
+            )
+            paired.append((a.astype(float) - b.astype(float).reindex(a.index)).to_numpy())
+        return Difference(
+            float(np.mean([one.mean() for one in paired])),
+            *bootstrap(paired, resamples=resamples),
+        )
 
     def summary(self) -> pd.DataFrame:
         """Methods by tasks, as the paper prints them; intervals and further rules of the mean."""
@@ -149,7 +209,7 @@ def result(
     chosen = "was given" if layers is None else "was chosen on the validation rows"
     if layers is None:
         layers = pd.DataFrame({c: pd.Series(dtype="float64") for c in columns})
-    seeds = ", ".join(map(str, recipe.used_seeds()))
+    seeds, methods = ", ".join(map(str, recipe.used_seeds())), {run.method for run in runs}
     notes = (
         f"Patched: the output of block {layer} (0-based), at the query's last position; the layer "
         f"{chosen}.",
@@ -161,6 +221,11 @@ def result(
         f"{MAJORITY}: the first token of the commonest test label, said to every query; "
         f"{BEST_TOKEN}: the token right for most validation rows. Both by the same rule.",
     )
+    if used := [c.name for c in CONTROLS if c.key in ("single", "added") and c.name in methods]:
+        notes += (
+            f"{' and '.join(used)}: at the block of the patch, which is chosen for the mean vector "
+            "put in place; another may suit them better.",
+        )
     if recipe.source == "instruction":
         notes += ("Prompt: the instruction, an empty line, the query. Nothing is drawn: one seed.",)
     values = {"layer": layer, "source": recipe.source, "query": recipe.query}
