@@ -6,7 +6,10 @@ from typing import Any
 
 import typer
 
-__all__ = ["console", "load", "plain_errors", "quiet", "shown"]
+__all__ = ["DEVICE", "DTYPE", "console", "load", "loading", "plain_errors", "quiet", "shown"]
+
+DTYPE = typer.Option(help="For example bfloat16; the checkpoint's own by default.")
+DEVICE = typer.Option(help="For example cuda.")
 
 
 def load(name: str, **options: Any) -> Any:
@@ -15,6 +18,56 @@ def load(name: str, **options: Any) -> Any:
 
     quiet()
     return HookedVLM.from_pretrained(name, **options)
+
+
+def loading(dtype: str | None, device: str | None, load_in_4bit: bool = False) -> dict[str, Any]:
+    """The options with which a model is loaded.
+
+    Args:
+        dtype: The option --dtype.
+        device: The option --device.
+        load_in_4bit: NF4 with double quantisation, computed in `dtype` or else float16: how the
+            paper's code loads its models by default.
+
+    Raises:
+        ModelError: No such dtype; or 4 bits are asked for where they cannot be had.
+    """
+    from vlm_lens.errors import ModelError
+
+    options: dict[str, Any] = {} if device is None else {"device": device}
+    if dtype is not None:
+        import torch
+
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype):
+            raise ModelError(f"--dtype {dtype} is none: write float32, bfloat16 or float16.")
+        options["dtype"] = named
+    return _in_4bit(options) if load_in_4bit else options
+
+
+def _in_4bit(options: dict[str, Any]) -> dict[str, Any]:
+    from importlib.util import find_spec
+
+    import torch
+
+    from vlm_lens.errors import ModelError
+
+    device = options.pop("device", "cuda")
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("--load-in-4bit needs bitsandbytes: pip install bitsandbytes.")
+    if not torch.cuda.is_available() or not device.startswith("cuda"):
+        raise ModelError(
+            f"--load-in-4bit needs CUDA; the device is {device}, and torch finds "
+            f"{torch.cuda.device_count()} CUDA devices."
+        )
+    from transformers import BitsAndBytesConfig
+
+    dtype = options.setdefault("dtype", torch.float16)
+    options["quantization_config"] = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_storage=dtype,
+    )  # fmt: skip
+    return {**options, "device_map": {"": device}}  # such weights cannot be moved later
 
 
 def quiet() -> None:

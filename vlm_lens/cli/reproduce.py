@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_lens.cli.common import console, plain_errors, quiet
+from vlm_lens.cli.common import DEVICE, DTYPE, console, loading, plain_errors, quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,10 +42,16 @@ def reproduce(
     batch_size: Annotated[
         int | None, typer.Option(help="How many prompts run together.", min=1)
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="For example bfloat16; the checkpoint's own by default.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="For example cuda.")] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
+    device: Annotated[str | None, DEVICE] = None,
+    load_in_4bit: Annotated[
+        bool,
+        typer.Option(
+            "--load-in-4bit",
+            help="Quantise weights to 4 bits, as the paper's code does by "
+            "default; needs bitsandbytes and CUDA.",
+        ),
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -67,7 +73,7 @@ def reproduce(
         from vlm_lens.reproduce import execute, make_plan, write_report
 
         quiet()
-        options = loading(dtype, device)
+        options = loading(dtype, device, load_in_4bit)
         plans = make_plan(
             ids,
             model or [],
@@ -96,21 +102,6 @@ def reproduce(
         screen.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
         if any(outcome.failed for outcome in outcomes):
             raise typer.Exit(1)
-
-
-def loading(dtype: str | None, device: str | None) -> dict[str, Any]:
-    """The options with which models are loaded."""
-    from vlm_lens.errors import ModelError
-
-    options: dict[str, Any] = {} if device is None else {"device": device}
-    if dtype is not None:
-        import torch
-
-        named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype):
-            raise ModelError(f"--dtype {dtype} is none: write float32, bfloat16 or float16.")
-        options["dtype"] = named
-    return options
 
 
 def _usual_jobs(setup: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlm_lens.cli.common import console, load, plain_errors
+from vlm_lens.cli.common import DEVICE, DTYPE, console, load, loading, plain_errors
 
 __all__ = ["run"]
 
@@ -22,13 +22,15 @@ def run(
         Path | None,
         typer.Option(help="A Python file with recipes of your own, which is executed."),
     ] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
+    device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Runs a recipe that is written in a YAML file."""
     with plain_errors():
         from vlm_lens.recipes import RecipeError
         from vlm_lens.recipes.from_file import load_recipe
 
-        screen = console()
+        screen, options = console(), loading(dtype, device)
         made = load_recipe(recipe, code=code)
         if model is not None and made.model not in (None, model):
             raise RecipeError(f"{recipe} names the model {made.model}, and --model is {model}.")
@@ -41,7 +43,7 @@ def run(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise RecipeError(f"{out} is there already: give another --out.")
         with screen.status(f"loading {name}"):
-            vlm = load(name)
+            vlm = load(name, **options)
         result = made.run(vlm, progress=screen.is_terminal)
         screen.print(str(result), highlight=False, markup=False, soft_wrap=True)
         screen.print(f"\nTables and figures: [bold]{result.save(out).resolve()}[/]", soft_wrap=True)

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe, Result
     from vlm_lens.reproduce.setup import Setup
 
-__all__ = ["Comparison", "Experiment", "Finding", "Results", "numbers", "texts"]
+__all__ = ["Comparison", "Experiment", "Finding", "Results", "always", "numbers", "texts"]
 
 Results = Mapping[str, "Result"]
 
-NUMBERS = ["method", "task", "quantity", "here", "low", "high", "paper", "paper_model"]
+NUMBERS = [
+    "method", "task", "quantity", "here", "low", "high", "seeds_low", "seeds_high", "strict",
+    "balanced", "paper", "paper_model",
+]  # fmt: skip
 TEXTS = ["what", "here", "paper", "paper_model"]
 
 
@@ -44,9 +47,10 @@ class Comparison:
     """An experiment's outcome on one model, beside the paper's.
 
     Attributes:
-        numbers: A row a number: `method, task, quantity, here, low, high, paper, paper_model`;
-            `low` and `high` bound its interval, NaN where there is none; `paper` is NaN where the
-            paper has no such number.
+        numbers: A row a number: `method, task, quantity, here`; `low` and `high` bound its 95 %
+            interval over queries, `seeds_low` and `seeds_high` that over seeds; `strict` and
+            `balanced` are the same accuracy by the other rules; `paper`, the paper's number, and
+            `paper_model`. What is not known is NaN.
         texts: What cannot be counted: `what, here, paper, paper_model`.
         findings: The paper's statements.
     """
@@ -74,8 +78,8 @@ class Experiment:
         rows: Its rows of the list of experiments, E1 to E14.
         paper_models: The models on which the paper ran it.
         figures: What is drawn in the report.
-        differs: Why numbers may differ from the paper's.
-        stand_in: What stands in for data that cannot be shipped; empty if nothing does.
+        differs: Why numbers on a setup may differ from the paper's.
+        stand_in: What stands in for the paper's data on a setup; empty if nothing does.
         needs: What a model must have: `"images"`, `"base"`, `"chat template"`.
         changes: Whether its numbers are measurements of time, which no two runs share.
     """
@@ -88,8 +92,8 @@ class Experiment:
     rows: tuple[str, ...] = ()
     paper_models: tuple[str, ...] = ("Idefics2",)
     figures: Callable[[Setup, Results], Sequence[go.Figure]] = _first_plots
-    differs: tuple[str, ...] = ()
-    stand_in: str = ""
+    differs: Callable[[Setup], Sequence[str]] = lambda setup: ()
+    stand_in: Callable[[Setup], str] = lambda setup: ""
     needs: tuple[str, ...] = ("images",)
     changes: bool = False
 
@@ -100,14 +104,17 @@ class Experiment:
         return self.paper_models[-1]
 
 
+def always(*lines: str) -> Callable[[Setup], Sequence[str]]:
+    """The same lines on every setup."""
+    return lambda setup: lines
+
+
 def numbers(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows of `Comparison.numbers`; what a row leaves out is not known, accuracy is assumed."""
-    nan = float("nan")
-    empty = {"task": "mean", "quantity": "accuracy", "low": nan, "high": nan, "paper": nan}
-    made = [{**empty, "paper_model": "", **row} for row in rows]
-    for row in made:
-        row["paper"] = nan if row["paper"] is None else row["paper"]
-    return pd.DataFrame(made, columns=NUMBERS)
+    empty = {"task": "mean", "quantity": "accuracy", "paper_model": ""}
+    table = pd.DataFrame([{**empty, **row} for row in rows], columns=NUMBERS)
+    known = [c for c in NUMBERS if c not in ("method", "task", "quantity", "paper_model")]
+    return table.astype(dict.fromkeys(known, "float64"))
 
 
 def texts(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

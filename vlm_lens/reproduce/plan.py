@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm_lens.checkpoints import base_of, unrelated_of
 from vlm_lens.reproduce.experiment import Experiment
 from vlm_lens.reproduce.experiments import choose
 from vlm_lens.reproduce.setup import (
     ReproduceError,
     Setup,
-    base_of,
     choose_further,
     choose_tasks,
     find_data,
@@ -84,12 +84,27 @@ def make_plan(
         raise ReproduceError(f"--seeds is {seeds}; the least is 1.")
     plans = []
     for model in models:
-        setup = Setup(model, _family(model), _base(model, base), rows, further, seeds, batch_size)
+        setup = Setup(
+            model, _family(model), _base(model, base), rows, further, seeds, batch_size,
+            unrelated_of(model),
+        )  # fmt: skip
         plans.append(_for_model(chosen, setup, Path(out)))
     folders = [plan.folder for plan in plans]
     if len(set(folders)) < len(folders):
         raise ReproduceError(f"Two of --model would write to one folder: {', '.join(models)}.")
+    _refuse_other_models(Path(out), folders)
     return tuple(plans)
+
+
+def _refuse_other_models(out: Path, folders: Sequence[Path]) -> None:
+    """A report is of all models of a folder: one that is not named would vanish from it."""
+    others = [path.parent.name for path in sorted(out.glob("*/about.json"))
+              if path.parent not in folders]  # fmt: skip
+    if others:
+        raise ReproduceError(
+            f"{out} holds results of {', '.join(others)} too, which the report would lose: name "
+            "them with --model as well (what is finished is not run again), or give another --out."
+        )
 
 
 def _for_model(chosen: Sequence[Experiment], setup: Setup, out: Path) -> ModelPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,11 @@ def _overview(outcomes: Sequence[Outcome]) -> Part:
 
 def _experiment(experiment: Experiment, outcomes: Sequence[Outcome]) -> Iterator[Part]:
     blocks: list[Any] = [experiment.claim]
-    if experiment.stand_in:
-        blocks.append(f"What stands in: {experiment.stand_in}")
-    if experiment.differs:
-        blocks += ["Why numbers may differ:", list(experiment.differs)]
+    setups = [one.plan.setup for one in outcomes if _has(one, experiment)]
+    for text in dict.fromkeys(map(experiment.stand_in, setups)):
+        blocks += [f"What stands in: {text}"] if text else []
+    differs = list(dict.fromkeys(line for one in setups for line in experiment.differs(one)))
+    blocks += ["Why numbers may differ:", differs] if differs else []
     yield Part(experiment.title, blocks, experiment.id)
     for outcome in outcomes:
         model = outcome.plan.setup.label
@@ -129,10 +130,14 @@ def _tables(comparison: Comparison) -> Iterator[Table]:
 
 
 def _wide(numbers: pd.DataFrame) -> Table:
-    """Methods by tasks, each number beside the paper's, and the mean's interval."""
+    """Methods by tasks, each number beside the paper's; of the mean what else is known."""
     tasks = list(dict.fromkeys(numbers["task"]))
     names = short_names(tasks)
-    interval = numbers["low"].notna().any()
+    further = {
+        head: show
+        for head, column, show in _FURTHER
+        if numbers.loc[numbers["task"] == "mean", column].notna().any()
+    }
     rows = []
     for (method, quantity), mine in numbers.groupby(["method", "quantity"], sort=False):
         by_task = {one["task"]: one for one in mine.to_dict("records")}
@@ -143,9 +148,9 @@ def _wide(numbers: pd.DataFrame) -> Table:
             else ""
             for t in tasks
         ]
-        rows.append((label, *cells, *([_interval(by_task.get("mean"))] if interval else [])))
-    head = ("", *(names[t] for t in tasks), *(["mean's 95 %"] if interval else []))
-    return Table(head, rows)
+        mean = by_task.get("mean")
+        rows.append((label, *cells, *("" if mean is None else f(mean) for f in further.values())))
+    return Table(("", *(names[t] for t in tasks), *further), rows)
 
 
 def _number(value: float) -> str:
@@ -154,10 +159,21 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) > 1 else f"{value:.2f}"
 
 
-def _interval(row: dict[str, Any] | None) -> str:
-    if row is None or row["low"] != row["low"]:
-        return ""
-    return f"{row['low']:.2f}-{row['high']:.2f}"
+def _interval(low: str, high: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "" if row[low] != row[low] else f"{row[low]:.2f}-{row[high]:.2f}"
+
+
+def _known(column: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: "" if row[column] != row[column] else f"{row[column]:.2f}"
+
+
+# Of the mean over tasks: heading, the column that says whether it is known, how it is written.
+_FURTHER = (
+    ("95 % queries", "low", _interval("low", "high")),
+    ("95 % seeds", "seeds_low", _interval("seeds_low", "seeds_high")),
+    ("strict", "strict", _known("strict")),
+    ("balanced", "balanced", _known("balanced")),
+)
 
 
 def _figures(experiment: Experiment, outcome: Outcome) -> Iterator[Figures | str]:

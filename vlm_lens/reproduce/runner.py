@@ -13,6 +13,7 @@ from vlm_lens.errors import VLMLensError
 from vlm_lens.reproduce.experiment import Comparison, Experiment
 from vlm_lens.reproduce.experiments import experiments as known_experiments
 from vlm_lens.reproduce.plan import ModelPlan
+from vlm_lens.reproduce.resized import remember_resized
 from vlm_lens.reproduce.setup import ReproduceError
 from vlm_lens.reproduce.store import Store, with_partial
 from vlm_lens.reproduce.workers import in_processes, kept_error, run_one
@@ -77,6 +78,7 @@ def execute(
 
     vlm = HookedVLM.from_pretrained(plan.setup.model, **options)
     store = Store(plan.folder, plan.setup, vlm)
+    remember_resized(vlm.processor)
     skipped = dict(plan.skipped)
     for one in plan.experiments:
         reason = lacking(one, vlm)

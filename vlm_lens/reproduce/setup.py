@@ -19,14 +19,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ReproduceError",
     "Setup",
-    "base_of",
     "choose_further",
     "choose_tasks",
     "find_data",
 ]
 
 _PAPER_MODEL = {"llava": "LLaVA-v1.5", "idefics2": "Idefics2", "fuyu": "Mantis-Fuyu"}
-_ZOO_BASES = {"toy-llava": "toy-vicuna", "toy-idefics2": "toy-mistral"}
 _WITHOUT_BASE = {
     "fuyu": "no language model from which Mantis-Fuyu was made has been published; the paper has "
     "no row for it either",
@@ -52,6 +50,7 @@ class Setup:
         model: The model's name, folder or Hub id.
         family: Its family's name.
         base: The language model it was made from; None where there is none.
+        unrelated: A language model of the same width that it was not made from, if one is known.
         tasks: The tasks: names of shipped ones, or Tasks of one's own data.
         further: The tasks of Table 4; see `choose_further`.
         seeds: Seeds 1 to this many.
@@ -65,6 +64,7 @@ class Setup:
     further: tuple[str | Task, ...] = ()
     seeds: int = 3
     batch_size: int | None = None
+    unrelated: str | None = None
 
     @property
     def paper_model(self) -> str:
@@ -82,6 +82,16 @@ class Setup:
         from vlm_lens import zoo
 
         return self.model in zoo.names()
+
+    @property
+    def shipped(self) -> bool:
+        """Whether the tasks are those of the package."""
+        return all(isinstance(task, str) for task in self.tasks)
+
+    @property
+    def asks_questions(self) -> bool:
+        """Whether the tasks of Table 4 are the paper's questions, not stand-ins."""
+        return all(isinstance(task, Task) for task in self.further)
 
     @property
     def why_no_base(self) -> str:
@@ -120,6 +130,7 @@ class Setup:
         return {
             "model": self.model,
             "base": self.base,
+            "unrelated": self.unrelated,
             "tasks": [_content(task) for task in self.tasks],
             "further": [_content(task) for task in self.further],
             "seeds": self.seeds,
@@ -129,21 +140,6 @@ class Setup:
 def _content(task: str | Task) -> Any:
     """A task by its name and a digest of its rows, shipped or not: rows may change."""
     return plain(Task.load(task) if isinstance(task, str) else task)
-
-
-def base_of(model: str) -> str | None:
-    """The language model that a vision-language model was made from, if it is known.
-
-    Args:
-        model: A zoo name, the short name of a checkpoint or a Hub id.
-    """
-    from vlm_lens import zoo
-    from vlm_lens.checkpoints import find
-
-    if model in _ZOO_BASES:
-        return _ZOO_BASES[model] if _ZOO_BASES[model] in zoo.names() else None
-    checkpoint = find(model)
-    return None if checkpoint is None else checkpoint.base_lm
 
 
 def choose_tasks(names: Sequence[str] = (), data: Path | None = None) -> tuple:

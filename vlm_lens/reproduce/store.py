@@ -50,6 +50,7 @@ class Store:
             "model: weights": weights_digest(vlm.hf_model),
             "model: processor": processor_digest(vlm),
             **{f"base: {k}": v for k, v in _facts(setup.base).items()},
+            **{f"unrelated: {k}": v for k, v in _facts(setup.unrelated).items()},
             **{f"version: {k}": v for k, v in library_versions().items()},
         }
         path = folder / "about.json"

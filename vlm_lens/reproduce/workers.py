@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.reproduce.resized import remember_resized
 from vlm_lens.reproduce.store import Store, write_text
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def _start_worker(setup: Setup, folder: Path, options: Mapping[str, Any]) -> Non
     torch.set_num_threads(1)
     vlm = HookedVLM.from_pretrained(setup.model, **options)
     _WORKER.update(vlm=vlm, store=Store(folder, setup, vlm))
+    remember_resized(vlm.processor)
 
 
 def _end_with_parent() -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import TopDecodings
+from vlm_lens.recipes.sources import relative_layer
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, texts
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, texts
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _pies(setup: Setup, results: Results) -> Comparison:
     counts = result.tables["top_1"]
     last = int(counts["layer"].max())
     for layer in FIGURE_LAYERS:
-        here = round(layer * last / LAYERS)
+        here = relative_layer(layer, LAYERS, last)
         for source in dict.fromkeys(counts["source"]):
             for task in setup.task_names:
                 mine = counts.query("task == @task and source == @source and layer == @here")
@@ -105,7 +106,7 @@ EXPERIMENTS = (
         recipes=_examples,
         compare=lambda s, results: _vectors("table6", results[EXAMPLES], s),
         figures=lambda s, results: [],
-        differs=(
+        differs=always(
             _DEPTH,
             "The paper does not say whether it decodes the mean vector or averages distributions; "
             "here it is the mean vector, and the recipe's result holds both.",
@@ -119,7 +120,9 @@ EXPERIMENTS = (
         recipes=_instruction,
         compare=lambda s, results: _vectors("table13", results[WORDS], s),
         figures=lambda s, results: [],
-        differs=(_DEPTH, "The paper does not state its layer; it is taken to be that of Table 6."),
+        differs=always(
+            _DEPTH, "The paper does not state its layer; it is taken to be that of Table 6."
+        ),
     ),
     Experiment(
         id="figure13",
@@ -130,6 +133,6 @@ EXPERIMENTS = (
         recipes=_examples,
         compare=_pies,
         figures=lambda s, results: [results[EXAMPLES].plots()["runs"]],
-        differs=(_DEPTH,),
+        differs=always(_DEPTH),
     ),
 )

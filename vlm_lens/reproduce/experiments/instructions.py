@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import NoisyInstruction, TaskOverride
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
-from vlm_lens.reproduce.experiments.transfer import accuracies
+from vlm_lens.reproduce.experiment import (
+    Comparison,
+    Experiment,
+    Finding,
+    Results,
+    always,
+    numbers,
+    texts,
+)
+from vlm_lens.reproduce.experiments.transfer import CHOSEN, accuracies, blocks, controls
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -29,6 +37,7 @@ def _noise(setup: Setup, results: Results) -> Comparison:
     for method, printed in SWAPS.items():
         name = printed.replace("1 swaps", "1 swap")
         rows += accuracies(result, method, "table9", MODEL, name, paper_method=printed)
+    rows += controls(result, shown=tuple(SWAPS))
     here = [result.accuracy(method) for method in SWAPS]
     there = [paper.lookup("table9", MODEL, name) for name in SWAPS.values()]
     finding = Finding(
@@ -37,7 +46,7 @@ def _noise(setup: Setup, results: Results) -> Comparison:
         ", ".join(f"{one:.2f}" for one in here),
         here[2] >= 0.75 * here[0] > 0,
     )
-    return Comparison(numbers(rows), findings=(finding,))
+    return Comparison(numbers(rows), texts(blocks(MODEL, {"instructions": result})), (finding,))
 
 
 NOISE = Experiment(
@@ -48,10 +57,11 @@ NOISE = Experiment(
     recipes=lambda s: {NOISY: s.make(NoisyInstruction)},
     compare=_noise,
     figures=lambda s, results: [results[NOISY].plot()],
-    differs=(
+    differs=always(
         "The paper does not say which characters were swapped, nor whether case counts.",
         "The paper does not name its model here; its other ablations are of Idefics2.",
         "A small model has whole words as tokens: a misspelt word falls into letters.",
+        CHOSEN,
     ),
 )
 
@@ -112,14 +122,14 @@ OVERRIDING = Experiment(
     recipes=override_run,
     compare=_override,
     figures=lambda s, results: [results[OVERRIDE].plot()],
-    differs=(
+    differs=lambda s: (
         "The paper counts free answers judged by GPT-4o; here answers are known, and exact rules "
         "judge. The recipe takes a judge of one's own: TaskOverride(judge=...).",
-        "Models of the package were shown no questions in words: their prompts ask by text "
-        f"examples, on {_ROWS} test rows of each pair.",
+        *(("This model was shown no questions in words: its prompts ask by text examples, on "
+           f"{_ROWS} test rows of each pair.",) if s.is_organism else ()),
     ),
-    stand_in="pairs of the shipped tasks over the same entities, instead of questions of VQAv2, "
+    stand_in=lambda s: "pairs of the tasks over the same entities, instead of questions of VQAv2, "
     "OK-VQA and A-OKVQA on photographs; set beside the paper's Factual Recall, the nearest.",
-)
+)  # fmt: skip
 
 EXPERIMENTS = (NOISE, OVERRIDING)

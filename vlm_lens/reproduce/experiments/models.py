@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import InterModelTransfer
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
-from vlm_lens.reproduce.experiments.transfer import accuracies
+from vlm_lens.reproduce.experiment import (
+    Comparison,
+    Experiment,
+    Finding,
+    Results,
+    always,
+    numbers,
+    texts,
+)
+from vlm_lens.reproduce.experiments.transfer import CHOSEN, accuracies, blocks, controls
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import InterModelResult, Recipe
@@ -17,11 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS"]
 
 RUN, OWN, BASE = "inter-model", "Patch", "Patch, base LLM"
+UNRELATED = "Patch, unrelated LLM"
 
 
 def _run(setup: Setup) -> dict[str, Recipe]:
     # The other controls of its own vectors stand in Table 2; the base model's are run here.
-    return {RUN: setup.make(InterModelTransfer, source_model=setup.base, controls=("random",))}
+    models = {"source_model": setup.base, "unrelated_model": setup.unrelated}
+    return {RUN: setup.make(InterModelTransfer, controls=("random",), **models)}
 
 
 def _cosines(result: InterModelResult) -> tuple[float, float]:
@@ -50,13 +60,12 @@ def _compare(table: str, setup: Setup, results: Results) -> Comparison:
             )
     for method, name in ((OWN, "VLM-VLM"), (BASE, "LLM-VLM")):
         rows += accuracies(result, method, "table11", model, name)
-    for method in dict.fromkeys(result.table["method"]):
-        if method.endswith(", base LLM") and method != BASE:
-            rows += accuracies(result, method, "table11", model, f"control: {method}")
+    rows += controls(result, shown=(BASE,))
     if table == "table3":
         rows = [row for row in rows if row.get("task", "mean") == "mean"]
     findings = _findings(model, result, same, other) if table == "table3" else ()  # said once
-    return Comparison(numbers(rows), findings=tuple(findings))
+    said = texts(blocks(model, {"its own vectors and the language model's": result}))
+    return Comparison(numbers(rows), said, tuple(findings))
 
 
 def _findings(model: str, result: Any, same: float, other: float) -> Iterator[Finding]:
@@ -76,15 +85,25 @@ def _findings(model: str, result: Any, same: float, other: float) -> Iterator[Fi
         f"{base:.2f} against {own:.2f}",
         base > own,
     )
+    if UNRELATED in set(result.table["method"]):
+        other = result.accuracy(UNRELATED)
+        yield Finding(
+            "(not in the paper) The vectors of a language model that the VLM was not made from do "
+            "not work in it.",
+            "not measured",
+            f"{other:.2f} against {base:.2f}",
+            other < base / 2,
+        )
 
 
 _CLAIM = (
     "Task vectors of the base language model are nearly those of the VLM made from it, and work in "
     "the VLM as well as its own."
 )
-_DIFFERS = (
+_DIFFERS = always(
     "The paper's .58 for different tasks pools its two pairs of models; here it is one pair's.",
     "Cosines are taken at the block that is patched; the paper does not say where.",
+    CHOSEN,
 )
 
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import PhaseAnalysis
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers, texts
+from vlm_lens.reproduce.experiment import (
+    Comparison,
+    Experiment,
+    Finding,
+    Results,
+    always,
+    numbers,
+    texts,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -99,9 +107,9 @@ def _findings(here: list[str], there: list[str]) -> Iterator[Finding]:
 
 
 def _ordered(order: str) -> bool:
-    """Whether the first layers at which I, T and A lead come in this order, and all do."""
-    first = [order.find(letter) for letter in "ITA"]
-    return -1 not in first and first == sorted(first)
+    """Whether only the input leads until the task does, and later the answer to the end."""
+    task_from, answer_from = order.find("T"), len(order.rstrip("A"))
+    return set(order[: max(task_from, 0)]) == {"I"} and task_from < answer_from < len(order)
 
 
 def _shares(order: str) -> list[float]:
@@ -138,7 +146,7 @@ _CLAIM = (
     "At the last delimiter the stream decodes to the input, then to the task, then to the answer, "
     "whether examples are text or pictures."
 )
-_DIFFERS = (
+_DIFFERS = always(
     "The paper's curves are of Idefics2 alone and digitised (error about 0.01); dotted lines show "
     "them over the same relative depth.",
     "Layer 0 is the embedding, layer k the output of block k - 1.",
@@ -179,7 +187,7 @@ EXPERIMENTS = (
         recipes=lambda s: _runs(s, s.task_names, ("instruction",)),
         compare=_compare,
         figures=lambda s, results: [one.plot() for one in list(results.values())[:2]],
-        differs=(
+        differs=always(
             "The paper's curves of instructions are not digitised.",
             "An instruction alone has no answer; the answer's curve is a mean over the answers of "
             "the test rows, which the paper does not say.",

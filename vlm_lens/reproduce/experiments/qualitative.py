@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import ImageToText, Qualitative
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers, texts
+from vlm_lens.reproduce.experiment import (
+    Comparison,
+    Experiment,
+    Finding,
+    Results,
+    always,
+    numbers,
+    texts,
+)
 from vlm_lens.reproduce.experiments.instructions import OVERRIDE, override_run
-from vlm_lens.reproduce.experiments.transfer import accuracies
+from vlm_lens.reproduce.experiments.transfer import CHOSEN, accuracies, blocks, controls
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -67,7 +75,7 @@ def _overridden(setup: Setup, results: Results) -> Comparison:
 
 def _asked(setup: Setup) -> str:
     """Queries by description, where tasks are the shipped ones, which have them."""
-    return "description" if all(isinstance(task, str) for task in setup.tasks) else "text"
+    return "description" if setup.shipped else "text"
 
 
 def _image_text(setup: Setup) -> dict[str, Recipe]:
@@ -82,8 +90,8 @@ def _described(setup: Setup, results: Results) -> Comparison:
     result, rows = results[COUNTED], []
     for method in ("No Context", "Prompt, examples in text", "Prompt", "Patch"):
         name = f"Image {method}" if method in ("Prompt", "Patch") else method
-        rows += ({**row, "paper": None, "paper_model": ""}
-                 for row in accuracies(result, method, "table2", "", name))  # fmt: skip
+        rows += accuracies(result, method, "", "", name)
+    rows += controls(result, shown=("Prompt, examples in text",))
     patch, prompt = result.accuracy("Patch"), result.accuracy("Prompt")
     finding = Finding(
         "The vector of pictures also works on texts.",
@@ -91,7 +99,11 @@ def _described(setup: Setup, results: Results) -> Comparison:
         f"Patch {patch:.2f}, Prompt {prompt:.2f}",
         patch > prompt,
     )
-    said = [*_outputs(results[IMAGE_TEXT].table), *_printed("figure11")]
+    said = [
+        *blocks(MODEL, {"image examples": result}),
+        *_outputs(results[IMAGE_TEXT].table),
+        *_printed("figure11"),
+    ]
     return Comparison(numbers(rows), texts(said), (finding,))
 
 
@@ -105,8 +117,12 @@ EXPERIMENTS = (
         recipes=lambda s: {TEXT_IMAGE: s.make(Qualitative, rows=_ROWS)},
         compare=_shown,
         figures=lambda s, results: [results[TEXT_IMAGE].plot()],
-        differs=(f"The first {_ROWS} test rows of each task, not chosen; the paper's cases are.",),
-        stand_in="the shipped pictures instead of the paper's photographs.",
+        differs=always(
+            f"The first {_ROWS} test rows of each task, not chosen; the paper's cases are."
+        ),
+        stand_in=lambda s: (
+            "the shipped pictures instead of the paper's photographs." if s.shipped else ""
+        ),
     ),
     Experiment(
         id="figure7",
@@ -116,8 +132,10 @@ EXPERIMENTS = (
         recipes=override_run,
         compare=_overridden,
         figures=lambda s, results: [],
-        differs=("The first row of each pair of tasks, not chosen.",),
-        stand_in="pairs of the shipped tasks instead of the paper's questions.",
+        differs=always("The first row of each pair of tasks, not chosen."),
+        stand_in=lambda s: (
+            "pairs of the tasks over the same entities instead of the paper's questions."
+        ),
     ),
     Experiment(
         id="figure11",
@@ -127,12 +145,19 @@ EXPERIMENTS = (
         recipes=_image_text,
         compare=_described,
         figures=lambda s, results: [results[COUNTED].plot()],
-        differs=(
+        differs=lambda s: (
             "The paper shows three cases and counts none; here all test rows are counted, with one "
             "seed.",
-            "Models of the package were trained on names, not on sentences.",
+            *(("This model was trained on names, not on sentences.",) if s.is_organism else ()),
+            CHOSEN,
         ),
-        stand_in="descriptions of the shipped countries, animals and foods instead of the paper's "
-        "logos, characters and memes; names, where the tasks come from --data.",
-    ),
+        stand_in=lambda s: (
+            (
+                "descriptions of countries, animals and foods"
+                if s.shipped
+                else "names of what the tasks are about"
+            )
+            + " instead of the paper's logos, characters and memes."
+        ),
+    ),  # fmt: skip
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import TaskSpace
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
 
 if TYPE_CHECKING:
     from vlm_lens.reproduce.setup import Setup
@@ -56,7 +56,7 @@ EXPERIMENTS = (
         recipes=lambda s: {RUN: s.make(TaskSpace)},
         compare=_compare,
         figures=lambda s, results: [results[RUN].plot()],
-        differs=(
+        differs=always(
             "The paper gives maps and no numbers; here silhouettes, counted in the full space, "
             "stand beside them, each with a test by relabelling.",
             "The paper's settings of t-SNE, and whether a context point is one position or a mean, "
