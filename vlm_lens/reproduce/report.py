@@ -86,8 +86,9 @@ def _overview(outcomes: Sequence[Outcome]) -> Part:
     rows.sort(key=lambda row: list(experiments()).index(row[0]))
     blocks: list[Any] = [
         "The statements of the paper, and a few that it does not make, with the numbers on which "
-        "they stand. 'Holds' judges the numbers here, not their significance: intervals are in the "
-        "tables.",
+        "they stand. Where two methods are compared on the same queries, 'holds' wants the paired "
+        "95 % interval of their difference (bootstrap over queries), which stands with the "
+        "numbers, beyond zero; other statements are judged by the numbers alone.",
         Table(("experiment", "model", "statement", "paper", "here", "holds"), rows),
     ]
     left = [

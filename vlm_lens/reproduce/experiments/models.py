@@ -82,17 +82,17 @@ def _findings(model: str, result: Any, same: float, other: float) -> Iterator[Fi
     yield Finding(
         "The language model's vectors do better in the VLM than the VLM's own.",
         f"{model}: {there[0]:.2f} against {there[1]:.2f}",
-        f"{base:.2f} against {own:.2f}",
-        base > own,
+        f"{base:.2f} against {own:.2f}: {result.difference(BASE, OWN)}",
+        result.difference(BASE, OWN).low > 0,
     )
     if UNRELATED in set(result.table["method"]):
-        other = result.accuracy(UNRELATED)
         yield Finding(
-            "(not in the paper) The vectors of a language model that the VLM was not made from do "
-            "not work in it.",
+            "(not in the paper) The language model's vectors do better than those of one that the "
+            "VLM was not made from.",
             "not measured",
-            f"{other:.2f} against {base:.2f}",
-            other < base / 2,
+            f"{base:.2f} against {result.accuracy(UNRELATED):.2f}: "
+            f"{result.difference(BASE, UNRELATED)}",
+            result.difference(BASE, UNRELATED).low > 0,
         )
 
 

@@ -96,8 +96,8 @@ def _described(setup: Setup, results: Results) -> Comparison:
     finding = Finding(
         "The vector of pictures also works on texts.",
         f"{MODEL}: 3 of 3 shown cases, prompting with pictures 1 of 3",
-        f"Patch {patch:.2f}, Prompt {prompt:.2f}",
-        patch > prompt,
+        f"Patch {patch:.2f}, Prompt {prompt:.2f}: {result.difference('Patch', 'Prompt')}",
+        result.difference("Patch", "Prompt").low > 0,
     )
     said = [
         *blocks(MODEL, {"image examples": result}),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from vlm_lens.recipes import CrossModalPatch, LayerSweep
 from vlm_lens.recipes.baselines import BEST_TOKEN, MAJORITY
@@ -24,7 +27,17 @@ if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe, TransferResult
     from vlm_lens.reproduce.setup import Setup
 
-__all__ = ["CHOSEN", "EXPERIMENTS", "PAIRS", "accuracies", "blocks", "controls", "pair", "transfer"]
+__all__ = [
+    "CHOSEN",
+    "EXPERIMENTS",
+    "PAIRS",
+    "accuracies",
+    "blocks",
+    "controls",
+    "joined",
+    "pair",
+    "transfer",
+]
 
 _KNOWN = ("low", "high", "seeds_low", "seeds_high", "strict", "balanced")
 _SHOWN = ("No Context", "Prompt", "Patch", MAJORITY, BEST_TOKEN)
@@ -112,6 +125,22 @@ def blocks(model: str, results: Mapping[str, TransferResult]) -> Iterator[dict[s
         }
 
 
+def joined(results: Mapping[str, TransferResult]) -> TransferResult:
+    """Runs on the same queries as one, so that differences between them are paired.
+
+    Args:
+        results: The runs by name; a method of one is called `"<name>: <method>"` in the whole.
+    """
+
+    def put(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+        named = zip(results, tables, strict=True)
+        return pd.concat([t.assign(method=f"{name}: " + t["method"]) for name, t in named])
+
+    first, *_ = results.values()
+    tables = {"predictions": put(one.predictions for one in results.values())}
+    return replace(first, table=put(one.table for one in results.values()), tables=tables)
+
+
 # ---------------------------------------------------------------------- Table 2
 
 
@@ -144,8 +173,8 @@ def _main_findings(model: str, text: TransferResult, image: TransferResult) -> I
         "examples in the prompt.",
         f"{model}: Patch {printed('Text Examples Patch'):.2f}, "
         f"Prompt {printed('Text Examples Prompt'):.2f}",
-        f"Patch {patch:.2f}, Prompt {prompt:.2f}",
-        patch > prompt,
+        f"Patch {patch:.2f}, Prompt {prompt:.2f}: {text.difference('Patch', 'Prompt')}",
+        text.difference("Patch", "Prompt").low > 0,
     )
     guess = text.accuracy(MAJORITY)
     yield Finding(
@@ -154,25 +183,27 @@ def _main_findings(model: str, text: TransferResult, image: TransferResult) -> I
         f"{prompt:.2f} against {guess:.2f}",
         prompt <= guess + 0.04,
     )
-    best = max(image.accuracy("Prompt"), image.accuracy("Patch"))
+    best = max(("Prompt", "Patch"), key=image.accuracy)
+    ahead = joined({"text": text, "image": image}).difference("text: Patch", f"image: {best}")
     there = [printed(f"Image Examples {m}") for m in ("Prompt", "Patch")]
     yield Finding(
         "The vector of text examples does better than picture examples, prompted or patched.",
         f"{model}: {printed('Text Examples Patch'):.2f} against "
         + (f"{max(there):.2f}" if None not in there else "no picture examples"),
-        f"{patch:.2f} against {best:.2f}",
-        patch > best,
+        f"{patch:.2f} against {image.accuracy(best):.2f} ({best}): {ahead}",
+        ahead.low > 0,
     )
     wrong = [m for m in dict.fromkeys(text.table["method"]) if m.startswith(("Wrong task, s",
              "Wrong task, o", "Random vector"))]  # fmt: skip
     if wrong:
-        highest = max(text.accuracy(m) for m in wrong)
+        highest = max(wrong, key=text.accuracy)
         yield Finding(
-            "(not in the paper) The vector of another task and a random one of the same length do "
-            "nothing of the kind.",
+            "(not in the paper) The task's own vector does better than that of another task and "
+            "than a random one of the same length.",
             "not measured",
-            f"at most {highest:.2f}",
-            highest < patch / 2,
+            f"Patch {patch:.2f}; the highest of {len(wrong)} controls, {highest}: "
+            f"{text.accuracy(highest):.2f}; {text.difference('Patch', highest)}",
+            all(text.difference("Patch", one).low > 0 for one in wrong),
         )
 
 
@@ -212,22 +243,25 @@ def _pairs(setup: Setup, results: Results) -> Comparison:
         runs[name] = result
     for name, result in runs.items():
         rows += controls(result, name)
-    findings = tuple(_pair_findings(model, means))
+    findings = tuple(_pair_findings(model, means, runs))
     return Comparison(numbers(rows), texts(blocks(model, runs)), findings)
 
 
-def _pair_findings(model: str, means: dict[str, Sequence[float | None]]) -> Iterator[Finding]:
+def _pair_findings(
+    model: str, means: dict[str, Sequence[float | None]], runs: Mapping[str, TransferResult]
+) -> Iterator[Finding]:
     for query, cross, own, better in (
         ("a picture", "text -> image", "image -> image", "gain from text examples"),
         ("text", "image -> text", "text -> text", "lose by picture examples"),
     ):
-        here = means[cross][0] - means[own][0]
+        both = joined({name: runs[name] for name in (cross, own)})
+        here = both.difference(f"{cross}: Patch", f"{own}: Patch")
         there = [means[name][1] for name in (cross, own)]
         yield Finding(
             f"Queries of {query} {better}.",
             f"{model}: {there[0] - there[1]:+.2f}" if None not in there else "not measured",
-            f"{here:+.2f}",
-            here > 0 if query == "a picture" else here < 0,
+            str(here),
+            here.low > 0 if query == "a picture" else here.high < 0,
         )
 
 
@@ -335,8 +369,8 @@ def _better(model: str, table: str, text: TransferResult) -> Finding:
     return Finding(
         "Here too the vector of text examples does better than the text examples in the prompt.",
         f"{model}: {there[0]:.2f} against {there[1]:.2f}",
-        f"{patch:.2f} against {prompt:.2f}",
-        patch > prompt,
+        f"{patch:.2f} against {prompt:.2f}: {text.difference('Patch', 'Prompt')}",
+        text.difference("Patch", "Prompt").low > 0,
     )
 
 
