@@ -189,4 +189,6 @@ def test_files_figures_and_text(result, tmp_path):
         "transfer.html", "controls.html", "layer_sweep.html",
     }  # fmt: skip
     assert result.plot().layout.yaxis.title.text == "accuracy (prefix rule)"
+    bars = {bar.name for bar in result.plot().data}
+    assert t.BEST_TOKEN in bars and len(bars) == 7  # more would be too thin to read
     assert len(result.plot_layers().data) == 1
