@@ -7,6 +7,7 @@ import pytest
 
 from vlm_lens import HookedVLM
 from vlm_lens.recipes import CrossModalPatch
+from vlm_lens.reproduce import make_plan
 from vlm_lens.reproduce.experiments.phases import _ordered
 from vlm_lens.reproduce.experiments.transfer import accuracies, controls, joined
 
@@ -60,3 +61,12 @@ def test_rows_hold_every_rule_and_interval_and_no_number_of_a_paper_without_one(
 )
 def test_phases_are_in_order(order, holds):
     assert _ordered(order) is holds
+
+
+def test_what_is_run_on_models_of_the_package_fits_them(tmp_path):
+    (plan,) = make_plan(["methods", "table3"], ["toy-llava"], seeds=1, out=tmp_path)
+    assert plan.runs["function-vectors"].corruption == "mixed"
+    assert plan.runs["inter-model"].source_model == "toy-vicuna"
+    assert plan.runs["inter-model"].unrelated_model == "toy-mistral"
+    (methods,) = (one for one in plan.experiments if one.id == "methods")
+    assert any("leave the task unchanged" in line for line in methods.differs(plan.setup))
