@@ -27,7 +27,8 @@ h1 { font-size: 30px; line-height: 1.2; margin: 0 0 12px; letter-spacing: -.01em
 h2 { font-size: 21px; margin: 52px 0 8px; padding-top: 14px; border-top: 1px solid var(--line) }
 p, li { max-width: 74ch } p { margin: 8px 0 12px }
 .lead { font-size: 17.5px } .soft, small, figcaption { color: var(--soft); font-size: 14px }
-nav { margin: 18px 0 0; font-size: 14px; display: flex; flex-wrap: wrap; gap: 4px 16px } nav a { white-space: nowrap }
+nav { margin: 18px 0 0; font-size: 14px; display: flex; flex-wrap: wrap; gap: 4px 16px }
+nav a { white-space: nowrap }
 a { color: var(--accent) }
 .scroll { overflow-x: auto; margin: 14px 0 18px }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
