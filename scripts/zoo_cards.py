@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 
 from vlm_lens import HookedVLM, zoo
+from vlm_lens.checkpoints import base_of, unrelated_of
 from vlm_lens.recipes import CrossModalPatch, InterModelTransfer
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-BASES = {"toy-llava": "toy-vicuna", "toy-idefics2": "toy-mistral", "toy-fuyu": "toy-persimmon"}
-UNRELATED = {"toy-llava": "toy-mistral", "toy-idefics2": "toy-vicuna", "toy-fuyu": "toy-vicuna"}
+MODELS = ("toy-llava", "toy-idefics2", "toy-fuyu")
 MODALITIES = ("text", "image")
 
 
@@ -55,14 +55,14 @@ def by_recipes(name: str, seeds: int) -> str:
         print(title, result.accuracy(), flush=True)  # noqa: T201
     parts += [
         "",
-        f"#### Vectors of {BASES[name]}",
+        f"#### Vectors of {base_of(name)}",
         "",
         "`InterModelTransfer`: the base language model's vectors in the vision-language model, "
-        f"beside those of {UNRELATED[name]}, which it was not made from.",
+        f"beside those of {unrelated_of(name)}, which it was not made from.",
     ]
     for query in MODALITIES:
         recipe = InterModelTransfer(
-            query=query, seeds=seeds, source_model=BASES[name], unrelated_model=UNRELATED[name]
+            query=query, seeds=seeds, source_model=base_of(name), unrelated_model=unrelated_of(name)
         )
         result = recipe.run(vlm)
         parts += ["", f"{query.capitalize()} queries, block {result.layer}:", ""]
@@ -118,17 +118,17 @@ def fill(name: str, measured: str) -> None:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("model", choices=sorted(BASES))
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--evaluation", type=Path, required=True, help="of evaluate_zoo.py")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for name in (args.model, BASES[args.model]):
+    for name in (args.model, base_of(args.model)):
         card = zoo.path(name) / "README.md"
         if any(card.read_text().count(mark) != 1 for mark in (BEGIN, END)):
             sys.exit(f"{card} must hold {BEGIN} and {END} once each")
-    fill(BASES[args.model], of_the_language_model(args.evaluation))
+    fill(base_of(args.model), of_the_language_model(args.evaluation))
     plain = by_plain_hooks(args.evaluation, args.evaluation)
     fill(args.model, f"{by_recipes(args.model, args.seeds)}\n\n{plain}")
 
