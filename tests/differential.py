@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pytest
 import tiny
 import torch
 
@@ -172,3 +173,18 @@ def assert_captured_alike(replayed: Any, full: Any) -> None:
 def value_points(vlm: HookedVLM) -> list[Point]:
     """The points of the language model that may be written."""
     return [p for p in vlm.points().values() if p.space == "text" and p.writable]
+
+
+def assert_close_records(found: Sequence[Mapping], expected: Sequence[Mapping]) -> None:
+    """Records of two computations: floats within rounding, everything else equal.
+
+    How rows share a batch decides which kernel multiplies them, and the last bits with it, so exact
+    equality holds for one computation only, not for the same sweep in other chunks.
+    """
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert list(one) == list(other)
+        for key, value in other.items():
+            if isinstance(value, float):
+                value = pytest.approx(value, rel=1e-4, abs=1e-5)
+            assert one[key] == value, key

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from differential import assert_captured_alike, captured
+from differential import assert_captured_alike, assert_close_records, captured
 
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches, Steer, VLMLensError
 from vlm_lens.sweep import GeneratedTokens, Grid, TokenScores
@@ -157,17 +157,18 @@ def test_save_resumes_and_refuses_another_sweep(clip, tmp_path, monkeypatch):
     folder = tmp_path / "sweep"
     plain = clip.sweep(prompt, PATCH.each_layer(), progress=False)
     first = clip.sweep(prompt, PATCH.each_layer(), save=folder, memory=1, progress=False)
-    assert first.records == plain.records
+    assert_close_records(first.records, plain.records)  # other chunks: another computation
     chunks = sorted(folder.glob("chunk-*.json"))
     assert len(chunks) == clip.cfg.n_layers
     chunks[0].unlink()
     again = clip.sweep(prompt, PATCH.each_layer(), save=folder, progress=False)
-    assert again.records == plain.records and sum(again.engines.values()) == 1
+    assert_close_records(again.records, plain.records)
+    assert again.records[1:] == first.records[1:] and sum(again.engines.values()) == 1
     with monkeypatch.context() as patched:
         patched.setattr(type(clip.hf_model), "forward", None)  # nothing is left to run
         complete = clip.sweep(prompt, PATCH.each_layer(), save=folder, progress=False)
-    assert complete.records == plain.records and not complete.engines
-    assert complete.baseline == plain.baseline
+    assert complete.records == again.records and not complete.engines
+    assert_close_records(complete.baseline, plain.baseline)
     for other in (
         lambda: clip.sweep(clip.prompt("Q:Peru\nA:"), PATCH.each_layer(), save=folder),
         lambda: clip.sweep(prompt, (PATCH + PATCH), save=folder),
@@ -221,7 +222,8 @@ def test_a_killed_sweep_goes_on_with_the_same_result(tmp_path):
     assert 0 < finished < 6
     resumed, engines = json.loads(run(tmp_path / "a", False).stdout.splitlines()[-1])
     whole, _ = json.loads(run(tmp_path / "b", False).stdout.splitlines()[-1])
-    assert resumed == whole and sum(engines.values()) == 6 - finished
+    assert resumed == pytest.approx(whole, rel=1e-5, abs=1e-6)
+    assert sum(engines.values()) == 6 - finished
 
 
 def test_the_method_and_the_function_are_one(clip):
