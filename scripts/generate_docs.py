@@ -15,7 +15,7 @@ import torch
 
 from vlm_lens import zoo
 from vlm_lens.families import family_of
-from vlm_lens.points import Point, PointTable
+from vlm_lens.points.table import Point, PointTable
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "_generated"
 MODEL = "toy-llava"

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from vlm_lens import HookedVLM, zoo
-from vlm_lens.checkpoints import base_of, unrelated_of
+from vlm_lens.model.checkpoints import base_of, unrelated_of
 from vlm_lens.recipes import CrossModalPatch, InterModelTransfer
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"

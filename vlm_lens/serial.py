@@ -18,7 +18,12 @@ from vlm_lens.errors import VLMLensError
 T = TypeVar("T")
 _CLASSES: dict[str, type] = {}
 # Modules whose classes may stand in a file; imported when a name is not known yet.
-_HOMES = ("vlm_lens.positions", "vlm_lens.interventions", "vlm_lens.vectors", "vlm_lens.cache")
+_HOMES = (
+    "vlm_lens.layout.positions",
+    "vlm_lens.interventions",
+    "vlm_lens.reading.vectors",
+    "vlm_lens.reading.cache",
+)
 
 
 def savable(cls: type[T]) -> type[T]:

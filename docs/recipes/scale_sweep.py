@@ -6,7 +6,7 @@ import pandas as pd
 
 from vlm_lens import ActivationPatch, Find, Last, TaskVector
 from vlm_lens.recipes import Recipe
-from vlm_lens.recipes.metric import accuracy
+from vlm_lens.recipes.parts.scoring import accuracy
 from vlm_lens.tasks import Task
 
 

@@ -11,7 +11,7 @@ import torch
 from vlm_lens import Ablate, All, HookedVLM, Last
 from vlm_lens.engine.hooks import Firing, Handler, HookedRun, count_hooks
 from vlm_lens.errors import InterventionError
-from vlm_lens.sites import InputSite, OutputSite
+from vlm_lens.points.sites import InputSite, OutputSite
 
 TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:Greece\nA:", "What is the colour of <image>?"]
 EVERYTHING = "*"

@@ -13,7 +13,7 @@ from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches
 from vlm_lens.engine.baseline import NotReplayable, record
 from vlm_lens.engine.hooks import count_hooks
 from vlm_lens.engine.replay import start_of
-from vlm_lens.engine.skipping import standing_in
+from vlm_lens.engine.stand_ins import standing_in
 from vlm_lens.engine.tower import tower_blocks
 from vlm_lens.interventions import Target
 

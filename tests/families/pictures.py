@@ -12,8 +12,8 @@ from PIL import Image
 
 from vlm_lens import Ablate, All, HookedVLM, Patches
 from vlm_lens.errors import PromptError
-from vlm_lens.geometry import PatchGrid
-from vlm_lens.layout import ImageLayout
+from vlm_lens.layout.geometry import PatchGrid
+from vlm_lens.layout.layout import ImageLayout
 from vlm_lens.testing import conformance
 
 

@@ -11,7 +11,7 @@ from families import painting, tiny_fuyu
 from families.tiny_words import odd_pictures
 from vlm_lens import Ablate, HookedVLM, Patches
 from vlm_lens.errors import PointError, PromptError
-from vlm_lens.families.fuyu_processor import FuyuReader
+from vlm_lens.families.parts.fuyu_processor import FuyuReader
 
 TEXT = "Q:<image>b<image>\nA:"
 

@@ -12,7 +12,7 @@ from families.pictured import check_conforms, check_generation, check_replay
 from families.tiny_words import odd_pictures
 from vlm_lens import Ablate, All, At, HookedVLM, Images, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
-from vlm_lens.patch_weights import patch_weights
+from vlm_lens.reading.resampled import patch_weights
 
 PATCH, LATENTS = tiny_idefics2.PATCH, tiny_idefics2.LATENTS
 

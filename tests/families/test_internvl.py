@@ -12,7 +12,7 @@ from families.pictured import check_conforms, check_generation, check_replay
 from families.tiny_words import odd_pictures
 from vlm_lens import Ablate, HookedVLM, Images, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
-from vlm_lens.sites import ScaleView
+from vlm_lens.points.sites import ScaleView
 
 CELLS = tiny_internvl.CELLS
 PER_FRAME = CELLS**2

@@ -8,7 +8,7 @@ import torch
 
 from vlm_lens import All, Last, RawPrompt
 from vlm_lens.errors import VectorError
-from vlm_lens.vectors import read_each
+from vlm_lens.reading.vectors import read_each
 
 PICTURES = [tiny.noise_picture(i, (40, 36)) for i in range(2)]
 PROMPTS = [
@@ -84,7 +84,7 @@ def test_runs_that_watch_the_tower_compute_it(clip, rows_seen):
 
 
 def test_old_pictures_are_forgotten(clip, rows_seen):
-    from vlm_lens.engine.reuse import PictureStore
+    from vlm_lens.engine.picture_store import PictureStore
 
     store = PictureStore(clip.hf_model, clip.family, clip.architecture, limit=0)
     prompt = clip.as_prompt(PROMPTS[3])

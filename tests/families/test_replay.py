@@ -22,7 +22,7 @@ from vlm_lens import HookedVLM, Steer
 from vlm_lens.engine.baseline import NotReplayable, record
 from vlm_lens.engine.replay import start_of
 from vlm_lens.interventions import Target
-from vlm_lens.positions import At
+from vlm_lens.layout.positions import At
 from vlm_lens.sweep import Capture, GeneratedTokens
 
 N_SEEDS, N_TOWER_SEEDS = 10, 6

@@ -10,7 +10,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 
 from families.tiny_qwen2_vl import PATCH, TEXT, VISION
 from families.tiny_words import tokenizer
-from vlm_lens.loading import without_video
+from vlm_lens.model.loading import without_video
 
 SPECIAL = ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>",
            "<|begin_of_video|>", "<|end_of_video|>")  # fmt: skip

@@ -10,7 +10,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
 from families.tiny_words import tokenizer
-from vlm_lens.loading import without_video
+from vlm_lens.model.loading import without_video
 
 PATCH, SIDE = 4, 16
 CELLS = SIDE // PATCH // 2

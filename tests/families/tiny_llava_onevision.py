@@ -16,7 +16,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 )
 
 from families import tiny_parts
-from vlm_lens.loading import without_video
+from vlm_lens.model.loading import without_video
 
 # 3 patches of 5 pixels leave one pixel of a frame over, as 27 of 14 leave 6 of 384
 SIDE, PATCH = 16, 5

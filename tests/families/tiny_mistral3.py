@@ -16,7 +16,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 
 from families import tiny_parts
 from vlm_lens import HookedVLM
-from vlm_lens.families.pixtral_processor import pixtral_processor_class
+from vlm_lens.families.parts.pixtral_processor import pixtral_processor_class
 
 PATCH, LONGEST = 4, 32
 

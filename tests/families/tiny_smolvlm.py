@@ -11,7 +11,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from families.tiny_idefics3 import CELLS, SCALE, SIZES, SPECIAL, TEXT, VISION
 from families.tiny_words import tokenizer
-from vlm_lens.loading import without_video
+from vlm_lens.model.loading import without_video
 
 # The processor asks for num2words, which only its videos use.
 processing_smolvlm.num2words = processing_smolvlm.num2words or str

@@ -10,8 +10,8 @@ from vlm_lens import At, Last, LogitLens, Patches
 from vlm_lens.errors import PositionError
 from vlm_lens.figures.lens import lens_figure, lens_image_figure
 from vlm_lens.figures.prompt_view import visible
-from vlm_lens.geometry import PatchGrid, PixelMap
-from vlm_lens.layout import ImageLayout, ImageSpace, Layout
+from vlm_lens.layout.geometry import PatchGrid, PixelMap
+from vlm_lens.layout.layout import ImageLayout, ImageSpace, Layout
 from vlm_lens.lenses import LensResult, LensRow
 
 TEXT = "Q:<image>\nA:"

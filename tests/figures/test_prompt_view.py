@@ -12,9 +12,9 @@ from PIL import Image
 
 from vlm_lens import HookedVLM
 from vlm_lens.figures.prompt_view import cell_edges, picture_uri, prompt_html, visible
-from vlm_lens.geometry import PatchGrid, PixelMap
-from vlm_lens.layout import ImageLayout, ImageSpace, Layout
-from vlm_lens.prompt import Prompt
+from vlm_lens.layout.geometry import PatchGrid, PixelMap
+from vlm_lens.layout.layout import ImageLayout, ImageSpace, Layout
+from vlm_lens.prompts.prompt import Prompt
 
 TEXT = "Q:<image>\nA:"
 

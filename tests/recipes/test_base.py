@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from vlm_lens import Find, Images, TaskVector
+from vlm_lens.prompts.template import Template
 from vlm_lens.recipes import Control, Recipe, RecipeError, Result
 from vlm_lens.recipes.base import plain, versions
 from vlm_lens.tasks import Task
-from vlm_lens.template import Template
 
 
 # What a user types, in full.

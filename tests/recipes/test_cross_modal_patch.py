@@ -11,7 +11,7 @@ from recipes.plain import QUERY, Plain, few_shot, right, small
 from vlm_lens import HookedVLM
 from vlm_lens.errors import VLMLensError
 from vlm_lens.recipes import CrossModalPatch, RecipeError, Result
-from vlm_lens.recipes import transfer as t
+from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.tasks import Task
 
 TASK = "food-color"

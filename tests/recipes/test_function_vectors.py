@@ -9,7 +9,7 @@ import torch
 from recipes.plain import QUERY, Plain, few_shot, small
 from vlm_lens.recipes import FunctionVectors, RecipeError, Result
 from vlm_lens.recipes import function_vectors as m
-from vlm_lens.recipes.heads import in_place, mean_heads, random_heads, written
+from vlm_lens.recipes.parts.heads import in_place, mean_heads, random_heads, written
 
 TASK = small("food-color", 6, 8)
 RECIPE = FunctionVectors(

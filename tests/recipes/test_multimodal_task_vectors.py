@@ -8,7 +8,7 @@ import torch
 from recipes.plain import QUERY, Plain, few_shot, small
 from vlm_lens.recipes import MultimodalTaskVectors, RecipeError, Result
 from vlm_lens.recipes import multimodal_task_vectors as m
-from vlm_lens.recipes.heads import mean_heads, random_heads
+from vlm_lens.recipes.parts.heads import mean_heads, random_heads
 
 TASK = small("food-color", 6, 8)
 RECIPE = MultimodalTaskVectors(tasks=TASK, seeds=1, layer=4, steps=12, samples=8, n_examples=3)

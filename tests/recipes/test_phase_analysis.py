@@ -82,7 +82,7 @@ def test_the_input_token_is_what_the_delimiter_decodes_to_and_can_be_set(toy):
 def test_boundaries_follow_the_phases():
     import pandas as pd
 
-    from vlm_lens.recipes.phase_result import phases
+    from vlm_lens.recipes.parts.phase_result import phases
 
     order = "IITTATAA"
     columns = {"I": "input", "T": "task", "A": "answer"}
@@ -102,7 +102,7 @@ def test_boundaries_are_as_sure_as_runs_agree():
     import numpy as np
     import pandas as pd
 
-    from vlm_lens.recipes.phase_result import phases
+    from vlm_lens.recipes.parts.phase_result import phases
 
     # of 40 runs, 30 turn to the task at layer 1, and 10 at layer 2; no run comes to the answer
     rows = [

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from vlm_lens.recipes import Result
+from vlm_lens.recipes.parts.transfer_result import TransferResult
 from vlm_lens.recipes.result import RecipeError
-from vlm_lens.recipes.transfer import TransferResult
 
 AWKWARD = [
     "NA",

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from recipes.plain import Plain, small
+from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes import RecipeError, Result
 from vlm_lens.recipes import task_override as m
-from vlm_lens.recipes.judges import JudgeError, Wanted
-from vlm_lens.recipes.override_result import OverrideResult
+from vlm_lens.recipes.parts.judges import JudgeError, Wanted
+from vlm_lens.recipes.parts.override_result import OverrideResult
 from vlm_lens.recipes.task_override import OverrideItem, TaskOverride
-from vlm_lens.template import RawPrompt
 
 TASKS = tuple(small(name, 4, 6) for name in ("food-color", "food-flavor", "food-kind"))
 KNOWN = Wanted("b", ("d",))

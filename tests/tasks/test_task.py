@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlm_lens.prompts.template import Template
 from vlm_lens.tasks import EXTRA_TASKS, PAPER_TASKS, Row, Task, TaskError, draw_examples
-from vlm_lens.template import Template
 
 
 @pytest.fixture

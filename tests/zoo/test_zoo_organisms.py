@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_lens.families.fuyu_processor import FuyuReader
+from vlm_lens.families.parts.fuyu_processor import FuyuReader
 from vlm_lens.zoo.train.configs import decoder_layers, final_norm, is_joined
 from vlm_lens.zoo.train.corpus import Corpus
 from vlm_lens.zoo.train.organism import Organism

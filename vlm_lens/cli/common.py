@@ -14,7 +14,7 @@ DEVICE = typer.Option(help="For example cuda.")
 
 def load(name: str, **options: Any) -> Any:
     """A HookedVLM, without transformers' progress bars."""
-    from vlm_lens.model import HookedVLM
+    from vlm_lens.model.hooked_vlm import HookedVLM
 
     quiet()
     return HookedVLM.from_pretrained(name, **options)

@@ -90,7 +90,7 @@ def _zoo_table() -> Table:
 def _checkpoints_table() -> Table:
     from rich.table import Table
 
-    from vlm_lens.checkpoints import CHECKPOINTS
+    from vlm_lens.model.checkpoints import CHECKPOINTS
 
     table = Table(title="Published checkpoints, by short name", box=None, header_style="bold",
                   padding=(0, 1))  # fmt: skip

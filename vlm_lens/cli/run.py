@@ -28,7 +28,7 @@ def run(
     """Runs a recipe that is written in a YAML file."""
     with plain_errors():
         from vlm_lens.recipes import RecipeError
-        from vlm_lens.recipes.from_file import load_recipe
+        from vlm_lens.recipes.parts.from_file import load_recipe
 
         screen, options = console(), loading(dtype, device)
         made = load_recipe(recipe, code=code)

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.families.base import Architecture
-from vlm_lens.sites import submodule
+from vlm_lens.points.sites import submodule
 
 if TYPE_CHECKING:
     from vlm_lens.engine.tower import TowerReplay

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vlm_lens.engine.attention import ChunkedTap, check_supported, tapped
 from vlm_lens.errors import InterventionError
-from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
+from vlm_lens.points.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
+from vlm_lens.points.table import Point, PointTable
 
 
 @dataclass(frozen=True)

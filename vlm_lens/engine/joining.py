@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vlm_lens.engine.handlers import Counter, op_handler
 from vlm_lens.engine.hooks import Handler
-from vlm_lens.engine.kernel import MEAN, Op
-from vlm_lens.engine.run import Counter, op_handler
+from vlm_lens.ops import MEAN, Op
 
 Counted = tuple[Op, Counter]
 

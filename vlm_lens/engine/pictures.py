@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.families.base import Architecture, Family
-from vlm_lens.layout import ImageLayout, Layout
+from vlm_lens.layout.layout import ImageLayout, Layout
 
 
 class NotSeparable(VLMLensError):

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable, causal_mask
+from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.hooks import Firing, Handler, HookedRun
 from vlm_lens.engine.joining import Counted, joined_handlers
-from vlm_lens.engine.kernel import MEAN, Op
-from vlm_lens.engine.run import Counter
 from vlm_lens.engine.tower import PicturePart, Repictured
-from vlm_lens.sites import submodule
+from vlm_lens.ops import MEAN, Op
+from vlm_lens.points.sites import submodule
 
 _LAST = "what leaves the last block"  # stands among handlers for the input of the final norm
 Places = Mapping[str, Sequence[tuple[int, int]]]

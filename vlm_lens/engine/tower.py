@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from vlm_lens.engine.baseline import NotReplayable
+from vlm_lens.engine.handlers import read_handler
 from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.engine.joining import Counted, joined_handlers
-from vlm_lens.engine.kernel import MEAN, Op
 from vlm_lens.engine.pictures import NotSeparable, Pictures
-from vlm_lens.engine.run import read_handler
-from vlm_lens.engine.skipping import standing_in
+from vlm_lens.engine.stand_ins import standing_in
 from vlm_lens.families.base import Architecture
-from vlm_lens.layout import ImageLayout
-from vlm_lens.points import Point
-from vlm_lens.sites import submodule
+from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.ops import MEAN, Op
+from vlm_lens.points.sites import submodule
+from vlm_lens.points.table import Point
 
 _FIRST_BLOCK = "vision.blocks.0.hook_resid_post"
 

@@ -55,7 +55,6 @@ def _register_own() -> None:
     from vlm_lens.families.aya_vision import AyaVisionFamily
     from vlm_lens.families.blip2 import Blip2Family
     from vlm_lens.families.chameleon import ChameleonFamily
-    from vlm_lens.families.decoders import DecoderFamily
     from vlm_lens.families.fuyu import FuyuFamily
     from vlm_lens.families.gemma3 import Gemma3Family
     from vlm_lens.families.glm4v import Glm4vFamily
@@ -68,6 +67,7 @@ def _register_own() -> None:
     from vlm_lens.families.mistral3 import Mistral3Family
     from vlm_lens.families.mllama import MllamaFamily
     from vlm_lens.families.paligemma import PaliGemmaFamily
+    from vlm_lens.families.parts.decoders import DecoderFamily
     from vlm_lens.families.qwen2_5_vl import Qwen2_5VLFamily
     from vlm_lens.families.qwen2_vl import Qwen2VLFamily
     from vlm_lens.families.qwen3_vl import Qwen3VLFamily

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture
-from vlm_lens.families.decoders import Decoder
-from vlm_lens.families.projected import Picture, ProjectedFamily
-from vlm_lens.families.shuffled import Frame, tiles_and_whole
-from vlm_lens.sites import CellsView
+from vlm_lens.families.parts.decoders import Decoder
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily
+from vlm_lens.families.parts.shuffled_tiles import Frame, tiles_and_whole
+from vlm_lens.points.sites import CellsView
 from vlm_lens.tokens import tokenizer_of
 
 

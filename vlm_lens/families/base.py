@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.config import HookedConfig, StackConfig
 from vlm_lens.errors import PromptError
-from vlm_lens.layout import ImageLayout
-from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import (
+from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.points.config import HookedConfig, StackConfig
+from vlm_lens.points.sites import (
     AttentionSite,
     FlatView,
     HeadView,
@@ -25,10 +24,11 @@ from vlm_lens.sites import (
     Site,
     submodule,
 )
+from vlm_lens.points.table import Point, PointTable
 from vlm_lens.tokens import tokenizer_of
 
 if TYPE_CHECKING:
-    from vlm_lens.families.decoders import Decoder
+    from vlm_lens.families.parts.decoders import Decoder
 
 
 @dataclass(frozen=True)

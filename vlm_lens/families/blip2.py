@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.config import StackConfig
 from vlm_lens.errors import ModelError, PromptError
 from vlm_lens.families.base import Architecture, BlockParts, Stack
-from vlm_lens.families.pixels import Size, identity_map, resize_and_crop_map
-from vlm_lens.families.projected import Picture, ProjectedFamily, one_frame
-from vlm_lens.families.towers import image_point
-from vlm_lens.layout import ImageLayout, ImageSpace
-from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import AttentionSite, HeadView, InputSite, OutputSite
+from vlm_lens.families.parts.pixels import Size, identity_map, resize_and_crop_map
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.families.parts.towers import image_point
+from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.points.config import StackConfig
+from vlm_lens.points.sites import AttentionSite, HeadView, InputSite, OutputSite
+from vlm_lens.points.table import Point, PointTable
 
 _LANGUAGE_MODEL = "language_model"
 _QFORMER = BlockParts(
@@ -29,7 +29,7 @@ _QFORMER = BlockParts(
 _POST_NORM = "a Q-Former normalises each sum, not what its parts read."
 _NO_GRID = (
     "Every query of the Q-Former reads all patches of a picture; "
-    "vlm_lens.patch_weights tells how much it reads of each"
+    "vlm_lens.reading.resampled tells how much it reads of each"
 )
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_lens.config import HookedConfig, VisionConfig
 from vlm_lens.errors import ModelError, PromptError
 from vlm_lens.families.base import Architecture, BlockParts, Stack
-from vlm_lens.families.decoders import (
+from vlm_lens.families.parts.decoders import (
     BLOCK_FORMS,
     NO_VISION,
     Decoder,
@@ -25,11 +24,12 @@ from vlm_lens.families.decoders import (
     find_decoder,
     text_point,
 )
-from vlm_lens.families.projected import Picture, ProjectedFamily
-from vlm_lens.families.towers import Tower, describe_tower, image_point
-from vlm_lens.layout import ImageLayout, ImageSpace
-from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import InputSite, OutputSite
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily
+from vlm_lens.families.parts.towers import Tower, describe_tower, image_point
+from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.points.config import HookedConfig, VisionConfig
+from vlm_lens.points.sites import InputSite, OutputSite
+from vlm_lens.points.table import Point, PointTable
 
 _WHY = "the geometry of this model's pictures is not described"
 _HELP = (

@@ -10,16 +10,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.config import HookedConfig
 from vlm_lens.families.base import Architecture, Family
-from vlm_lens.families.decoders import DECODERS, Decoder, DecoderNames, find_decoder, text_point
-from vlm_lens.families.pixels import identity_map, resize_and_crop_map
-from vlm_lens.families.places import picture_places
-from vlm_lens.families.towers import image_point
-from vlm_lens.geometry import PatchGrid
-from vlm_lens.layout import ImageLayout, ImageSpace
-from vlm_lens.points import PointTable
-from vlm_lens.sites import FeatureMapView, InputSite, MidSite, OutputSite
+from vlm_lens.families.parts.decoders import (
+    DECODERS,
+    Decoder,
+    DecoderNames,
+    find_decoder,
+    text_point,
+)
+from vlm_lens.families.parts.pixels import identity_map, resize_and_crop_map
+from vlm_lens.families.parts.places import picture_places
+from vlm_lens.families.parts.towers import image_point
+from vlm_lens.layout.geometry import PatchGrid
+from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.points.config import HookedConfig
+from vlm_lens.points.sites import FeatureMapView, InputSite, MidSite, OutputSite
+from vlm_lens.points.table import PointTable
 
 _TEXT = "model"
 _MISSING = {

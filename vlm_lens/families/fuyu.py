@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_lens.config import HookedConfig
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture, Family, in_one_row
-from vlm_lens.families.decoders import find_decoder, text_point
-from vlm_lens.families.fuyu_processor import CLOSE, IMAGE, OPEN, FuyuReader
-from vlm_lens.families.pixels import identity_map, size_entry
-from vlm_lens.families.places import picture_places
-from vlm_lens.families.selection import by_stretches
-from vlm_lens.geometry import PatchGrid, PixelMap
-from vlm_lens.layout import ImageLayout, ImageSpace
-from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import InputSite, OutputSite
+from vlm_lens.families.parts.decoders import find_decoder, text_point
+from vlm_lens.families.parts.fuyu_processor import CLOSE, IMAGE, OPEN, FuyuReader
+from vlm_lens.families.parts.pixels import identity_map, size_entry
+from vlm_lens.families.parts.places import picture_places
+from vlm_lens.families.parts.selection import by_stretches
+from vlm_lens.layout.geometry import PatchGrid, PixelMap
+from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.points.config import HookedConfig
+from vlm_lens.points.sites import InputSite, OutputSite
+from vlm_lens.points.table import Point, PointTable
 
 _TEXT, _PROJECTOR = "model.language_model", "model.vision_embed_tokens"
 _NO_TOWER = "it has no vision tower: one linear layer makes an embedding of each patch's pixels."

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture
-from vlm_lens.families.decoders import Decoder
-from vlm_lens.families.pixels import covered, identity_map, resize_and_crop_map
-from vlm_lens.families.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.families.parts.decoders import Decoder
+from vlm_lens.families.parts.pixels import covered, identity_map, resize_and_crop_map
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_frame
 
 
 class Gemma3Family(ProjectedFamily):

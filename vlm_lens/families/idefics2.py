@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.config import StackConfig
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture, BlockParts, Stack
-from vlm_lens.families.idefics import IdeficsFamily, real_frames
-from vlm_lens.families.pixels import Size
-from vlm_lens.families.projected import Picture
-from vlm_lens.families.towers import image_point
-from vlm_lens.geometry import PatchGrid, PixelMap
-from vlm_lens.layout import ImageSpace
-from vlm_lens.points import Point
-from vlm_lens.sites import InputSite, OutputSite
+from vlm_lens.families.parts.idefics_frames import IdeficsFamily, real_frames
+from vlm_lens.families.parts.pixels import Size
+from vlm_lens.families.parts.projected import Picture
+from vlm_lens.families.parts.towers import image_point
+from vlm_lens.layout.geometry import PatchGrid, PixelMap
+from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.points.config import StackConfig
+from vlm_lens.points.sites import InputSite, OutputSite
+from vlm_lens.points.table import Point
 
 _PERCEIVER = BlockParts(
     ln1="input_latents_norm", attn="self_attn", q="q_proj", k="k_proj", v="v_proj", o="o_proj",
@@ -29,7 +29,7 @@ _PERCEIVER = BlockParts(
 )  # fmt: skip
 _NO_GRID = (
     "The resampler mixes all patches of a picture into every latent; "
-    "vlm_lens.patch_weights tells how much each latent reads of each patch"
+    "vlm_lens.reading.resampled tells how much each latent reads of each patch"
 )
 _SPLIT = 5  # four quarters, then the whole
 

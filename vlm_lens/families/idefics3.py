@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture
-from vlm_lens.families.idefics import IdeficsFamily, real_frames
-from vlm_lens.families.projected import Picture
-from vlm_lens.families.shuffled import Frame, tiles_and_whole
+from vlm_lens.families.parts.idefics_frames import IdeficsFamily, real_frames
+from vlm_lens.families.parts.projected import Picture
+from vlm_lens.families.parts.shuffled_tiles import Frame, tiles_and_whole
 from vlm_lens.tokens import tokenizer_of
 
 _MARKER = re.compile(r"<row_(\d+)_col_(\d+)>")

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from vlm_lens.families.base import Architecture
-from vlm_lens.families.pixels import chain, covered, identity_map, resize_and_crop_map, square_map
-from vlm_lens.families.pixtral import end_of_image, packed_pictures
-from vlm_lens.families.pixtral_processor import load_pixtral_processor
-from vlm_lens.families.projected import Picture, ProjectedFamily, one_frame
-from vlm_lens.geometry import PixelMap
+from vlm_lens.families.parts.pixels import (
+    chain,
+    covered,
+    identity_map,
+    resize_and_crop_map,
+    square_map,
+)
+from vlm_lens.families.parts.pixtral_pictures import end_of_image, packed_pictures
+from vlm_lens.families.parts.pixtral_processor import load_pixtral_processor
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.layout.geometry import PixelMap
 
 
 class LlavaFamily(ProjectedFamily):

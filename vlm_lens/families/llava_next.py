@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture
-from vlm_lens.families.projected import Picture, ProjectedFamily
-from vlm_lens.families.tiles import tiled_picture
+from vlm_lens.families.parts.anyres_tiles import tiled_picture
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily
 
 
 class LlavaNextFamily(ProjectedFamily):

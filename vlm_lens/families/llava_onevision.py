@@ -12,11 +12,17 @@ from torch import Tensor
 
 from vlm_lens.families.base import Architecture
 from vlm_lens.families.llava_next import sizes_as_given
-from vlm_lens.families.pixels import chain, covered, resize_and_crop_map, square_map, stretch_map
-from vlm_lens.families.projected import Picture, ProjectedFamily, grid
-from vlm_lens.families.selection import by_rows
-from vlm_lens.families.tiles import Shrink, in_frames, tiled_picture
-from vlm_lens.layout import ImageLayout
+from vlm_lens.families.parts.anyres_tiles import Shrink, in_frames, tiled_picture
+from vlm_lens.families.parts.pixels import (
+    chain,
+    covered,
+    resize_and_crop_map,
+    square_map,
+    stretch_map,
+)
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily, grid
+from vlm_lens.families.parts.selection import by_rows
+from vlm_lens.layout.layout import ImageLayout
 
 
 class LlavaOnevisionFamily(ProjectedFamily):

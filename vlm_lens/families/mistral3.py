@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vlm_lens.families.base import Architecture
-from vlm_lens.families.pixtral import end_of_image, packed_pictures
-from vlm_lens.families.pixtral_processor import load_pixtral_processor
-from vlm_lens.families.projected import Picture, ProjectedFamily
-from vlm_lens.sites import FlatView
+from vlm_lens.families.parts.pixtral_pictures import end_of_image, packed_pictures
+from vlm_lens.families.parts.pixtral_processor import load_pixtral_processor
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily
+from vlm_lens.points.sites import FlatView
 
 
 class Mistral3Family(ProjectedFamily):

@@ -11,16 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.config import HookedConfig, StackConfig, VisionConfig
 from vlm_lens.errors import PromptError
 from vlm_lens.families.base import Architecture, BlockParts, Family, SiteMaker, Stack
-from vlm_lens.families.decoders import DECODERS, Decoder, find_decoder, text_point
-from vlm_lens.families.pixels import identity_map
-from vlm_lens.families.towers import image_point
-from vlm_lens.geometry import PatchGrid, PixelMap
-from vlm_lens.layout import ImageLayout, ImageSpace
-from vlm_lens.points import Point, PointTable
-from vlm_lens.sites import (
+from vlm_lens.families.parts.decoders import DECODERS, Decoder, find_decoder, text_point
+from vlm_lens.families.parts.pixels import identity_map
+from vlm_lens.families.parts.towers import image_point
+from vlm_lens.layout.geometry import PatchGrid, PixelMap
+from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.points.config import HookedConfig, StackConfig, VisionConfig
+from vlm_lens.points.sites import (
     HeadView,
     InputSite,
     MidSite,
@@ -29,6 +28,7 @@ from vlm_lens.sites import (
     ScaleView,
     submodule,
 )
+from vlm_lens.points.table import Point, PointTable
 
 _TOWER, _PROJECTOR, _TEXT = (
     "model.vision_model",

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.families.base import Architecture
-from vlm_lens.families.pixels import covered, identity_map, resize_and_crop_map
-from vlm_lens.families.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.families.parts.pixels import covered, identity_map, resize_and_crop_map
+from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_frame
 from vlm_lens.tokens import tokenizer_of
 
 

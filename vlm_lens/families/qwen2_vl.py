@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_lens.families.base import BlockParts
-from vlm_lens.families.patch_merging import PatchMergingFamily
+from vlm_lens.families.parts.patch_merging import PatchMergingFamily
 
 
 class Qwen2VLFamily(PatchMergingFamily):

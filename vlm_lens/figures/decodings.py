@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.figures.style import SEQUENTIAL, style
-from vlm_lens.recipes.transfer import short_names
+from vlm_lens.recipes.parts.transfer_result import short_names
 
 if TYPE_CHECKING:
     import pandas as pd

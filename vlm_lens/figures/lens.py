@@ -14,7 +14,7 @@ from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri
 from vlm_lens.figures.style import GREY, SEQUENTIAL, style
 
 if TYPE_CHECKING:
-    from vlm_lens.geometry import Box, PatchGrid
+    from vlm_lens.layout.geometry import Box, PatchGrid
     from vlm_lens.lenses.result import LensResult
 
 _TOKEN_PX = 58  # width of a column with a token in it

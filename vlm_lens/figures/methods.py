@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from vlm_lens.figures.style import GREY, PALETTE, fade, style
 
 if TYPE_CHECKING:
-    from vlm_lens.recipes.transfer import TransferResult
+    from vlm_lens.recipes.parts.transfer_result import TransferResult
 
 __all__ = ["method_dots"]
 

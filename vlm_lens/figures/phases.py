@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from vlm_lens.figures.style import PALETTE, fade, style
 
 if TYPE_CHECKING:
-    from vlm_lens.recipes.phase_result import PhaseResult
+    from vlm_lens.recipes.parts.phase_result import PhaseResult
 
 __all__ = ["phase_curves", "phase_grid", "rank_curves"]
 

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from vlm_lens.figures.style import PALETTE, fade
-from vlm_lens.geometry import Box, PatchGrid
-from vlm_lens.layout import PAD, SPECIAL, ImageLayout, Layout
+from vlm_lens.layout.geometry import Box, PatchGrid
+from vlm_lens.layout.layout import PAD, SPECIAL, ImageLayout, Layout
 
 MAX_ROWS = 3
 MAX_TOKENS = 400

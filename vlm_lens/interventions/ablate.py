@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from vlm_lens.engine.kernel import MEAN, SET, Op
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import (
     Intervention,
@@ -19,7 +18,8 @@ from vlm_lens.interventions.base import (
     shaped,
 )
 from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.positions import Generated, Position, as_position
+from vlm_lens.layout.positions import Generated, Position, as_position
+from vlm_lens.ops import MEAN, SET, Op
 from vlm_lens.serial import savable
 
 

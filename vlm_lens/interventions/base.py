@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlm_lens.engine.kernel import Op
 from vlm_lens.errors import InterventionError, PointError, VLMLensError
-from vlm_lens.layout import Layout
-from vlm_lens.points import Point, PointTable, expand_name
-from vlm_lens.positions import Generated, Position
+from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.positions import Generated, Position
+from vlm_lens.ops import Op
+from vlm_lens.points.table import Point, PointTable, expand_name
 from vlm_lens.serial import Savable, savable
 
 
@@ -297,7 +297,7 @@ def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
 
 def pool_of(target: Target, place: Place) -> Tensor:
     """All (row, position) pairs of the prompts that are not padding, `[n, 2]`."""
-    from vlm_lens.positions import All
+    from vlm_lens.layout.positions import All
 
     pairs = [p for layout in target.layouts for p in All().resolve(layout, place.point.space)]
     return torch.tensor(pairs, dtype=torch.long)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_lens.engine.kernel import ADD, Op
 from vlm_lens.interventions.base import (
     Intervention,
     Target,
@@ -15,7 +14,8 @@ from vlm_lens.interventions.base import (
     shaped,
 )
 from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.positions import Position, as_position
+from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.ops import ADD, Op
 from vlm_lens.serial import savable
 
 

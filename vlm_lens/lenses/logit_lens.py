@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VLMLensError
 from vlm_lens.interventions.base import freeze_points
-from vlm_lens.layout import Layout
+from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.lenses.result import LensResult, LensRow
-from vlm_lens.positions import All, Position, as_position
 from vlm_lens.tokens import string_token
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.layout import Layout
+from vlm_lens.layout.layout import Layout
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from vlm_lens.recipes.back_patching import BackPatching, BackPatchingResult
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
-from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
 from vlm_lens.recipes.image_to_text import ImageToText
 from vlm_lens.recipes.instruction_ensemble import EnsembleResult, InstructionEnsemble
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
-from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
-from vlm_lens.recipes.method import MethodRecipe, MethodResult, side_by_side
 from vlm_lens.recipes.multimodal_task_vectors import (
     MultimodalTaskVectors,
     MultimodalTaskVectorsResult,
 )
 from vlm_lens.recipes.noisy_instruction import NoisyInstruction, NoisyResult
-from vlm_lens.recipes.override_result import OverrideItem, OverrideResult
+from vlm_lens.recipes.parts.controls import Control
+from vlm_lens.recipes.parts.judges import Case, Endpoint, ExactRules, Wanted
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, side_by_side
+from vlm_lens.recipes.parts.override_result import OverrideItem, OverrideResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
 from vlm_lens.recipes.prompt_cost import CostResult, PromptCost
 from vlm_lens.recipes.qualitative import Qualitative, QualitativeResult

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.interventions.base import compose
-from vlm_lens.positions import All, Images, Last, Position, Text
-from vlm_lens.recipes import transfer as t
+from vlm_lens.layout.positions import All, Images, Last, Position, Text
+from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
-from vlm_lens.recipes.metric import score
-from vlm_lens.recipes.sources import TaskVectors, few_shot
+from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.scoring import score
+from vlm_lens.recipes.parts.vector_sources import TaskVectors, few_shot
 from vlm_lens.tasks import Task
-from vlm_lens.template import RawPrompt
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
-from vlm_lens.recipes.identity import plain
+from vlm_lens.recipes.parts.identity import plain
 from vlm_lens.recipes.result import RecipeError, Result
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Recipe(ABC):
                     f"There is no model to run on: give one, {type(self).__name__}(...).run(vlm), "
                     'or name it in the recipe, model="toy-llava".'
                 )
-            from vlm_lens.model import HookedVLM
+            from vlm_lens.model.hooked_vlm import HookedVLM
 
             return HookedVLM.from_pretrained(self.model)
         if self.model is not None and self.model != vlm.name:

@@ -15,20 +15,23 @@ import torch
 from torch import Tensor
 
 from vlm_lens.interventions import ActivationPatch, Steer
-from vlm_lens.positions import Last
-from vlm_lens.recipes import transfer as t
+from vlm_lens.layout.positions import Last
+from vlm_lens.prompts.template import RawPrompt
+from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import Recipe, RecipeError, seed_list
-from vlm_lens.recipes.baselines import constant_answers
-from vlm_lens.recipes.controls import (
+from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.parts.baselines import constant_answers
+from vlm_lens.recipes.parts.controls import (
     Control,
     Setting,
     chosen_controls,
     donors,
     interventions,
 )
-from vlm_lens.recipes.metric import Scores, score
-from vlm_lens.recipes.predict import first_tokens
-from vlm_lens.recipes.sources import (
+from vlm_lens.recipes.parts.predict import first_tokens
+from vlm_lens.recipes.parts.scoring import Scores, score
+from vlm_lens.recipes.parts.transfer_result import Run, TransferResult
+from vlm_lens.recipes.parts.vector_sources import (
     Form,
     Query,
     Source,
@@ -38,10 +41,7 @@ from vlm_lens.recipes.sources import (
     in_form,
     writable_into,
 )
-from vlm_lens.recipes.transfer import Run, TransferResult
 from vlm_lens.tasks import PAPER_TASKS, Task
-from vlm_lens.template import RawPrompt
-from vlm_lens.vectors import TaskVector
 
 __all__ = ["CrossModalPatch", "TransferResult"]
 

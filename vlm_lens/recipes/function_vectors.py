@@ -16,16 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm_lens.positions import Last
+from vlm_lens.layout.positions import Last
+from vlm_lens.prompts.template import RawPrompt
+from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.heads import Head, in_place, mean_heads, random_heads, written
-from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
-from vlm_lens.recipes.metric import answer_token
-from vlm_lens.recipes.transfer import best_layer
+from vlm_lens.recipes.parts.heads import Head, in_place, mean_heads, random_heads, written
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.scoring import answer_token
+from vlm_lens.recipes.parts.transfer_result import best_layer
 from vlm_lens.sweep import Grid, TokenScores
 from vlm_lens.tasks import Row, Task, draw_examples
-from vlm_lens.template import RawPrompt
-from vlm_lens.vectors import TaskVector
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

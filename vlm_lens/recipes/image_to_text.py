@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.base import Recipe, speaking_for
-from vlm_lens.recipes.controls import Control
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.metric import score
-from vlm_lens.recipes.predict import first_tokens
-from vlm_lens.recipes.sources import few_shot
-from vlm_lens.recipes.transfer import Run, TransferResult
+from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.parts.controls import Control
+from vlm_lens.recipes.parts.predict import first_tokens
+from vlm_lens.recipes.parts.scoring import score
+from vlm_lens.recipes.parts.transfer_result import Run, TransferResult
+from vlm_lens.recipes.parts.vector_sources import few_shot
 from vlm_lens.tasks import Task
 
 __all__ = ["TEXT_PROMPT", "ImageToText"]

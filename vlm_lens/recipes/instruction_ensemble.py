@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from vlm_lens.positions import Last
-from vlm_lens.read_many import read_each
-from vlm_lens.recipes import transfer as t
+from vlm_lens.layout.positions import Last
+from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.metric import score
-from vlm_lens.recipes.predict import first_tokens
+from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.parts.predict import first_tokens
+from vlm_lens.recipes.parts.scoring import score
+from vlm_lens.recipes.parts.vector_sources import Query, TaskVectors
 from vlm_lens.recipes.result import Result
-from vlm_lens.recipes.sources import Query, TaskVectors
 from vlm_lens.tasks import Task
 from vlm_lens.tasks.draws import draw_one
 

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from torch.nn.functional import cosine_similarity
 
-from vlm_lens.checkpoints import base_of
+from vlm_lens.model.checkpoints import base_of
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.controls import Control, chosen_controls, interventions
-from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
-from vlm_lens.recipes.sources import TaskVectors, is_loaded, writable_into
+from vlm_lens.recipes.parts.controls import Control, chosen_controls, interventions
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.vector_sources import TaskVectors, is_loaded, writable_into
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class InterModelTransfer(MethodRecipe):
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
         source: Where the task is read from: examples as text, or the instruction.
         source_model: The base language model: a zoo name, folder, short name, Hub id or a loaded
-            HookedVLM; that of the zoo or of `vlm_lens.checkpoints` if None.
+            HookedVLM; that of the zoo or of `vlm_lens.model.checkpoints` if None.
         unrelated_model: A language model of the same width that the VLM was not made from.
     """
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from vlm_lens.recipes import transfer as t
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.metric import accuracy
+from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.parts.scoring import accuracy
+from vlm_lens.recipes.parts.vector_sources import Form, Query, Source, few_shot, in_form
 from vlm_lens.recipes.result import Result
-from vlm_lens.recipes.sources import Form, Query, Source, few_shot, in_form
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.interventions.base import compose
+from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.heads import Head, in_place, mean_heads, random_heads
-from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
-from vlm_lens.recipes.metric import answer_token
+from vlm_lens.recipes.parts.heads import Head, in_place, mean_heads, random_heads
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.scoring import answer_token
 from vlm_lens.tasks import Task
-from vlm_lens.vectors import TaskVector
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

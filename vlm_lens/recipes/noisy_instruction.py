@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from vlm_lens.positions import Last
-from vlm_lens.read_many import read_each
+from vlm_lens.layout.positions import Last
+from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import RecipeError, seed_list
-from vlm_lens.recipes.method import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

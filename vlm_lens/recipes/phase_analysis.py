@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from vlm_lens.layout.positions import Last
 from vlm_lens.lenses import LogitLens
-from vlm_lens.positions import Last
+from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError
-from vlm_lens.recipes.metric import answer_token
-from vlm_lens.recipes.phase_result import PHASES, PhaseResult, phases
+from vlm_lens.recipes.parts.phase_result import PHASES, PhaseResult, phases
+from vlm_lens.recipes.parts.scoring import answer_token
 from vlm_lens.tasks import Task
-from vlm_lens.template import RawPrompt
 
 __all__ = ["PHASES", "PhaseAnalysis", "PhaseResult", "delimiter_decoding"]
 

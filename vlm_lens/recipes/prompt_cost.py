@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from vlm_lens.interventions import ActivationPatch
-from vlm_lens.positions import Last
-from vlm_lens.read_many import read_each
+from vlm_lens.layout.positions import Last
+from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError
-from vlm_lens.recipes.meter import Meter
+from vlm_lens.recipes.parts.cost_meter import Meter
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
 

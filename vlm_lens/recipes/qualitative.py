@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from vlm_lens.recipes import transfer as t
+from vlm_lens.prompts.template import IMAGE, RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.metric import prefix_match
+from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.parts.scoring import prefix_match
+from vlm_lens.recipes.parts.vector_sources import Query, Source
 from vlm_lens.recipes.result import Result
-from vlm_lens.recipes.sources import Query, Source
 from vlm_lens.tasks import Task
 from vlm_lens.tasks.rows import Row
-from vlm_lens.template import IMAGE, RawPrompt
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -16,16 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.interventions import ActivationPatch
-from vlm_lens.positions import Last
-from vlm_lens.read_many import read_each
-from vlm_lens.recipes import transfer as t
+from vlm_lens.layout.positions import Last
+from vlm_lens.prompts.template import IMAGE, RawPrompt
+from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.identity import digest
-from vlm_lens.recipes.judges import Case, Endpoint, ExactRules, Judge, Wanted, as_judge
-from vlm_lens.recipes.override_result import OverrideItem, OverrideResult, result, verdicts
+from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.parts.identity import digest
+from vlm_lens.recipes.parts.judges import Case, Endpoint, ExactRules, Judge, Wanted, as_judge
+from vlm_lens.recipes.parts.override_result import OverrideItem, OverrideResult, result, verdicts
 from vlm_lens.tasks import Task
-from vlm_lens.template import IMAGE, RawPrompt
 
 __all__ = ["OverrideItem", "OverrideResult", "TaskOverride"]
 

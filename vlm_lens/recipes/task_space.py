@@ -15,8 +15,8 @@ import torch
 
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.parts.vector_sources import Source, last_rows, open_prompts, relative_layer
 from vlm_lens.recipes.result import Result
-from vlm_lens.recipes.sources import Source, last_rows, open_prompts, relative_layer
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:

@@ -15,8 +15,13 @@ from torch import Tensor
 
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.parts.vector_sources import (
+    Source,
+    open_prompts,
+    relative_layer,
+    residual_stream,
+)
 from vlm_lens.recipes.result import Result
-from vlm_lens.recipes.sources import Source, open_prompts, relative_layer, residual_stream
 from vlm_lens.tasks import Task
 from vlm_lens.tokens import string_token
 

@@ -107,8 +107,8 @@ def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
 
 
 def _examples(vlm: Any, recipe: CrossModalPatch, transfer: TransferResult) -> Section:
-    from vlm_lens.recipes.metric import prefix_match
-    from vlm_lens.template import thumbnail
+    from vlm_lens.prompts.template import thumbnail
+    from vlm_lens.recipes.parts.scoring import prefix_match
 
     seed, source = recipe.used_seeds()[0], recipe.source_vlm(vlm)
     lines = []

@@ -57,7 +57,7 @@ def named_model_facts(name: str) -> dict[str, Any]:
     Raises:
         ModelError: Nothing of that name.
     """
-    from vlm_lens.loading import find, read_config
+    from vlm_lens.model.loading import find, read_config
 
     where, checkpoint = find(name)
     options = {} if checkpoint is None else {"revision": checkpoint.revision}

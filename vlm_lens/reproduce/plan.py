@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_lens.checkpoints import base_of, unrelated_of
+from vlm_lens.model.checkpoints import base_of, unrelated_of
 from vlm_lens.reproduce.experiment import Experiment
 from vlm_lens.reproduce.experiments import choose
 from vlm_lens.reproduce.setup import (
@@ -141,7 +141,7 @@ def _base(model: str, base: str | None) -> str | None:
 
 def _described(model: str):
     from vlm_lens.families import family_of
-    from vlm_lens.loading import find, read_config
+    from vlm_lens.model.loading import find, read_config
 
     where, checkpoint = find(model)
     options = {} if checkpoint is None else {"revision": checkpoint.revision}

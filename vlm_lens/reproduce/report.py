@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlm_lens.recipes.transfer import short_names
+from vlm_lens.recipes.parts.transfer_result import short_names
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.document import Beside, Document, Figures, Part, Table, to_html, to_markdown
 from vlm_lens.reproduce.experiment import Comparison, Experiment

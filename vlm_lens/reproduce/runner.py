@@ -74,7 +74,7 @@ def execute(
     Raises:
         VLMLensError: The model cannot be loaded, or its folder belongs to something else.
     """
-    from vlm_lens.model import HookedVLM
+    from vlm_lens.model.hooked_vlm import HookedVLM
 
     vlm = HookedVLM.from_pretrained(plan.setup.model, **options)
     store = Store(plan.folder, plan.setup, vlm)

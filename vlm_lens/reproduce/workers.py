@@ -80,7 +80,7 @@ def _start_worker(setup: Setup, folder: Path, options: Mapping[str, Any]) -> Non
     import torch
     from transformers.utils import logging
 
-    from vlm_lens.model import HookedVLM
+    from vlm_lens.model.hooked_vlm import HookedVLM
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.replay import Replayed
-from vlm_lens.prompt import Prompt
+from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.measures import greedy
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.layout import Layout
-from vlm_lens.points import Point, PointTable
-from vlm_lens.positions import Position, as_position
+from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.points.table import Point, PointTable
 from vlm_lens.tokens import string_token
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable
-from vlm_lens.engine.kernel import Op
 from vlm_lens.engine.replay import Start, start_of
 from vlm_lens.interventions.base import Target
+from vlm_lens.ops import Op
 from vlm_lens.sweep.memory import row_bytes
 from vlm_lens.sweep.variants import Variant
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable, record
+from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.replay import Rows, Start, in_text, replay
-from vlm_lens.engine.run import Counter
 from vlm_lens.engine.tower import Repictured, TowerReplay
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Target
-from vlm_lens.prompt import Prompt
+from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.continuing import continue_greedily
 from vlm_lens.sweep.measures import Capture, Measure, as_measure
 from vlm_lens.sweep.memory import free_bytes

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.prompt import Prompt
+from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.serial import FrozenTensor, pack
 from vlm_lens.sweep.variants import Variant
 

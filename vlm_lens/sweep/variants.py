@@ -11,8 +11,8 @@ from vlm_lens.errors import InterventionError, PointError
 from vlm_lens.interventions.base import Composed, EachLayer, Intervention, freeze_points
 from vlm_lens.interventions.patch import ActivationPatch
 from vlm_lens.interventions.steer import Steer
-from vlm_lens.points import PointTable
-from vlm_lens.positions import Position, as_position
+from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.points.table import PointTable
 
 
 @dataclass(frozen=True)

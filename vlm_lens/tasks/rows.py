@@ -17,7 +17,7 @@ from PIL import Image
 from vlm_lens.errors import VLMLensError
 
 if TYPE_CHECKING:
-    from vlm_lens.layout import Layout
+    from vlm_lens.layout.layout import Layout
 
 __all__ = ["Modality", "Picture", "Row", "Split", "TaskError", "check_rows", "make_row"]
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from vlm_lens.prompts.template import thumbnail
 from vlm_lens.tasks.rows import Row, TaskError
-from vlm_lens.template import thumbnail
 
 if TYPE_CHECKING:
     import pandas as pd

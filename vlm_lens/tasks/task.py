@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from vlm_lens.errors import near_matches
+from vlm_lens.prompts.template import QUESTION_ANSWER, RawPrompt, Template
 from vlm_lens.tasks import show
 from vlm_lens.tasks.constructors import Constructors
 from vlm_lens.tasks.draws import draw_examples, draw_one
 from vlm_lens.tasks.rows import Modality, Row, Split, TaskError, check_rows
 from vlm_lens.tasks.words import draw_words
-from vlm_lens.template import QUESTION_ANSWER, RawPrompt, Template
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.cache import ActivationCache
 from vlm_lens.engine.attention import check_supported
 from vlm_lens.engine.hooks import Handler, HookedRun, count_hooks
 from vlm_lens.errors import PointError
-from vlm_lens.layout import PAD
-from vlm_lens.points import Point
-from vlm_lens.prompt import Prompt
-from vlm_lens.sites import submodule
+from vlm_lens.layout.layout import PAD
+from vlm_lens.points.sites import submodule
+from vlm_lens.points.table import Point
+from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.reading.cache import ActivationCache
 
 
 class CheckFailed(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import TopDecodings
-from vlm_lens.recipes.sources import relative_layer
+from vlm_lens.recipes.parts.vector_sources import relative_layer
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, texts
 from vlm_lens.tasks import Task

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import InstructionEnsemble
-from vlm_lens.recipes.metric import over_seeds
+from vlm_lens.recipes.parts.scoring import over_seeds
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
 
 if TYPE_CHECKING:

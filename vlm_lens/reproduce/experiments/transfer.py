@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vlm_lens.recipes import CrossModalPatch, LayerSweep
-from vlm_lens.recipes.baselines import BEST_TOKEN, MAJORITY
+from vlm_lens.recipes.parts.baselines import BEST_TOKEN, MAJORITY
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.experiment import (
     Comparison,

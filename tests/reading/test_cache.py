@@ -1,0 +1,124 @@
+"""What a run has read, by name, layer and position."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from vlm_lens import All, At, Find, Images, Last, Patches
+from vlm_lens.errors import PointError, PositionError, PromptError, VectorError
+from vlm_lens.reading.cache import CacheSlice
+
+TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:Peru\nA:", "Q:<image>\nA:"]
+P = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture
+def batch(clip):
+    return clip.prompt(TEXTS, [tiny.noise_picture(i) for i in range(3)])
+
+
+def test_names_and_short_names(clip, batch):
+    _, cache = clip.run_with_cache(batch)
+    assert cache["resid_post", 1] is cache[P]
+    assert ("resid_post", 1) in cache
+    assert P in cache
+    assert "pattern" not in cache
+    assert cache["merged",] is cache["hook_merged"]
+    assert list(cache) == clip.architecture.points.match(None)
+    assert torch.equal(
+        cache.stack("resid_post"), torch.stack([cache["resid_post", i] for i in (0, 1)])
+    )
+    assert cache.stack("vision.z").shape[0] == 3
+    table = cache.to_dataframe()
+    assert len(table) == len(cache)
+    assert int(table["bytes"].sum()) == sum(v.nbytes for v in cache.values())
+    assert "blocks.*.hook_resid_post" in repr(cache)
+
+
+def test_what_was_not_read(clip, batch):
+    _, cache = clip.run_with_cache(batch, names_filter="blocks.0.*")
+    with pytest.raises(PointError, match="was not read in this run: add it to names_filter"):
+        _ = cache[P]
+    with pytest.raises(PointError, match="There is no point"):
+        _ = cache["blocks.9.hook_resid_post"]
+    with pytest.raises(PointError, match="No layer"):
+        cache.stack("vision.resid_post")
+    assert "hook_pattern" not in str(list(clip.run_with_cache(batch)[1]))
+
+
+@pytest.mark.parametrize("at", [Last(), Find(":", -1), At((-1, -2)), -1])
+def test_kept_positions_are_those_of_the_whole(clip, batch, at):
+    names = ["blocks.*.hook_resid_post", "blocks.0.attn.*"]
+    _, whole = clip.run_with_cache(batch, names_filter=names)
+    _, kept = clip.run_with_cache(batch, names_filter=names, positions=at)
+    places = [[p for _, p in kept.at.resolve(layout)] for layout in batch.layouts]
+    for name in whole:
+        full = whole[name]
+        square = full.shape[1:3] != (batch.length, *full.shape[2:3]) and "pattern" in name
+        square = square or "scores" in name
+        rows = [x[:, p] if square else x[p] for x, p in zip(full, places, strict=True)]
+        assert torch.equal(kept[name], torch.stack(rows)), name
+        assert torch.equal(whole.select(name, kept.at), torch.stack(rows)), name
+    with pytest.raises(PositionError, match="kept the activations at"):
+        kept.select(P, Last())
+
+
+def test_positions_of_pictures(clip):
+    pictures = [tiny.noise_picture(i) for i in range(2)]
+    prompt = clip.prompt("Q:<image>\nA:red\n\nQ:<image>\nA:", pictures)
+    at = Patches(1, rows=0)
+    names = ["vision.blocks.0.hook_resid_post", "projector.hook_out", "hook_merged"]
+    _, whole = clip.run_with_cache(prompt, names_filter=names)
+    _, kept = clip.run_with_cache(prompt, names_filter=names, positions=at)
+    assert torch.equal(kept[names[0]][0], whole[names[0]][1, 1:5])
+    assert torch.equal(kept[names[1]][0], whole[names[1]][1, :4])
+    assert torch.equal(kept[names[2]][0], kept[names[1]][0])  # the same patches, in the text
+
+
+def test_kept_positions_are_copies(clip, batch):
+    _, kept = clip.run_with_cache(batch, names_filter=P, positions=Last())
+    assert kept[P].untyped_storage().nbytes() == kept[P].nbytes
+
+
+def test_refused_before_any_compute(clip, batch, no_forward):
+    no_forward(clip)
+    with pytest.raises(PositionError, match="does not occur"):
+        clip.run_with_cache(batch, names_filter=P, positions=Find("Spain"))
+    with pytest.raises(PointError, match="Did you mean"):
+        clip.run_with_cache(batch, names_filter="blocks.0.hook_resid_pst")
+    with pytest.raises(PromptError, match="no"):
+        clip.run_with_cache("Q:Peru", names_filter="vision.*")
+
+
+def test_rows_of_different_size(clip, batch):
+    with pytest.raises(PositionError, match="one by one"):
+        clip.run_with_cache(batch, names_filter=P, positions=All())
+
+
+def test_slices(clip, batch):
+    _, cache = clip.run_with_cache(
+        batch, names_filter=["blocks.*.hook_resid_post", "blocks.*pattern"]
+    )
+    piece = cache.slice_at(("blocks.*.hook_resid_post",), Last())
+    assert isinstance(piece, CacheSlice)
+    point = clip.points(P)[P]
+    assert torch.equal(piece.value_at(point, clip.facts), cache[P][:, -1:])
+    assert piece == cache.slice_at(("blocks.*.hook_resid_post",), Last())
+    with pytest.raises(VectorError, match="holds no hook_merged"):
+        piece.value_at(clip.points("hook_merged")["hook_merged"], clip.facts)
+    with pytest.raises(VectorError, match="holds none of hook_embed"):
+        cache.slice_at(("hook_embed",), Last())
+    _, kept = clip.run_with_cache(batch, names_filter=P, positions=Last())
+    assert kept.slice_at((P,), Last()).values[P] == piece.values[P]
+    with pytest.raises(VectorError, match=r"kept the activations at Last\(\)"):
+        kept.slice_at((P,), Images())
+
+
+def test_moved(clip, batch):
+    _, cache = clip.run_with_cache(batch, names_filter=P, device="cpu")
+    moved = cache.to("meta")
+    assert moved[P].device.type == "meta"
+    assert moved.layouts == cache.layouts
+    assert cache[P].device.type == "cpu"

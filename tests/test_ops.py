@@ -1,0 +1,131 @@
+"""The kernel against naive loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlm_lens.ops import ADD, MEAN, SET, Op, apply_op
+
+ROWS, LENGTH, HEADS, WIDTH = 3, 5, 4, 2
+
+
+@st.composite
+def activations(draw, heads: bool | None = None):
+    seed = draw(st.integers(0, 2**16))
+    heads = draw(st.booleans()) if heads is None else heads
+    shape = (ROWS, LENGTH, HEADS, WIDTH) if heads else (ROWS, LENGTH, WIDTH)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+places = st.lists(
+    st.tuples(st.integers(0, ROWS - 1), st.integers(0, LENGTH + 3)), min_size=1, unique=True
+)
+some_heads = st.lists(st.integers(0, HEADS - 1), min_size=1, unique=True)
+
+
+def naive(op: Op, x: torch.Tensor, offset: int) -> tuple[torch.Tensor, int]:
+    out, written = x.clone(), 0
+    pairs = list(zip(op.rows, op.positions, strict=True))
+    if op.since is not None:
+        pairs = [(r, p + offset) for r in range(len(x)) for p in range(x.shape[1])]
+        pairs = [(r, p) for r, p in pairs if p >= op.since]
+    for number, (row, position) in enumerate(pairs):
+        local = position - offset
+        if not 0 <= local < x.shape[1]:
+            continue
+        for index in op.heads if op.heads is not None else [None]:
+            here = x[row, local] if index is None else x[row, local, index]
+            if op.kind == MEAN:
+                pool = [p for r, p in op.tensors["pool"].tolist() if r == row]
+                values = [x[row, p - offset] for p in pool if 0 <= p - offset < x.shape[1]]
+                new = torch.stack(values).mean(0)
+                new = new if index is None else new[index]
+            else:
+                value = op.tensors["value"]
+                new = value[number if len(value) > 1 else 0]
+                if index is not None:
+                    new = new[op.heads.index(index) if len(new) > 1 else 0]
+                new = new.expand_as(here)
+                new = here + new if op.kind == ADD else new
+            target = out[row, local] if index is None else out[row, local, index]
+            target.copy_(new)
+            written += here.numel()
+    return out, written
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    activations(), places, some_heads, st.sampled_from([SET, ADD]), st.integers(0, 3),
+    st.booleans(), st.booleans(), st.booleans(), st.integers(0, 2**16),
+)  # fmt: skip
+def test_set_and_add_are_the_naive_loop(
+    x, pairs, heads, kind, offset, each_place, each_head, wide, seed
+):
+    headed = x.dim() == 4
+    heads = tuple(heads) if headed else None
+    shape = [len(pairs) if each_place else 1, WIDTH if wide else 1]
+    if headed:
+        shape.insert(1, len(heads) if each_head else 1)
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    rows, positions = zip(*pairs, strict=True)
+    op = Op("point", kind, rows, positions, heads, {"value": value})
+    before = x.clone()
+    out, written = apply_op(op, x, offset)
+    expected, count = naive(op, x, offset)
+    assert torch.equal(out, expected)
+    assert written == count
+    assert torch.equal(x, before)  # what was given is left as it is
+    if written == 0:
+        assert out is x
+
+
+@settings(deadline=None, max_examples=60)
+@given(activations(heads=True), places, some_heads, st.data())
+def test_mean_is_the_naive_loop(x, pairs, heads, data):
+    x = x.double()
+    pairs = [(r, p) for r, p in pairs if p < LENGTH] or [(0, 0)]
+    pool = data.draw(
+        st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, unique=True)
+    )
+    pool += [(r, 0) for r in range(ROWS) if (r, 0) not in pool]
+    rows, positions = zip(*pairs, strict=True)
+    op = Op("point", MEAN, rows, positions, tuple(heads), {"pool": torch.tensor(pool)})
+    out, written = apply_op(op, x)
+    expected, count = naive(op, x, 0)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    assert written == count
+
+
+@settings(deadline=None, max_examples=60)
+@given(activations(), st.integers(0, 9), st.integers(0, 6), st.sampled_from([SET, ADD]))
+def test_since_acts_from_a_position_on(x, since, offset, kind):
+    value = torch.ones((1, 1, WIDTH) if x.dim() == 4 else (1, WIDTH))
+    op = Op("point", kind, tensors={"value": value}, since=since)
+    out, written = apply_op(op, x, offset)
+    expected, count = naive(op, x, offset)
+    assert torch.equal(out, expected)
+    assert written == count
+
+
+def test_an_unknown_kind_is_an_error():
+    with pytest.raises(ValueError, match="Unknown kind"):
+        apply_op(
+            Op("p", "multiply", (0,), (0,), None, {"value": torch.ones(1, 1)}), torch.ones(1, 1, 1)
+        )
+
+
+def test_value_takes_the_dtype_of_the_activation():
+    x = torch.zeros(1, 2, 2, dtype=torch.bfloat16)
+    out, _ = apply_op(Op("p", SET, (0,), (1,), None, {"value": torch.full((1, 1), 0.1)}), x)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out[0, 1], torch.full((2,), 0.1).bfloat16())
+
+
+def test_gradients_flow_through_a_write():
+    x = torch.ones(1, 3, 2, requires_grad=True)
+    out, _ = apply_op(Op("p", SET, (0,), (1,), None, {"value": torch.zeros(1, 1)}), x)
+    out.sum().backward()
+    assert x.grad.tolist() == [[[1, 1], [0, 0], [1, 1]]]

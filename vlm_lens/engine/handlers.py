@@ -1,0 +1,154 @@
+"""Handlers for one run: ops that write and are counted, functions of the user, readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_lens.engine.hooks import Firing, Handler
+from vlm_lens.errors import InterventionError
+from vlm_lens.interventions.base import Composed, Intervention, Target
+from vlm_lens.ops import Op, apply_op
+from vlm_lens.points.table import Point
+
+
+@dataclass
+class Counter:
+    """Counts what an intervention has written, so that one without effect is an error."""
+
+    intervention: Intervention
+    point: str
+    written: int = 0
+    at_generated: bool = False
+
+    def check(self) -> None:
+        """Raises if nothing was written.
+
+        Raises:
+            InterventionError: The point never fired, or none of the places came by.
+        """
+        if not self.written:
+            raise InterventionError(
+                f"{self.intervention!r} touched no element: {self.point} did not fire at any of "
+                "its places in this run, so the result is that of a run without it."
+            )
+
+
+@dataclass(frozen=True)
+class Hook:
+    """What a user's function is told: TransformerLens's `hook` argument.
+
+    Attributes:
+        point: The point.
+        ctx: A dictionary of its own for each function and point, kept for one run.
+    """
+
+    point: Point
+    ctx: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The point's name."""
+        return self.point.name
+
+    def layer(self) -> int:
+        """The 0-based block.
+
+        Raises:
+            InterventionError: The point is outside the blocks.
+        """
+        if self.point.layer is None:
+            raise InterventionError(f"{self.name} belongs to no layer.")
+        return self.point.layer
+
+
+def op_handlers(
+    interventions: Composed, target: Target, *, steps: int = 1
+) -> tuple[list[tuple[str, Handler]], list[Counter]]:
+    """Handlers for interventions, with the counters that check that each has acted.
+
+    Args:
+        interventions: What to change.
+        target: The model and the prompt.
+        steps: How many tokens will be generated at the most.
+
+    Raises:
+        InterventionError: Something acts at generated tokens, and none will be read.
+    """
+    handlers, counters = [], []
+    for intervention in interventions:
+        for op in intervention.lower(target):
+            if op.since is not None and steps < 2:
+                raise InterventionError(
+                    f"{intervention!r} acts on tokens generated after the prompt, and this run "
+                    "reads none: call generate with max_new_tokens of 2 or more (the first new "
+                    "token comes from the prompt's last position)."
+                )
+            counter = Counter(intervention, op.point, at_generated=op.since is not None)
+            counters.append(counter)
+            handlers.append((op.point, op_handler(op, counter)))
+    return handlers, counters
+
+
+def op_handler(op: Op, counter: Counter) -> Handler:
+    """The handler that applies an op and counts what it wrote."""
+    return Handler(partial(_apply, op, counter))
+
+
+def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None:
+    pattern = "query" in firing.point.axes
+    width = op.tensors["value"].shape[-1] if "value" in op.tensors else 1
+    if width not in (1, x.shape[-1]):
+        raise InterventionError(
+            f"A value for {op.point} has {width} entries on its last axis; the activation of this "
+            f"run has {x.shape[-1]}."
+        )
+    new, written = apply_op(op, x.transpose(1, 2) if pattern else x, firing.offset)
+    if not written:
+        return None
+    counter.written += written
+    return new.transpose(1, 2) if pattern else new
+
+
+def read_handler(
+    store: MutableMapping[str, Tensor], keep: Callable[[Tensor, Firing], Tensor]
+) -> Handler:
+    """A handler that keeps what it sees; a point that fires again is joined on its first axis."""
+
+    def read(x: Tensor, firing: Firing) -> None:
+        value = keep(x, firing)
+        name = firing.point.name
+        store[name] = torch.cat([store[name], value]) if name in store else value
+
+    return Handler(read, writes=False)
+
+
+def user_handler(fn: Callable[[Tensor, Hook], Tensor | None]) -> Handler:
+    """A handler for a user's function.
+
+    The function is given a copy, so that what was read before is not changed by an edit in place;
+    such an edit counts as a replacement, also where the function returns nothing.
+    """
+    ctx: dict[str, dict] = {}
+
+    def call(x: Tensor, firing: Firing) -> Tensor:
+        name = firing.point.name
+        copy = x.clone()
+        result = fn(copy, Hook(firing.point, ctx.setdefault(name, {})))
+        if result is not None and not isinstance(result, Tensor):
+            raise InterventionError(
+                f"The hook at {name} returned a {type(result).__name__}: return a tensor or None."
+            )
+        result = copy if result is None else result
+        if firing.point.read_only and not torch.equal(result, x):
+            raise InterventionError(
+                f"The hook at {name} changed it, which has no effect: {firing.point.read_only}."
+            )
+        return result
+
+    return Handler(call)

@@ -1,0 +1,1 @@
+"""What architecture families share: forms of decoders and towers, pictures in pieces."""

@@ -1,0 +1,261 @@
+"""Decoder-only language models: alone, and as the text model inside a vision-language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from vlm_lens.errors import ModelError
+from vlm_lens.families.base import Architecture, BlockParts, Family, SiteMaker, Stack
+from vlm_lens.points.config import HookedConfig, StackConfig
+from vlm_lens.points.sites import (
+    ColumnsView,
+    FlatView,
+    FusedHeadView,
+    InputSite,
+    MidSite,
+    OutputSite,
+    Site,
+)
+from vlm_lens.points.table import Point, PointTable
+
+
+@dataclass(frozen=True)
+class DecoderNames:
+    """Where a text model keeps its parts, relative to the text model itself.
+
+    Attributes:
+        parts: The names within a block.
+        layers: The list of blocks.
+        embed: The token embedding.
+        norm: The final norm.
+        sites: Points that are elsewhere; see `Stack.sites`. Made from the sizes.
+        lacks: Points that it does not have; see `Stack.lacks`.
+    """
+
+    parts: BlockParts
+    layers: str = "layers"
+    embed: str = "embed_tokens"
+    norm: str = "norm"
+    sites: Callable[[StackConfig], Mapping[str, SiteMaker]] = field(default=lambda size: {})
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+
+_LLAMA = BlockParts(
+    ln1="input_layernorm", attn="self_attn", q="q_proj", k="k_proj", v="v_proj", o="o_proj",
+    ln2="post_attention_layernorm", mlp="mlp", mlp_pre="gate_proj", mlp_linear="up_proj",
+    mlp_post="down_proj",
+)  # fmt: skip
+
+# A norm before and a norm after attention and MLP: the stream receives the second norm's output.
+_SANDWICH = replace(
+    _LLAMA, ln2="pre_feedforward_layernorm", attn_out="post_attention_layernorm",
+    mlp_out="post_feedforward_layernorm",
+)  # fmt: skip
+
+_GLM4V = replace(
+    _LLAMA, attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm",
+    mlp_pre=None, mlp_linear=None,
+)  # fmt: skip
+
+_PARALLEL = replace(_LLAMA, ln2=None)
+
+# What a block of an unknown text model may look like; see `by_structure`.
+BLOCK_FORMS = (_LLAMA, _SANDWICH, _PARALLEL)
+
+_PERSIMMON = BlockParts(
+    ln1="input_layernorm", attn="self_attn", q=None, k=None, v=None, o="dense",
+    ln2="post_attention_layernorm", mlp="mlp", mlp_pre="dense_h_to_4h", mlp_post="dense_4h_to_h",
+)  # fmt: skip
+
+_OPT = BlockParts(
+    ln1="self_attn_layer_norm", attn="self_attn", q="q_proj", k="k_proj", v="v_proj", o="out_proj",
+    ln2="final_layer_norm", mlp="fc2", mlp_pre=None, mlp_post="",
+)  # fmt: skip
+
+
+def _fused_gate_sites(size: StackConfig) -> dict[str, SiteMaker]:
+    """One layer makes both branches of a gated MLP, the one through the non-linearity first."""
+
+    def branch(number: int) -> SiteMaker:
+        view = ColumnsView(number * size.d_mlp, (number + 1) * size.d_mlp)
+        return lambda block: OutputSite(f"{block}.mlp.gate_up_proj", view=view)
+
+    return {"mlp.hook_pre": branch(0), "mlp.hook_pre_linear": branch(1)}
+
+
+def _persimmon_sites(size: StackConfig) -> dict[str, SiteMaker]:
+    def part(number: int) -> SiteMaker:
+        view = FusedHeadView(size.n_heads, size.d_head, number, heads_first=True)
+        return lambda block: OutputSite(f"{block}.self_attn.query_key_value", view=view)
+
+    return {"attn.hook_q": part(0), "attn.hook_k": part(1), "attn.hook_v": part(2)}
+
+
+def _opt_sites(size: StackConfig) -> dict[str, SiteMaker]:
+    # OPT runs its MLP on rows and positions in one axis, and has no module around it.
+    flat = FlatView()
+
+    def mid(block: str) -> Site:
+        norm = InputSite(f"{block}.final_layer_norm", keyword="input", view=flat)
+        branch, whole = OutputSite(f"{block}.fc2"), OutputSite(block)
+        return MidSite(norm, branch, whole)
+
+    return {
+        "hook_resid_mid": mid,
+        "ln2.hook_normalized": lambda block: OutputSite(f"{block}.final_layer_norm", view=flat),
+        "mlp.hook_pre": lambda block: OutputSite(f"{block}.fc1", view=flat),
+        "mlp.hook_post": lambda block: InputSite(f"{block}.fc2", keyword="input", view=flat),
+        "hook_mlp_out": lambda block: OutputSite(f"{block}.fc2", view=flat),
+    }
+
+
+# Text models by `config.model_type`.
+DECODERS: dict[str, DecoderNames] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma"), DecoderNames(_LLAMA)
+    ),
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"), DecoderNames(_LLAMA)),
+    **dict.fromkeys(("gemma2", "gemma3_text"), DecoderNames(_SANDWICH)),
+    **dict.fromkeys(("cohere", "cohere2"), DecoderNames(_PARALLEL)),
+    "glm4v_text": DecoderNames(_GLM4V, sites=_fused_gate_sites),
+    "persimmon": DecoderNames(_PERSIMMON, norm="final_layernorm", sites=_persimmon_sites),
+    "opt": DecoderNames(
+        _OPT,
+        layers="decoder.layers",
+        embed="decoder.embed_tokens",
+        norm="decoder.final_layer_norm",
+        sites=_opt_sites,
+    ),
+}
+
+NO_VISION = "it is a language model without vision."
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A text model found in a larger model.
+
+    Attributes:
+        stack: Its blocks.
+        embed: Path of the token embedding.
+        norm: Path of the final norm.
+        logit_scale: What the output layer's result is multiplied by.
+        logit_softcap: `c` where logits are `c * tanh(x / c)`.
+        barred: Tokens that the model never says: their logits are the lowest number.
+    """
+
+    stack: Stack
+    embed: str
+    norm: str
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    barred: tuple[int, ...] = ()
+
+    def embedding_point(self) -> Point:
+        """`hook_embed`: the token embeddings."""
+        doc = "Token embeddings, before pictures are placed"
+        return text_point("hook_embed", self.stack.size.d_model, doc, OutputSite(self.embed))
+
+    def closing_points(self, d_vocab: int) -> list[Point]:
+        """The points after the last block: the final norm's output and the logits."""
+        return [
+            text_point("ln_final.hook_normalized", self.stack.size.d_model,
+                       "What the unembedding reads: the final norm's output",
+                       OutputSite(self.norm)),
+            text_point("hook_logits", d_vocab, "Logits over the vocabulary",
+                       OutputSite("", path=("logits",)), axis="d_vocab"),
+        ]  # fmt: skip
+
+
+def find_decoder(config: Any, path: str, names: DecoderNames | None = None) -> Decoder:
+    """The text model whose module stands at `path`.
+
+    Args:
+        config: The text model's own config.
+        path: Path from the whole model to the text model, such as `model.language_model`.
+        names: Where it keeps its parts, for a type that is not in `DECODERS`.
+
+    Raises:
+        ModelError: A text model of a type that is not known, or a variant that is not described.
+    """
+    names = names or DECODERS.get(config.model_type)
+    if names is None:
+        raise ModelError(
+            f"The text model is of type {config.model_type!r}; known are "
+            f"{', '.join(sorted(DECODERS))}. Describe it in families/decoders.py."
+        )
+    if config.model_type == "opt" and not config.do_layer_norm_before:
+        raise ModelError(
+            "This OPT normalises after attention and MLP (as opt-350m does); its residual stream "
+            "is another thing at every point, and it is not described."
+        )
+    size = decoder_size(config)
+    stack = Stack(
+        f"{path}.{names.layers}", names.parts, size, sites=names.sites(size), lacks=names.lacks
+    )
+    return Decoder(
+        stack,
+        f"{path}.{names.embed}",
+        f"{path}.{names.norm}",
+        float(getattr(config, "logit_scale", None) or 1.0),
+        getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def decoder_size(config: Any) -> StackConfig:
+    """The sizes in a text model's config."""
+    n_heads = config.num_attention_heads
+    return StackConfig(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=n_heads,
+        n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        d_mlp=getattr(config, "intermediate_size", None) or config.ffn_dim,
+    )
+
+
+def text_point(name: str, width: int, doc: str, site: Site, axis: str = "d_model") -> Point:
+    """A point of the language model outside its blocks, `[batch, pos, width]`."""
+    return Point(name, ("batch", "pos", axis), (None, None, width), doc, site)
+
+
+class DecoderFamily(Family):
+    """A plain language model: a HookedVLM with no vision points."""
+
+    name = "decoder"
+    model_types = tuple(DECODERS)
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        """The parts of a `...ForCausalLM`."""
+        config = model.config
+        decoder = find_decoder(config, "model")
+        size = decoder.stack.size
+        # Nothing is placed into the embeddings; the name exists so that one recipe runs on a model
+        # and on its base language model.
+        merged = text_point(
+            "hook_merged", size.d_model, "The first block's input",
+            InputSite(f"{decoder.stack.path}.0"),
+        )  # fmt: skip
+        points = [
+            decoder.embedding_point(),
+            merged,
+            *decoder.stack.points(),
+            *decoder.closing_points(config.vocab_size),
+        ]
+        cfg = HookedConfig(
+            model_name=config.name_or_path or type(model).__name__,
+            family=f"{config.model_type} ({self.name})",
+            d_vocab=config.vocab_size,
+            **asdict(size),
+        )
+        missing = {
+            "vision.*": NO_VISION,
+            "projector.*": NO_VISION,
+            **decoder.stack.missing(),
+        }
+        return Architecture(cfg, PointTable(points, missing), decoder, "lm_head")

@@ -1,0 +1,306 @@
+"""The coordinates of one prompt: which position is which token, which picture, which patch."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vlm_lens.errors import PositionError
+from vlm_lens.layout.geometry import Box, PatchGrid
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT, SPECIAL, PAD = "text", "special", "pad"
+
+
+@dataclass(frozen=True)
+class ImageSpace:
+    """One picture in one sequence: the language model's, the tower's or the projector's.
+
+    Attributes:
+        grids: Its patches; one grid for most families, a view of the whole picture and then tiles
+            for others, none where a position holds no single patch.
+        sequences: (row, positions) of everything that belongs to the picture, class tokens and
+            separators included; the row counts on the activation's first axis.
+        why_no_grid: Why there is no grid, if there is none.
+    """
+
+    grids: tuple[PatchGrid, ...] = ()
+    sequences: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    why_no_grid: str = ""
+
+    def grid(self, number: int = 0) -> PatchGrid:
+        """One of the grids, the view of the whole picture first.
+
+        Raises:
+            PositionError: There is no such grid.
+        """
+        if not self.grids:
+            reason = self.why_no_grid or "no position here holds a single patch of the picture"
+            raise PositionError(f"{reason}; address the whole picture with Images().")
+        try:
+            return self.grids[number]
+        except IndexError:
+            raise PositionError(
+                f"This picture has {len(self.grids)} grid(s) of patches; grid {number} was asked."
+            ) from None
+
+    def box(self, x0: float, y0: float, x1: float, y1: float) -> list[tuple[int, int]]:
+        """(row, position) of every patch, in any grid, that overlaps a box of pixels.
+
+        Raises:
+            PositionError: No grid sees anything of the box.
+        """
+        self.grid()
+        found, errors = [], []
+        for grid in self.grids:
+            try:
+                found += [(grid.row, p) for p in grid.box(x0, y0, x1, y1)]
+            except PositionError as error:
+                errors.append(error)
+        if not found:
+            raise errors[0]
+        return found
+
+    def pixels(self, position: int, row: int | None = None) -> Box:
+        """The box of pixels of the patch at a position.
+
+        Raises:
+            PositionError: No patch stands there.
+        """
+        self.grid()
+        for grid in self.grids:
+            if position in grid.positions and row in (None, grid.row):
+                return grid.pixels(position)
+        return self.grids[0].pixels(position)  # raises, and says where patches stand
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """One picture of a prompt and where its patches stand.
+
+    Attributes:
+        index: Which picture of the prompt, from 0.
+        text: It in the language model's sequence.
+        vision: It in the tower's.
+        projector: It in the projector's output.
+    """
+
+    index: int
+    text: ImageSpace
+    vision: ImageSpace = ImageSpace()
+    projector: ImageSpace = ImageSpace()
+
+    def space(self, name: str) -> ImageSpace:
+        """The picture in `"text"`, `"vision"` or `"projector"`."""
+        return {"text": self.text, "vision": self.vision, "projector": self.projector}[name]
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """All its positions in the language model."""
+        return tuple(p for _, positions in self.text.sequences for p in positions)
+
+    @property
+    def grid(self) -> PatchGrid | None:
+        """Its patches in the language model; `None` where a position has no single patch."""
+        return self.text.grids[0] if self.text.grids else None
+
+    def patch(self, row: int, col: int) -> int:
+        """Position in the language model of one patch, counted from the top left."""
+        return self.text.grid().patch(row, col)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float) -> list[int]:
+        """Positions in the language model of the patches that overlap a box of pixels."""
+        return [position for _, position in self.text.box(x0, y0, x1, y1)]
+
+    def pixels(self, position: int) -> Box:
+        """The box of pixels, in the picture as given, of a position in the language model."""
+        return self.text.pixels(position)
+
+
+class _Images(tuple[ImageLayout, ...]):
+    def __getitem__(self, index):  # type: ignore[override]
+        try:
+            return super().__getitem__(index)
+        except IndexError:
+            count = "no picture" if not self else f"{len(self)} picture{'s' * (len(self) > 1)}"
+            raise PositionError(f"This prompt has {count}; image {index} was asked.") from None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands at every position of one prompt.
+
+    Attributes:
+        token_ids: The token at each position.
+        strings: Its text, for example `" Paris"`; empty where there is no tokenizer.
+        kinds: `"text"`, `"special"`, `"pad"`, or `"image 0"`, `"image 1"`, ...
+        row: The prompt's row in its batch.
+        images: Its pictures.
+    """
+
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...]
+    kinds: tuple[str, ...]
+    row: int = 0
+    images: tuple[ImageLayout, ...] = ()
+    _text: str = field(init=False, repr=False, compare=False)
+    _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "images", _Images(self.images))
+        text, starts = "", []
+        for string, kind in zip(self.strings, self.kinds, strict=False):
+            starts.append(len(text))
+            # a character that no tokenizer gives keeps words from joining across a picture
+            text += string if kind in (TEXT, SPECIAL) else "\0" * max(len(string), 1)
+        object.__setattr__(self, "_text", text)
+        object.__setattr__(self, "_starts", tuple(starts))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def image(self) -> tuple[ImageLayout, ...]:
+        """The pictures; `layout.image[0].box(...)` gives positions for pixels."""
+        return self.images
+
+    @property
+    def start(self) -> int:
+        """The first position that is not padding."""
+        return next((i for i, k in enumerate(self.kinds) if k != PAD), 0)
+
+    @property
+    def last(self) -> int:
+        """The last position that is not padding."""
+        return max((i for i, k in enumerate(self.kinds) if k != PAD), default=len(self) - 1)
+
+    def of_kind(self, kind: str) -> list[int]:
+        """All positions of one kind: `"text"`, `"special"`, `"pad"` or `"image 0"`."""
+        return [i for i, k in enumerate(self.kinds) if k == kind]
+
+    def find(self, token: str | int, n: int = -1) -> int:
+        """The position of the n-th occurrence of a token, or of a string.
+
+        A string is looked for in the prompt's text, and the position is that of the token that
+        holds its last character, so that `find(":", -3)` means the same on every tokenizer.
+        A number is a token id. `n` counts from 0, or from the end if negative.
+
+        Raises:
+            PositionError: It does not occur, or not that often.
+        """
+        found = self.find_all(token)
+        if not found:
+            raise PositionError(f"{token!r} does not occur in this prompt. {self._preview()}")
+        try:
+            return found[n]
+        except IndexError:
+            raise PositionError(
+                f"{token!r} occurs {len(found)} time{'s' * (len(found) > 1)} in this prompt; "
+                f"occurrence {n} was asked. {self._preview()}"
+            ) from None
+
+    def find_all(self, token: str | int) -> list[int]:
+        """Every position where a token id or a string ends; see `find`."""
+        if isinstance(token, int):
+            pairs = zip(self.token_ids, self.kinds, strict=True)
+            return [i for i, (t, kind) in enumerate(pairs) if t == token and kind != PAD]
+        return [self._at(s + len(token) - 1) for s in self._occurrences(token)]
+
+    def span(self, text: str, n: int | None = None) -> list[int]:
+        """The positions of all tokens that hold a part of `text`.
+
+        Args:
+            text: The text, as it stands in the prompt.
+            n: Which occurrence; may be left out where there is one only.
+
+        Raises:
+            PositionError: It does not occur, or occurs more than once and `n` is not given.
+        """
+        starts = list(self._occurrences(text))
+        if not starts:
+            raise PositionError(f"{text!r} does not occur in this prompt. {self._preview()}")
+        if n is None and len(starts) > 1:
+            raise PositionError(
+                f"{text!r} occurs {len(starts)} times in this prompt: say which with n=0, n=-1, ..."
+            )
+        try:
+            start = starts[0 if n is None else n]
+        except IndexError:
+            raise PositionError(
+                f"{text!r} occurs {len(starts)} times; occurrence {n} was asked."
+            ) from None
+        return list(range(self._at(start), self._at(start + len(text) - 1) + 1))
+
+    def _occurrences(self, text: str) -> Iterator[int]:
+        if not self.strings:
+            raise PositionError(
+                "This prompt came as tensors without a tokenizer, so its text is not known: "
+                "find a token by its id, or give HookedVLM a processor."
+            )
+        if not text:
+            raise PositionError("An empty string has no position.")
+        start = self._text.find(text)
+        while start >= 0:
+            yield start
+            start = self._text.find(text, start + 1)
+
+    def _at(self, character: int) -> int:
+        return bisect_right(self._starts, character) - 1
+
+    def _preview(self) -> str:
+        text = "".join(
+            s for s, k in zip(self.strings, self.kinds, strict=False) if k in (TEXT, SPECIAL)
+        )
+        return f"Its text is {text if len(text) <= 120 else '...' + text[-117:]!r}."
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a position: token id, text, kind, and for a patch its row, column and pixels.
+
+        Rows and columns count in the patch's own grid.
+        """
+        import pandas as pd
+
+        cells: dict[int, dict] = {}
+        for image in self.images:
+            for grid in image.text.grids:
+                for p in grid.positions:
+                    cells[p] = {"patch": grid.cell(p), "pixels": grid.pixels(p)}
+        return pd.DataFrame(
+            {
+                "position": i,
+                "token_id": t,
+                "token": self.strings[i] if self.strings else None,
+                "kind": k,
+                "patch": cells.get(i, {}).get("patch"),
+                "pixels": cells.get(i, {}).get("pixels"),
+            }
+            for i, (t, k) in enumerate(zip(self.token_ids, self.kinds, strict=True))
+        )
+
+    def __repr__(self) -> str:
+        parts: list[str] = []
+        position = 0
+        for kind, run in _runs(self.kinds):
+            if kind.startswith("image"):
+                grid = next((im.grid for im in self.images if f"image {im.index}" == kind), None)
+                size = f", {grid.rows} x {grid.cols} patches" if grid else ""
+                parts.append(f"{position}..{position + run - 1} <{kind}{size}>")
+            elif kind == PAD:
+                parts.append(f"{position}..{position + run - 1} <padding>")
+            else:
+                ids = range(position, position + run)
+                parts += [f"{i} {self.strings[i]!r}" if self.strings else f"{i}" for i in ids]
+            position += run
+        return f"Layout({len(self)} positions: {'  '.join(parts)})"
+
+
+def _runs(kinds: Sequence[str]) -> Iterator[tuple[str, int]]:
+    start = 0
+    for i in range(1, len(kinds) + 1):
+        if i == len(kinds) or kinds[i] != kinds[start]:
+            yield kinds[start], i - start
+            start = i

@@ -1,0 +1,188 @@
+"""Models and processors by zoo name, folder, short name of a checkpoint, or Hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from vlm_lens.errors import ModelError, near_matches
+from vlm_lens.model.checkpoints import CHECKPOINTS, Checkpoint, apply_settings
+
+_HUB_OPTIONS = (
+    "revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder",
+    "force_download", "proxies",
+)  # fmt: skip
+
+
+def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
+    """A model in evaluation mode and its processor.
+
+    Args:
+        name: A zoo name, a folder, the short name of a checkpoint (`vlm_lens.model.checkpoints`),
+            which is loaded at its revision and with its settings, or a Hub id; the first that it
+            is.
+        **options: `revision`, `dtype`, `device_map`, `quantization_config`,
+            `attn_implementation`, `trust_remote_code` and whatever else transformers'
+            `from_pretrained` takes; `processor` overrides the checkpoint's own.
+
+    Raises:
+        ModelError: No family for this model, or nothing of that name.
+    """
+    processor = options.pop("processor", None)
+    if "torch_dtype" in options:
+        raise ModelError("Write dtype=..., not torch_dtype=...: transformers 5 renamed it.")
+    where, checkpoint = find(name)
+    if checkpoint is not None:
+        options.setdefault("revision", checkpoint.revision)
+    hub = {k: options[k] for k in _HUB_OPTIONS if k in options}
+    config = read_config(name, where, **hub)
+    _check_described(config)
+    model = _auto_class(config).from_pretrained(where, **options)
+    if processor is None:
+        processor = _load_processor(config, where, **hub)
+        if checkpoint is not None:
+            apply_settings(checkpoint, processor)
+    return model.eval(), processor
+
+
+def find(name: str | Path) -> tuple[str, Checkpoint | None]:
+    """What transformers calls a model, and the checkpoint whose short name `name` is, if any.
+
+    Raises:
+        ModelError: A name that nothing has; the Hub is not asked for it.
+    """
+    from vlm_lens import zoo
+
+    text, shipped = str(name), zoo.names()
+    if text in shipped:
+        return str(zoo.path(text)), None
+    if Path(name).is_dir():
+        return text, None
+    if text in CHECKPOINTS:
+        return CHECKPOINTS[text].repo, CHECKPOINTS[text]
+    if "/" not in text and "\\" not in text:
+        raise ModelError(
+            f"{text!r} is not a zoo model ({', '.join(shipped)}), not a folder, not the short name "
+            f"of a checkpoint ({', '.join(CHECKPOINTS)}), and not a Hub id, which has a '/'."
+            + near_matches(text, [*shipped, *CHECKPOINTS])
+        )
+    return text, None
+
+
+def read_config(name: str | Path, where: str, **hub: Any) -> Any:
+    """The config of a model, without its weights.
+
+    Args:
+        name: What the user called it, for messages.
+        where: What transformers calls it; see `find`.
+        **hub: `revision` and other options of the Hub.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    from vlm_lens import zoo
+
+    try:
+        return AutoConfig.from_pretrained(where, **hub)
+    except OSError as error:
+        raise ModelError(
+            f"{name!r} is not a zoo model ({', '.join(zoo.names())}), not a folder with a "
+            f"config.json, and could not be read from the Hub: {str(error).splitlines()[0]}"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
+
+
+def input_device(model: torch.nn.Module) -> torch.device:
+    """The device on which a model's token embedding computes.
+
+    Weights that accelerate keeps on the CPU or on disk are on the meta device between two calls;
+    the hook that fetches them says where to.
+    """
+    embedding = model.get_input_embeddings()
+    device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    fetching = getattr(embedding, "_hf_hook", None)
+    where = getattr(fetching, "execution_device", None)
+    return model.device if where is None else torch.device(where)
+
+
+def _check_described(config: Any) -> None:
+    """Refuses an architecture that cannot be described, before gigabytes are read."""
+    from vlm_lens.families import families, family_of
+
+    if config.model_type in families():
+        return
+    with torch.device("meta"):
+        try:
+            empty = _auto_class(config).from_config(config)
+        except ValueError as error:
+            raise ModelError(
+                f"No family is registered for models of type {config.model_type!r}, and "
+                f"transformers' {_auto_class(config).__name__} does not know that type either."
+            ) from error
+    family_of(config).architecture(empty)
+
+
+def _auto_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from vlm_lens.families import family_of
+
+    return AutoModelForImageTextToText if family_of(config).takes_images else AutoModelForCausalLM
+
+
+def _load_processor(config: Any, where: str, **hub: Any) -> Any:
+    from transformers import AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils import is_torchvision_available
+
+    from vlm_lens.families import family_of
+
+    family = family_of(config)
+    if not family.takes_images:
+        return AutoTokenizer.from_pretrained(where, **hub)
+    own = family.load_processor(config, where, **hub)
+    if own is not None:
+        return own
+    if not is_torchvision_available() and type(config) in PROCESSOR_MAPPING:
+        cls = PROCESSOR_MAPPING[type(config)]
+        if "video_processor" in cls.get_attributes():
+            return without_video(cls).from_pretrained(where, **hub)
+    return AutoProcessor.from_pretrained(where, **hub)
+
+
+def without_video(cls: type) -> type:
+    """A processor class that reads no videos.
+
+    Video processors of transformers need torchvision, and a processor that has one cannot be made
+    without it, although its pictures need no torchvision.
+    """
+
+    def get_attributes(made: type) -> list[str]:
+        return [a for a in cls.get_attributes() if a != "video_processor"]
+
+    return type(
+        cls.__name__,
+        (cls,),
+        {
+            "__init__": _optional(cls.__init__, "video_processor"),
+            "get_attributes": classmethod(get_attributes),
+            "__module__": cls.__module__,
+        },
+    )
+
+
+def _optional(init: Any, name: str) -> Any:
+    """The same function with `None` for its last argument without a default, if that is `name`."""
+    code, defaults = init.__code__, init.__defaults__ or ()
+    if code.co_varnames[code.co_argcount - len(defaults) - 1] != name:
+        return init
+    # transformers reads the argument names off the code object, so a wrapper would hide them
+    return FunctionType(code, init.__globals__, code.co_name, (None, *defaults), init.__closure__)

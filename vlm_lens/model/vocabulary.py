@@ -1,0 +1,52 @@
+"""Between residual stream, tokens and text: a model's own norm, output layer and tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlm_lens.families.base import Architecture
+from vlm_lens.points.sites import submodule
+from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
+
+
+class Vocabulary:
+    """The part of a HookedVLM that deals with tokens."""
+
+    hf_model: nn.Module
+    processor: Any
+    architecture: Architecture
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer, `None` without a processor."""
+        return tokenizer_of(self.processor)
+
+    @torch.no_grad()
+    def unembed(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Logits of normed residual-stream vectors: the model's own output layer."""
+        return self.architecture.logits(self.hf_model, x)
+
+    @torch.no_grad()
+    def ln_final(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """The language model's final norm, its statistics computed anew from `x`."""
+        return submodule(self.hf_model, self.architecture.decoder.norm)(x)
+
+    def to_tokens(self, text: str) -> list[int]:
+        """The token ids of a text, without special tokens."""
+        return encode(self.tokenizer, text)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            PromptError: It is several tokens.
+        """
+        return single_token(self.tokenizer, text)
+
+    def to_first_token(self, text: str) -> int:
+        """The id of the first token of a text."""
+        return first_token(self.tokenizer, text)

@@ -1,0 +1,1 @@
+"""Where activations live and what they are called: sites, the table of points, sizes of a model."""

@@ -1,0 +1,276 @@
+"""The grammar of point names: what a point is, and how names, globs and short forms find it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vlm_lens.errors import PointError, near_matches
+from vlm_lens.points import aliases
+from vlm_lens.points.sites import AttentionSite, Site
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NamesFilter = str | tuple | Sequence[str | tuple] | Callable[[str], bool] | None
+
+_BLOCK = re.compile(r"^(?P<prefix>.*?)blocks\.(?P<layer>\d+)\.(?P<rest>.+)$")
+_IN_ATTENTION = {"q", "k", "v", "z", "pattern", "attn_scores"}
+_IN_MLP = {"pre": "pre", "post": "post", "pre_linear": "pre_linear", "mlp_pre": "pre",
+           "mlp_post": "post"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named activation of a model.
+
+    Attributes:
+        name: Its name, the same on every family, for example `blocks.3.hook_resid_post`.
+        axes: The names of its axes, for example `("batch", "pos", "d_model")`.
+        sizes: The size of each axis, `None` where it depends on the prompt.
+        doc: What it is, in one sentence.
+        site: Where it lives in the module tree.
+        space: Whose positions its `pos` axis counts: `"text"` for the language model,
+            `"vision"` for the tower, `"projector"` for the projector's output.
+        read_only: Why a write has no meaning here; empty where it has.
+        pictures_only: Whether it is computed only where a prompt has pictures, although its
+            positions are the text's: a block of cross-attention.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    sizes: tuple[int | None, ...]
+    doc: str
+    site: Site = field(repr=False)
+    space: str = "text"
+    read_only: str = ""
+    pictures_only: bool = False
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether a prompt without pictures does not compute it."""
+        return self.pictures_only or self.space != "text"
+
+    @property
+    def layer(self) -> int | None:
+        """The 0-based block, `None` outside the blocks."""
+        match = _BLOCK.match(self.name)
+        return int(match["layer"]) if match else None
+
+    @property
+    def kind(self) -> str:
+        """The name without its layer: `resid_post`, `attn.q`, `vision.resid_post`, `merged`."""
+        match = _BLOCK.match(self.name)
+        name = match["prefix"] + match["rest"] if match else self.name
+        return name.replace("hook_", "")
+
+    @property
+    def writable(self) -> bool:
+        """Whether a write to it means anything."""
+        return not self.read_only
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether one of its axes counts attention heads."""
+        return "head" in self.axes
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether it costs extra to compute (attention scores and patterns)."""
+        return isinstance(self.site, AttentionSite)
+
+    @property
+    def shape(self) -> str:
+        """The shape as text, for example `[batch, pos, 96]`."""
+        parts = (a if s is None else str(s) for a, s in zip(self.axes, self.sizes, strict=True))
+        return f"[{', '.join(parts)}]"
+
+
+def expand_name(name: str | tuple) -> str:
+    """The full name (or glob) for TransformerLens's short forms.
+
+    `("resid_post", 3)` and `("resid_post", 3, "blocks")` give `blocks.3.hook_resid_post`;
+    `("q", 3)` gives `blocks.3.attn.hook_q`; `("vision.resid_post", 3)` works on the tower. A string
+    is returned unchanged.
+    """
+    if isinstance(name, str):
+        return name
+    if not 1 <= len(name) <= 3:
+        raise PointError(f"{name!r} is not a point: write a name, or (short name, layer).")
+    short, layer = name[0], name[1] if len(name) > 1 else None
+    *parents, short = short.split(".")
+    short = short.removeprefix("hook_")
+    if layer is None:
+        return ".".join([*parents, f"hook_{short}"])
+    if parents and parents[-1] in {"attn", "mlp", "ln1", "ln2"}:
+        own = f"{parents.pop()}."
+        prefix = "".join(f"{p}." for p in parents)
+        return f"{prefix}blocks.{layer}.{own}hook_{short}"
+    prefix = "".join(f"{p}." for p in parents)
+    if short in _IN_ATTENTION:
+        return f"{prefix}blocks.{layer}.attn.hook_{short}"
+    if short in _IN_MLP:
+        return f"{prefix}blocks.{layer}.mlp.hook_{_IN_MLP[short]}"
+    if short in {"normalized1", "normalized2"}:
+        return f"{prefix}blocks.{layer}.ln{short[-1]}.hook_normalized"
+    return f"{prefix}blocks.{layer}.hook_{short}"
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`blocks.{2,5}.x` -> both names; `blocks.{2..5}.x` -> 2, 3, 4 and 5."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if not match:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if numbers:
+        choices = [str(i) for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+    else:
+        choices = [c.strip() for c in match[1].split(",")]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [name for c in choices for name in expand_braces(f"{head}{c}{tail}")]
+
+
+class PointTable(Mapping[str, Point]):
+    """The points of one model in the order in which it computes them; prints itself as a table.
+
+    Args:
+        points: The points.
+        missing: What the family lacks: glob -> reason. Asking for one raises it.
+    """
+
+    def __init__(self, points: Iterable[Point], missing: Mapping[str, str] | None = None):
+        self._points = {p.name: p for p in points}
+        self.missing = dict(missing or {})
+
+    def __getitem__(self, name: str | tuple) -> Point:
+        full = self.full_name(name)
+        if full in self._points:
+            return self._points[full]
+        raise PointError(self._why_not(full))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._points)
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str | tuple) and self.full_name(name) in self._points
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """Names by which users of TransformerLens know these points -> the points' own."""
+        return aliases.aliases(self._points)
+
+    def full_name(self, name: str | tuple) -> str:
+        """The full name of a short form or alias; a negative layer counts from the last block."""
+        if isinstance(name, tuple) and len(name) > 1 and isinstance(name[1], int) and name[1] < 0:
+            pattern = expand_name((name[0], "*"))
+            n_layers = sum(fnmatchcase(n, pattern) for n in self._points)
+            name = (name[0], n_layers + name[1], *name[2:])
+        full = expand_name(name)
+        return full if full in self._points else self.aliases.get(full, full)
+
+    def _why_not(self, name: str) -> str:
+        for pattern, reason in self.missing.items():
+            if fnmatchcase(aliases.here(name), pattern):
+                return f"This model has no point {name!r}: {reason}"
+        if reason := aliases.why_without(name, self.aliases):
+            return f"There is no point {name!r}: {reason}"
+        return (
+            f"There is no point {name!r}.{near_matches(name, self._points)} "
+            "`vlm.points()` lists every point of this model."
+        )
+
+    def match(self, names: NamesFilter) -> list[str]:
+        """The names selected by a name, a glob, a short form, a list of them, or a function.
+
+        Globs are those of `fnmatch`, matched against the whole name, and `{2,5}` or `{2..5}`
+        lists layers. `None` selects everything but attention scores and patterns, which cost
+        extra: ask for those by name. The order is that of the forward pass. Names of
+        TransformerLens stand for the points that are the same thing; a glob that matches no name
+        of this package selects among those, `*` then standing for no dot.
+
+        Raises:
+            PointError: A name or a glob that matches nothing, with near matches.
+        """
+        if names is None:
+            return [n for n, p in self._points.items() if not p.on_demand]
+        if callable(names):
+            found = {n for n in self._points if names(n)}
+            if not found:
+                raise PointError("The names_filter function selected none of the points.")
+        else:
+            found = set()
+            for one in [names] if isinstance(names, str | tuple) else names:
+                found.update(self._match_one(expand_name(one)))
+        return [n for n in self._points if n in found]
+
+    def _match_one(self, name: str) -> set[str]:
+        found: set[str] = set()
+        for pattern in expand_braces(name):
+            hits = {self.full_name(pattern)} & self._points.keys()
+            if not hits and any(c in pattern for c in "*?["):
+                hits = {n for n in self._points if fnmatchcase(n, pattern)} or {
+                    n for alias, n in self.aliases.items() if aliases.matches(alias, pattern)
+                }
+            if not hits:
+                globbed = any(c in pattern for c in "*?[")
+                if not globbed or any(fnmatchcase(pattern, lacking) for lacking in self.missing):
+                    raise PointError(self._why_not(pattern))
+                raise PointError(f"No point matches {pattern!r}. `vlm.points()` lists every point.")
+            found |= hits
+        return found
+
+    def select(self, names: NamesFilter) -> PointTable:
+        """The table of the points that `names` selects."""
+        return PointTable((self._points[n] for n in self.match(names)), self.missing)
+
+    def groups(self) -> dict[str, list[Point]]:
+        """Points that differ by layer alone, together: `blocks.*.hook_resid_post` -> points."""
+        grouped: dict[str, list[Point]] = {}
+        for point in self._points.values():
+            key = re.sub(r"blocks\.\d+\.", "blocks.*.", point.name)
+            grouped.setdefault(key, []).append(point)
+        return grouped
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a group: name, layers, shape, readable, writable, what it is."""
+        rows = []
+        for name, points in self.groups().items():
+            barred = [p for p in points if not p.writable]
+            writable = "yes" if not barred else "no" if len(barred) == len(points) else "partly"
+            note = f" ({barred[0].read_only})" if barred else ""
+            layers = [p.layer for p in points if p.layer is not None]
+            span = f"{layers[0]}..{layers[-1]}" if len(layers) > 1 else str(*layers)
+            if barred and writable == "partly":
+                writable = f"not {', '.join(str(p.layer) for p in barred)}"
+            rows.append(
+                {"point": name, "layers": span, "shape": points[0].shape,
+                 "readable": "on demand" if points[0].on_demand else "yes",
+                 "writable": writable, "what it is": points[0].doc + note}
+            )  # fmt: skip
+        return rows
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table as a DataFrame, one row a group of points."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
+
+    def __repr__(self) -> str:
+        rows = self.rows()
+        width = max((len(r["point"]) for r in rows), default=0)
+        wide = max((len(r["shape"]) for r in rows), default=0)
+        lines = [
+            f"{r['point']:<{width}}  {r['layers']:<6} {r['shape']:<{wide}}  write: {r['writable']}"
+            for r in rows
+        ]
+        return "\n".join([f"{len(self)} points in {len(rows)} groups", *lines])
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html(index=False)

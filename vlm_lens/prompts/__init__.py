@@ -1,0 +1,1 @@
+"""Text and pictures to tensors with coordinates: prompts, the question-answer template, chat."""

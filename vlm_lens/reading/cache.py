@@ -1,0 +1,238 @@
+"""What a run has read, by point, layer and position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
+from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.points.table import Point, PointTable, expand_name
+from vlm_lens.serial import FrozenTensor, Savable, savable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@savable
+@dataclass(frozen=True)
+class CacheSlice(Savable):
+    """Values of some points at one position, taken from a cache: a value to patch with.
+
+    Attributes:
+        values: Point name -> tensor `[batch, positions, (heads,) ...]`; `[places, (heads,) ...]`
+            where the rows have different numbers of positions.
+        source: The model that they were read on.
+    """
+
+    values: dict[str, FrozenTensor] = field(hash=False)
+    source: str = ""
+
+    def value_at(self, point: Point, model: ModelFacts, *, allow_transfer: bool = False) -> Tensor:
+        """The values of the same point.
+
+        Raises:
+            VectorError: The cache did not read it, or it is another model's and `allow_transfer` is
+                not given.
+        """
+        if self.source and self.source != model.name and not allow_transfer:
+            raise VectorError(
+                f"This cache was read on {self.source}, and the model is {model.name}. If the "
+                "transfer is meant, write allow_transfer=True."
+            )
+        if point.name not in self.values:
+            raise VectorError(
+                f"The cache holds no {point.name}; it holds {', '.join(self.values)}."
+            )
+        return self.values[point.name].data
+
+    def __repr__(self) -> str:
+        return f"CacheSlice({', '.join(f'{k} {v!r}' for k, v in self.values.items())})"
+
+
+class ActivationCache(Mapping[str, Tensor]):
+    """The activations that a run has read: a mapping from point names to tensors.
+
+    `cache["blocks.3.hook_resid_post"]`, `cache["resid_post", 3]` and `cache["hook_merged"]` work.
+
+    Attributes:
+        layouts: The layout of each row of the prompt.
+        at: The position that was kept; `None` where all were.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        points: PointTable,
+        layouts: tuple[Layout, ...],
+        *,
+        at: Position | None = None,
+        source: str = "",
+    ):
+        self._values = {name: values[name] for name in points if name in values}
+        self._points = points
+        self.layouts = layouts
+        self.at = at
+        self.source = source
+
+    def __getitem__(self, name: str | tuple) -> Tensor:
+        full = self._points.full_name(name)
+        if full in self._values:
+            return self._values[full]
+        if full in self._points:
+            raise PointError(
+                f"{full} was not read in this run: add it to names_filter."
+                + near_matches(full, self._values)
+            )
+        return self._values[self._points[full].name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return self._points.full_name(name) in self._values if _is_name(name) else False
+
+    def stack(self, kind: str) -> Tensor:
+        """One kind of point over all its layers, `[layers, batch, pos, ...]`.
+
+        Args:
+            kind: A short name: `"resid_post"`, `"z"`, `"vision.resid_post"`.
+
+        Raises:
+            PointError: No layer of it was read.
+        """
+        pattern = expand_name((kind, "*"))
+        names = [n for n in self._points.match(pattern) if n in self._values]
+        if not names:
+            raise PointError(f"No layer of {pattern} was read in this run.")
+        return torch.stack([self._values[n] for n in names])
+
+    def select(self, name: str | tuple, at: Position | int) -> Tensor:
+        """One point at a position of each row, `[batch, positions, ...]`.
+
+        Raises:
+            PositionError: The rows have different numbers of such positions, or the cache kept
+                another position only.
+        """
+        point = self._points[name]
+        value = self[name]
+        if self.at is not None:
+            raise PositionError(f"This cache kept the activations at {self.at} only.")
+        return gather(value, point, as_position(at), self.layouts)
+
+    def slice_at(self, points: tuple[str, ...], at: Position) -> CacheSlice:
+        """The values of some points at a position, as a value to patch with."""
+        names = [n for n in self._points.match(list(points)) if n in self._values]
+        if not names:
+            raise VectorError(
+                f"The cache holds none of {', '.join(points)}; it holds {', '.join(self._values)}."
+            )
+        if self.at is not None and self.at != at:
+            raise VectorError(f"The cache kept the activations at {self.at}, not at {at}.")
+        kept = {
+            n: FrozenTensor(self._position_major(n) if self.at is not None else self._places(n, at))
+            for n in names
+        }
+        return CacheSlice(kept, self.source)
+
+    def _places(self, name: str, at: Position) -> Tensor:
+        """The values at a position, one entry a place where rows have different numbers of them."""
+        value, point = self._values[name], self._points[name]
+        counts = {len(at.resolve(layout, point.space)) for layout in self.layouts}
+        if len(counts) == 1:
+            return gather(value, point, at, self.layouts, position_major=True)
+        rows = [gather(value, point, at, (row,), position_major=True) for row in self.layouts]
+        return torch.cat([row[0] for row in rows])
+
+    def _position_major(self, name: str) -> Tensor:
+        value = self._values[name]
+        return value.transpose(1, 2) if "query" in self._points[name].axes else value
+
+    def to(self, device: str | torch.device) -> ActivationCache:
+        """The same cache on another device."""
+        moved = {n: v.to(device) for n, v in self._values.items()}
+        return ActivationCache(moved, self._points, self.layouts, at=self.at, source=self.source)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """What was read: point, shape, dtype, device, bytes."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"point": n, "shape": str(list(v.shape)), "dtype": str(v.dtype).removeprefix("torch."),
+             "device": str(v.device), "bytes": v.nbytes}
+            for n, v in self._values.items()
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        groups: dict[str, list[str]] = {}
+        for name in self._values:
+            point = self._points[name]
+            key = name.replace(f"blocks.{point.layer}.", "blocks.*.")
+            groups.setdefault(key, []).append(name)
+        total = sum(v.nbytes for v in self._values.values())
+        lines = [f"ActivationCache: {len(self)} activations, {_bytes(total)}"]
+        width = max((len(k) for k in groups), default=0)
+        for key, names in groups.items():
+            value = self._values[names[0]]
+            size = sum(self._values[n].nbytes for n in names)
+            shape = "x".join(map(str, value.shape))
+            lines.append(f"  {key:<{width}}  {len(names):>3} x [{shape}]  {_bytes(size)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html(index=False)
+
+
+def gather(
+    value: Tensor,
+    point: Point,
+    at: Position,
+    layouts: tuple[Layout, ...],
+    *,
+    position_major: bool = False,
+) -> Tensor:
+    """The places of a position, as a copy: `[batch, positions, ...]`.
+
+    Attention patterns keep their form, `[batch, head, positions, key]`, unless `position_major`.
+
+    Raises:
+        PositionError: The rows have different numbers of such positions.
+    """
+    pattern = "query" in point.axes
+    value = value.transpose(1, 2) if pattern else value
+    pairs = [at.resolve(layout, point.space) for layout in layouts]
+    counts = sorted({len(p) for p in pairs})
+    if len(counts) > 1:
+        raise PositionError(
+            f"{at} holds {' or '.join(map(str, counts))} positions in the rows of this batch: "
+            "read rows of different size one by one."
+        )
+    if not counts[0]:
+        raise PositionError(f"{at} holds no position of this prompt, so there is nothing to read.")
+    rows, positions = zip(*(pair for row in pairs for pair in row), strict=True)
+    picked = value[
+        torch.tensor(rows, device=value.device), torch.tensor(positions, device=value.device)
+    ]
+    picked = picked.unflatten(0, (len(layouts), counts[0]))
+    return picked.transpose(1, 2) if pattern and not position_major else picked
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str | tuple)
+
+
+def _bytes(n: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} GB"

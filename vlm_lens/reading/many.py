@@ -1,0 +1,291 @@
+"""Reads one position of many prompts: in batches of like length, to memory or to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from vlm_lens.errors import VectorError
+from vlm_lens.interventions.base import compose
+from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.prompts.template import IMAGE
+from vlm_lens.serial import FrozenTensor, pack
+from vlm_lens.tokens import tokenizer_of
+
+_INDEX = "readings.json"
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that run together.
+
+    Attributes:
+        rows: The number of each row in the result.
+        prompts: The prompts, or one that was made already.
+    """
+
+    rows: tuple[int, ...]
+    prompts: Any
+
+
+@dataclass(frozen=True)
+class Readings(Sequence):
+    """What was read from many prompts, kept in a folder; each is loaded when it is asked for.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    folder: Path
+
+    def __len__(self) -> int:
+        return json.loads((self.folder / _INDEX).read_text())["rows"]
+
+    def __getitem__(self, row: Any) -> Tensor:
+        """One prompt's `[layers, ...]`, or a list of them for a slice."""
+        if isinstance(row, slice):
+            return torch.stack([self[i] for i in range(*row.indices(len(self)))])
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"There are {len(self)} readings, not {row}.")
+        path, place = self._places[row % len(self)]
+        with _opened(path) as file:
+            return file.get_slice("values")[place]
+
+    def load(self) -> Tensor:
+        """Everything, `[prompts, layers, ...]`."""
+        rows: list[Tensor | None] = [None] * len(self)
+        for numbers, values in self.shards():
+            for number, value in zip(numbers, values, strict=True):
+                rows[number] = value
+        return torch.stack(rows)  # type: ignore[arg-type]
+
+    def mean(self) -> Tensor:
+        """The mean over prompts, `[layers, ...]`, one shard in memory at a time."""
+        total = sum(values.double().sum(0) for _, values in self.shards())
+        return (total / len(self)).to(self[0].dtype)
+
+    def shards(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Prompt numbers and their values, file by file, in no particular order."""
+        for path in _shards(self.folder):
+            with _opened(path) as file:
+                yield file.get_tensor("rows").tolist(), file.get_tensor("values")
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[Path, int]]:
+        return {
+            number: (path, place)
+            for path in _shards(self.folder)
+            for place, number in enumerate(_rows_of(path))
+        }
+
+
+@overload
+def read_each(vlm: Any, prompts: Any, *, at: Any, save: None = None, **options: Any) -> Tensor: ...
+
+
+@overload
+def read_each(vlm: Any, prompts: Any, *, at: Any, save: str | Path, **options: Any) -> Readings: ...
+
+
+@torch.no_grad()
+def read_each(
+    vlm: Any,
+    prompts: Sequence[Any] | Any,
+    *,
+    at: Position | int,
+    points: str = "blocks.*.hook_resid_post",
+    batch_size: int = 16,
+    interventions: Any = (),
+    save: str | Path | None = None,
+) -> Tensor | Readings:
+    """The activation at one position of each prompt, at every layer, `[prompts, layers, ...]`.
+
+    Texts and RawPrompts run in left-padded batches of like length; the result has the order of the
+    prompts. Prompts made already run as they are. A picture that several prompts show is computed
+    once.
+
+    Args:
+        vlm: A HookedVLM.
+        prompts: Texts, RawPrompts, Prompts or a processor's tensors; one or many.
+        at: One position, the same for every prompt.
+        points: Which point of each block.
+        batch_size: How many prompts run together at the most.
+        interventions: What to change while reading.
+        save: A folder to which each batch is written as soon as it is read, so that memory does
+            not grow with the number of prompts; a reading that was killed goes on from there.
+
+    Returns:
+        A tensor on the CPU; with `save`, `Readings`.
+
+    Raises:
+        VectorError: No prompts, `at` means several positions, points of several kinds, or a folder
+            that holds something else.
+    """
+    listed, at = as_list(prompts), as_position(at)
+    if not listed:
+        raise VectorError("A vector is read from at least one prompt.")
+    table = vlm.architecture.points
+    names = table.match(points)
+    if len({table[n].kind for n in names}) > 1:
+        raise VectorError(f"{points!r} matches several kinds of points; a vector holds one kind.")
+    if any(not isinstance(p, str) and not hasattr(p, "text") for p in listed):
+        listed = [vlm.as_prompt(p) for p in listed]
+    n_rows = sum(len(p) if isinstance(p, Prompt) else 1 for p in listed)
+    edits = compose(interventions)
+    last_logits = None if len(edits) or "hook_logits" in names else 1  # nobody sees the others
+
+    def read(batch: _Batch) -> Tensor:
+        _, cache = vlm.run_with_cache(
+            vlm.as_prompt(batch.prompts),
+            names_filter=names, positions=at, device="cpu", interventions=edits,
+            last_logits=last_logits,
+        )  # fmt: skip
+        stacked = torch.stack([cache[n] for n in names], dim=1)  # [batch, layers, positions, ...]
+        if stacked.shape[2] != 1:
+            raise VectorError(
+                f"{at} holds {stacked.shape[2]} positions; a vector is read at one: Last(), "
+                "Find(':', -3), ..."
+            )
+        return stacked[:, :, 0]
+
+    if save is None:
+        rows: list[Tensor | None] = [None] * n_rows
+        with vlm.reusing_pictures():
+            for batch in _batches(vlm, listed, batch_size):
+                for number, value in zip(batch.rows, read(batch), strict=True):
+                    rows[number] = value
+        return torch.stack(rows)  # type: ignore[arg-type]
+    folder = Path(save)
+    identity = _identity(vlm, listed, names, at, interventions)
+    done = _open(folder, {"identity": identity, "rows": n_rows, "points": names})
+    with vlm.reusing_pictures():
+        for batch in _batches(vlm, listed, batch_size, done):
+            _write(folder, batch.rows, read(batch))
+    return Readings(folder)
+
+
+def _batches(
+    vlm: Any, prompts: list[Any], size: int, done: frozenset[int] = frozenset()
+) -> Iterator[_Batch]:
+    """Prompts of like length together; none of those that are done."""
+    if isinstance(prompts[0], Prompt):
+        first = 0
+        for prompt in prompts:
+            rows = tuple(range(first, first + len(prompt)))
+            first += len(prompt)
+            if not done.issuperset(rows):
+                yield _Batch(rows, prompt)
+        return
+    lengths = _lengths(vlm, prompts)
+    order = sorted(set(range(len(prompts))) - done, key=lambda i: (*lengths[i], i))
+    chunk: list[int] = []
+    for i in order:
+        unlike = chunk and (
+            lengths[i][0] != lengths[chunk[0]][0] or lengths[i][1] > 2 * lengths[chunk[0]][1] + 16
+        )
+        if len(chunk) == size or unlike:
+            yield _Batch(tuple(chunk), [prompts[j] for j in chunk])
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield _Batch(tuple(chunk), [prompts[j] for j in chunk])
+
+
+def _lengths(vlm: Any, prompts: Sequence[Any]) -> list[tuple[int, int]]:
+    """How many pictures and how many tokens of text each prompt has; pictures stay untouched."""
+    texts = [text_of(p) for p in prompts]
+    if vlm.processor is None or len(texts) == 1:
+        return [(0, 0)] * len(texts)
+    tokens = tokenizer_of(vlm.processor)([t.replace(IMAGE, "") for t in texts])["input_ids"]
+    return [(t.count(IMAGE), len(ids)) for t, ids in zip(texts, tokens, strict=True)]
+
+
+def as_list(prompts: Any) -> list[Any]:
+    """One prompt or several, as a list."""
+    return list(prompts) if isinstance(prompts, list | tuple) else [prompts]
+
+
+def text_of(prompt: Any) -> str:
+    """The text of a prompt of any form, empty where there is none."""
+    if isinstance(prompt, str):
+        return prompt
+    texts = getattr(prompt, "texts", None)
+    return "\n".join(texts) if texts else str(getattr(prompt, "text", ""))
+
+
+# ---------------------------------------------------------------------- the folder
+
+
+def _identity(
+    vlm: Any, prompts: Sequence[Any], names: Sequence[str], at: Position, interventions: Any
+) -> str:
+    tensors: dict[str, Tensor] = {}
+    edits = pack(compose(interventions), tensors)
+    facts = (vlm.name, vlm.facts.unembed_hash, vlm.cfg.n_layers, str(vlm.dtype))
+    digest = hashlib.sha256(repr((facts, list(names), at)).encode())
+    digest.update(json.dumps(edits, sort_keys=True).encode())
+    for tensor in tensors.values():
+        digest.update(FrozenTensor(tensor).digest.encode())
+    for prompt in prompts:
+        digest.update(text_of(prompt).encode() + b"\0")
+        if isinstance(prompt, Prompt):
+            for key in sorted(prompt.inputs):
+                digest.update(FrozenTensor(prompt.inputs[key]).digest.encode())
+        else:
+            for picture in getattr(prompt, "images", ()):
+                digest.update(repr((picture.mode, picture.size)).encode() + picture.tobytes())
+    return digest.hexdigest()
+
+
+def _open(folder: Path, about: Mapping[str, Any]) -> frozenset[int]:
+    """Makes the folder, or tells which rows it holds already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / _INDEX
+    if index.exists():
+        if json.loads(index.read_text())["identity"] != about["identity"]:
+            raise VectorError(
+                f"{folder} holds what was read from another model, other prompts, points or "
+                "positions: give another folder, or delete this one."
+            )
+        return frozenset(row for path in _shards(folder) for row in _rows_of(path))
+    if any(folder.iterdir()):
+        raise VectorError(f"{folder} is not empty and holds no readings: give another folder.")
+    partial = index.with_suffix(".partial")
+    partial.write_text(json.dumps(about, indent=1))
+    os.replace(partial, index)
+    return frozenset()
+
+
+def _write(folder: Path, rows: Sequence[int], values: Tensor) -> None:
+    """Writes one shard; the file is there whole or not at all."""
+    from safetensors.torch import save_file
+
+    path = folder / f"rows-{min(rows):08d}.safetensors"
+    partial = path.with_suffix(".partial")
+    save_file({"rows": torch.tensor(rows), "values": values.contiguous()}, partial)
+    os.replace(partial, path)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("rows-*.safetensors"))
+
+
+def _rows_of(path: Path) -> list[int]:
+    with _opened(path) as file:
+        return file.get_tensor("rows").tolist()
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt")

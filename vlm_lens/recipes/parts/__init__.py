@@ -1,0 +1,1 @@
+"""What experiments share: sources of vectors, scoring, controls, results."""
