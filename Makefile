@@ -16,6 +16,7 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m scripts.lint.structure
 	$(BIN)/python scripts/generate_docs.py --check
 
 format: $(VENV)/.dev
