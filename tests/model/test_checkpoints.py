@@ -10,8 +10,9 @@ import tiny
 import transformers
 from families import tiny_idefics2
 
-from vlm_lens import HookedVLM, checkpoints, zoo
+from vlm_lens import HookedVLM, zoo
 from vlm_lens.errors import ModelError
+from vlm_lens.model import checkpoints
 from vlm_lens.model.checkpoints import CHECKPOINTS, find
 
 LOADERS = ("AutoConfig", "AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoProcessor",

@@ -7,8 +7,9 @@ import tiny
 import torch
 from families import tiny_gemma3
 
-from vlm_lens import ActivationPatch, HookedVLM, Last, aliases
+from vlm_lens import ActivationPatch, HookedVLM, Last
 from vlm_lens.errors import PointError
+from vlm_lens.points import aliases
 
 SAME = {
     "blocks.1.hook_out": "blocks.1.hook_resid_post",

@@ -16,12 +16,12 @@ __all__ = ["choose", "experiments"]
 def experiments() -> Mapping[str, Experiment]:
     """Every experiment by its id, tables first."""
     from vlm_lens.reproduce.experiments import (
-        beyond,
+        base_model_vectors,
         cost,
         decodings,
         ensembles,
         instructions,
-        models,
+        other_methods,
         phases,
         qualitative,
         space,
@@ -29,8 +29,8 @@ def experiments() -> Mapping[str, Experiment]:
     )
 
     modules = (
-        transfer, models, instructions, ensembles, decodings, phases, space, cost, qualitative,
-        beyond,
+        transfer, base_model_vectors, instructions, ensembles, decodings, phases, space, cost,
+        qualitative, other_methods,
     )  # fmt: skip
     every = [one for module in modules for one in module.EXPERIMENTS]
     every.sort(key=lambda e: (not e.id.startswith("table"), _number(e.id), e.id))
