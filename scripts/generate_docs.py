@@ -15,7 +15,8 @@ import torch
 
 from vlm_lens import zoo
 from vlm_lens.families import family_of
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.point import Point
+from vlm_lens.points.table import PointTable
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "_generated"
 MODEL = "toy-llava"

@@ -16,8 +16,8 @@ from jaxtyping import install_import_hook  # noqa: E402
 # tables of points are left out, because they run at every point of every forward and are checked by
 # value; prompts, because they say themselves what is wrong with what they are given.
 CHECKED = (
-    "interventions", "layout", "lenses", "model.generation", "model.hooked_vlm", "model.loading",
-    "points.config", "reading.cache", "reading.vectors", "serial", "tokens",
+    "hooked.cache", "hooked.generation", "hooked.hooked_model", "interventions", "layout", "lenses",
+    "model.hooked_vlm", "model.loading", "points.config", "reading.vectors", "serial", "tokens",
 )  # fmt: skip
 install_import_hook([f"vlm_lens.{name}" for name in CHECKED], "typecheck.checked")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+from vlm_lens.version import __version__
 
 # Loaded when first used, so that `import vlm_lens` is quick.
 _HOMES = {
     "HookedVLM": "vlm_lens.model.hooked_vlm",
     "Prompt": "vlm_lens.prompts.prompt",
     "RawPrompt": "vlm_lens.prompts.template",
-    "ActivationCache": "vlm_lens.reading.cache",
+    "ActivationCache": "vlm_lens.hooked.cache",
     "Point": "vlm_lens.points.table",
     "Layout": "vlm_lens.layout.layout",
     "ActivationPatch": "vlm_lens.interventions",

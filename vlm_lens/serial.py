@@ -22,7 +22,7 @@ _HOMES = (
     "vlm_lens.layout.positions",
     "vlm_lens.interventions",
     "vlm_lens.reading.vectors",
-    "vlm_lens.reading.cache",
+    "vlm_lens.hooked.cache",
 )
 
 

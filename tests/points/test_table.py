@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from vlm_lens.errors import PointError
+from vlm_lens.points.point import Point, expand_name
 from vlm_lens.points.sites import AttentionSite, OutputSite
-from vlm_lens.points.table import Point, PointTable, expand_braces, expand_name
+from vlm_lens.points.table import PointTable, expand_braces
 
 
 @pytest.fixture

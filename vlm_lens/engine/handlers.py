@@ -14,7 +14,7 @@ from vlm_lens.engine.hooks import Firing, Handler
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Composed, Intervention, Target
 from vlm_lens.ops import Op, apply_op
-from vlm_lens.points.table import Point
+from vlm_lens.points.point import Point
 
 
 @dataclass

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from vlm_lens.engine.attention import ChunkedTap, check_supported, tapped
 from vlm_lens.errors import InterventionError
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 
 @dataclass(frozen=True)

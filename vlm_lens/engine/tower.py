@@ -26,8 +26,8 @@ from vlm_lens.engine.stand_ins import standing_in
 from vlm_lens.families.base import Architecture
 from vlm_lens.layout.layout import ImageLayout
 from vlm_lens.ops import MEAN, Op
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import submodule
-from vlm_lens.points.table import Point
 
 _FIRST_BLOCK = "vision.blocks.0.hook_resid_post"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_lens.errors import PromptError
 from vlm_lens.layout.layout import ImageLayout
 from vlm_lens.points.config import HookedConfig, StackConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import (
     AttentionSite,
     FlatView,
@@ -24,7 +25,7 @@ from vlm_lens.points.sites import (
     Site,
     submodule,
 )
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 from vlm_lens.tokens import tokenizer_of
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_fram
 from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.config import StackConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import AttentionSite, HeadView, InputSite, OutputSite
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 _LANGUAGE_MODEL = "language_model"
 _QFORMER = BlockParts(

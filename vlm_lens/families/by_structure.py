@@ -28,8 +28,9 @@ from vlm_lens.families.parts.projected import Picture, ProjectedFamily
 from vlm_lens.families.parts.towers import Tower, describe_tower, image_point
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.config import HookedConfig, VisionConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 _WHY = "the geometry of this model's pictures is not described"
 _HELP = (

@@ -20,8 +20,9 @@ from vlm_lens.families.parts.selection import by_stretches
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.config import HookedConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 _TEXT, _PROJECTOR = "model.language_model", "model.vision_embed_tokens"
 _NO_TOWER = "it has no vision tower: one linear layer makes an embedding of each patch's pixels."

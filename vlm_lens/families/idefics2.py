@@ -19,8 +19,8 @@ from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageSpace
 from vlm_lens.points.config import StackConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite
-from vlm_lens.points.table import Point
 
 _PERCEIVER = BlockParts(
     ln1="input_latents_norm", attn="self_attn", q="q_proj", k="k_proj", v="v_proj", o="o_proj",

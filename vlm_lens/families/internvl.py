@@ -14,7 +14,7 @@ from vlm_lens.families.base import Architecture
 from vlm_lens.families.parts.pixels import Size, size_entry
 from vlm_lens.families.parts.projected import Picture, ProjectedFamily
 from vlm_lens.families.parts.shuffled_tiles import Frame, tiles_and_whole
-from vlm_lens.points.table import Point
+from vlm_lens.points.point import Point
 
 
 class InternVLFamily(ProjectedFamily):

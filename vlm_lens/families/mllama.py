@@ -19,6 +19,7 @@ from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.config import HookedConfig, StackConfig, VisionConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import (
     HeadView,
     InputSite,
@@ -28,7 +29,7 @@ from vlm_lens.points.sites import (
     ScaleView,
     submodule,
 )
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 _TOWER, _PROJECTOR, _TEXT = (
     "model.vision_model",

@@ -13,7 +13,8 @@ from vlm_lens.errors import InterventionError, PointError, VLMLensError
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Generated, Position
 from vlm_lens.ops import Op
-from vlm_lens.points.table import Point, PointTable, expand_name
+from vlm_lens.points.point import Point, expand_name
+from vlm_lens.points.table import PointTable
 from vlm_lens.serial import Savable, savable
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.layout.positions import Position
-from vlm_lens.points.table import Point
+from vlm_lens.points.point import Point
 from vlm_lens.serial import FrozenTensor
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VLMLensError
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import freeze_points
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
@@ -59,7 +60,7 @@ class LogitLens:
 
     @torch.no_grad()
     def run(
-        self, vlm: Any, prompt: Any, images: Any = None, *, interventions: Any = ()
+        self, vlm: HookedModel, prompt: Any, images: Any = None, *, interventions: Any = ()
     ) -> LensResult:
         """Decodes a prompt, or each row of a batch.
 
@@ -106,7 +107,7 @@ class LogitLens:
             tuple(names), tuple(rows), tuple(token_ids), labels, tuple(pictures), vlm.name
         )
 
-    def _check(self, vlm: Any, residual: Tensor, logits: Tensor) -> None:
+    def _check(self, vlm: HookedModel, residual: Tensor, logits: Tensor) -> None:
         decoded = _logits(vlm, residual)
         error = float((decoded.float() - logits.float()).abs().max())
         scale = float(logits.float().abs().max())
@@ -121,7 +122,7 @@ class LogitLens:
 
     def _decode(
         self,
-        vlm: Any,
+        vlm: HookedModel,
         layout: Layout,
         row: int,
         positions: list[int],
@@ -152,5 +153,5 @@ class LogitLens:
         )
 
 
-def _logits(vlm: Any, hidden: Tensor) -> Tensor:
+def _logits(vlm: HookedModel, hidden: Tensor) -> Tensor:
     return vlm.unembed(vlm.ln_final(hidden))

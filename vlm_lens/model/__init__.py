@@ -1,1 +1,1 @@
-"""HookedVLM, and what it takes to load, describe and generate with one."""
+"""HookedVLM, and what it takes to load one."""

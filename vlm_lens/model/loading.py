@@ -98,21 +98,6 @@ def read_config(name: str | Path, where: str, **hub: Any) -> Any:
         raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
 
 
-def input_device(model: torch.nn.Module) -> torch.device:
-    """The device on which a model's token embedding computes.
-
-    Weights that accelerate keeps on the CPU or on disk are on the meta device between two calls;
-    the hook that fetches them says where to.
-    """
-    embedding = model.get_input_embeddings()
-    device = embedding.weight.device
-    if device.type != "meta":
-        return device
-    fetching = getattr(embedding, "_hf_hook", None)
-    where = getattr(fetching, "execution_device", None)
-    return model.device if where is None else torch.device(where)
-
-
 def _check_described(config: Any) -> None:
     """Refuses an architecture that cannot be described, before gigabytes are read."""
     from vlm_lens.families import families, family_of

@@ -10,12 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import FlatView, ScaleView, Site
-
-if TYPE_CHECKING:
-    from vlm_lens.points.table import Point
 
 # Within a block: name there -> name here.
 IN_BLOCK = {
@@ -156,7 +153,7 @@ def _fits_in_block(there: str, block: str, points: Mapping[str, Point]) -> bool:
     return rule is None or rule({n: points.get(block + n) for n in _LOOKED_AT})
 
 
-_Rule = Callable[[Mapping[str, "Point | None"]], bool]
+_Rule = Callable[[Mapping[str, Point | None]], bool]
 _LOOKED_AT = ("attn.hook_z", "hook_attn_out", "mlp.hook_post", "hook_mlp_out",
               "ln2.hook_normalized", "mlp.hook_pre_linear")  # fmt: skip
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
 from vlm_lens.errors import PromptError
+from vlm_lens.families.base import Family
 from vlm_lens.prompts.prompt import from_chat
 from vlm_lens.prompts.template import IMAGE, RawPrompt
 
 __all__ = ["ChatTemplate"]
+
+
+class Speaker(Protocol):
+    """What a conversation is written for: a HookedVLM, or what else has these three."""
+
+    family: Family
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class ChatTemplate:
         PromptError: Its processor has no chat template.
     """
 
-    vlm: Any
+    vlm: Speaker
 
     def __post_init__(self) -> None:
         """Write one turn, so that a missing template is found at once."""

@@ -1,1 +1,1 @@
-"""What is read of a model: the cache of a run, many prompts, vectors."""
+"""What is read over many prompts: hidden states, vectors."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import VectorError
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import compose
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.prompts.prompt import Prompt
@@ -90,16 +91,20 @@ class Readings(Sequence):
 
 
 @overload
-def read_each(vlm: Any, prompts: Any, *, at: Any, save: None = None, **options: Any) -> Tensor: ...
+def read_each(
+    vlm: HookedModel, prompts: Any, *, at: Any, save: None = None, **options: Any
+) -> Tensor: ...
 
 
 @overload
-def read_each(vlm: Any, prompts: Any, *, at: Any, save: str | Path, **options: Any) -> Readings: ...
+def read_each(
+    vlm: HookedModel, prompts: Any, *, at: Any, save: str | Path, **options: Any
+) -> Readings: ...
 
 
 @torch.no_grad()
 def read_each(
-    vlm: Any,
+    vlm: HookedModel,
     prompts: Sequence[Any] | Any,
     *,
     at: Position | int,
@@ -175,7 +180,7 @@ def read_each(
 
 
 def _batches(
-    vlm: Any, prompts: list[Any], size: int, done: frozenset[int] = frozenset()
+    vlm: HookedModel, prompts: list[Any], size: int, done: frozenset[int] = frozenset()
 ) -> Iterator[_Batch]:
     """Prompts of like length together; none of those that are done."""
     if isinstance(prompts[0], Prompt):
@@ -201,7 +206,7 @@ def _batches(
         yield _Batch(tuple(chunk), [prompts[j] for j in chunk])
 
 
-def _lengths(vlm: Any, prompts: Sequence[Any]) -> list[tuple[int, int]]:
+def _lengths(vlm: HookedModel, prompts: Sequence[Any]) -> list[tuple[int, int]]:
     """How many pictures and how many tokens of text each prompt has; pictures stay untouched."""
     texts = [text_of(p) for p in prompts]
     if vlm.processor is None or len(texts) == 1:
@@ -227,7 +232,7 @@ def text_of(prompt: Any) -> str:
 
 
 def _identity(
-    vlm: Any, prompts: Sequence[Any], names: Sequence[str], at: Position, interventions: Any
+    vlm: HookedModel, prompts: Sequence[Any], names: Sequence[str], at: Position, interventions: Any
 ) -> str:
     tensors: dict[str, Tensor] = {}
     edits = pack(compose(interventions), tensors)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.errors import PointError
-from vlm_lens.reading.cache import ActivationCache
+from vlm_lens.hooked.cache import ActivationCache
 
 _PATTERNS = ("projector.blocks.*.cross_attn.hook_pattern", "projector.blocks.*.attn.hook_pattern")
 

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.errors import VectorError
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.layout.positions import Position, as_position
-from vlm_lens.points.table import Point, expand_name
+from vlm_lens.points.point import Point, expand_name
 from vlm_lens.reading.many import as_list, read_each, text_of
 from vlm_lens.serial import FrozenTensor, Savable, savable
 
@@ -127,7 +128,7 @@ class TaskVector(LayerVectors):
     @classmethod
     def read(
         cls,
-        vlm: Any,
+        vlm: HookedModel,
         prompts: Sequence[Any] | Any,
         *,
         at: Position | int,

@@ -20,6 +20,7 @@ from torch import Tensor
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.interventions.base import compose
 from vlm_lens.layout.positions import All, Images, Last, Position, Text
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.parts import transfer_result as t
@@ -65,7 +66,7 @@ class BackPatching(MethodRecipe):
     under: tuple[Literal["prompt", "patch"], ...] = field(default=("prompt", "patch"), kw_only=True)
     blocks: tuple[int, ...] | None = field(default=None, kw_only=True)
 
-    def measure(self, vlm: Any) -> BackPatchingResult:
+    def measure(self, vlm: HookedVLM) -> BackPatchingResult:
         """The paper's methods, the sweep over pairs, the test of the best."""
         reference = self.paper().measure(vlm)
         vectors = self.paper().reader(vlm)
@@ -106,7 +107,7 @@ class BackPatching(MethodRecipe):
         queries = [task.query(row, self.query) for row in task.rows(split)]
         return queries, self.paper().patch(layer, vectors(task, seed))
 
-    def swept(self, vlm: Any, setup: Callable, under: str) -> pd.DataFrame:
+    def swept(self, vlm: HookedVLM, setup: Callable, under: str) -> pd.DataFrame:
         """Accuracy on the validation rows of every pair; a pair of -1 is without."""
         pairs, rows = self.pairs(vlm), []
         for task in self.chosen_tasks():
@@ -119,7 +120,7 @@ class BackPatching(MethodRecipe):
                     rows.append((task.name, seed, *pair, float(correct.mean())))
         return pd.DataFrame(rows, columns=["task", "seed", "source", "target", "accuracy"])
 
-    def tested(self, vlm: Any, setup: Callable, under: str, pair: Pair) -> list[t.Run]:
+    def tested(self, vlm: HookedVLM, setup: Callable, under: str, pair: Pair) -> list[t.Run]:
         """The test rows, back-patched, with the controls."""
         name = f"{_UNDER[under]}, back-patched"
         ways: dict[str, tuple[Pair, int]] = {name: (pair, 0)}  # pair, rows further
@@ -150,7 +151,7 @@ class BackPatching(MethodRecipe):
 
     def predicted(
         self,
-        vlm: Any,
+        vlm: HookedVLM,
         prompts: Sequence[RawPrompt],
         pairs: Sequence[Pair | None],
         also: Any,
@@ -183,7 +184,7 @@ class BackPatching(MethodRecipe):
             columns[:, rows.tolist()] = found
         return columns
 
-    def alike(self, vlm: Any, prompts: Sequence[RawPrompt]) -> list[list[int]]:
+    def alike(self, vlm: HookedVLM, prompts: Sequence[RawPrompt]) -> list[list[int]]:
         """The prompts' numbers, those with equally many positions to write to together."""
         found: dict[int, list[int]] = {}
         for start in range(0, len(prompts), self.batch_size):
@@ -192,11 +193,13 @@ class BackPatching(MethodRecipe):
                 found.setdefault(len(self.place().resolve(layout)), []).append(i)
         return list(found.values())
 
-    def alone(self, vlm: Any, prompts: Sequence[RawPrompt]) -> bool:
+    def alone(self, vlm: HookedVLM, prompts: Sequence[RawPrompt]) -> bool:
         """Whether a prompt has no other to take from."""
         return self.batch_size == 1 or min(map(len, self.alike(vlm, prompts))) == 1
 
-    def held(self, vlm: Any, prompt: Any, blocks: Sequence[int], roll: int) -> dict[int, Tensor]:
+    def held(
+        self, vlm: HookedVLM, prompt: Any, blocks: Sequence[int], roll: int
+    ) -> dict[int, Tensor]:
         """What the positions hold after each block: `[rows, positions, d_model]`."""
         names = [f"blocks.{block}.hook_resid_post" for block in blocks]
         _, cache = vlm.run_with_cache(prompt, names_filter=names, positions=self.place())
@@ -208,7 +211,7 @@ class BackPatching(MethodRecipe):
         point = f"blocks.{target}.hook_resid_post"
         return [ActivationPatch(point, at=self.place(), value=held[source])]
 
-    def scored(self, vlm: Any, tokens: Tensor, task: Task, split: str) -> Any:
+    def scored(self, vlm: HookedVLM, tokens: Tensor, task: Task, split: str) -> Any:
         """Predictions judged."""
         answers = [row.answers for row in task.rows(split)]
         return score(vlm, tokens, answers, ignore_case=self.ignore_case)
@@ -219,7 +222,7 @@ class BackPatching(MethodRecipe):
         """The positions that the field `at` means."""
         return _PLACES[self.at] if isinstance(self.at, str) else self.at
 
-    def pairs(self, vlm: Any) -> list[Pair]:
+    def pairs(self, vlm: HookedVLM) -> list[Pair]:
         """Every pair of a later source and an earlier target."""
         blocks = sorted(range(vlm.cfg.n_layers) if self.blocks is None else self.blocks)
         return [(source, target) for target in blocks for source in blocks if source > target]
@@ -245,7 +248,7 @@ class BackPatching(MethodRecipe):
                 "BackPatching.at='text', or query='image'."
             )
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the blocks, and that a model that is to see pictures can."""
         super().validate_for(vlm)
         if self.blocks is not None and max(self.blocks) >= vlm.cfg.n_layers:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.identity import plain
 from vlm_lens.recipes.result import RecipeError, Result
 
@@ -58,7 +59,7 @@ class Recipe(ABC):
         self.check()
 
     @abstractmethod
-    def measure(self, vlm: Any) -> Result | pd.DataFrame:
+    def measure(self, vlm: HookedVLM) -> Result | pd.DataFrame:
         """The experiment itself.
 
         Args:
@@ -71,7 +72,7 @@ class Recipe(ABC):
     def validate(self) -> None:  # noqa: B027  nothing to check is a fair default
         """Checks fields beyond their types; raise RecipeError, naming the field."""
 
-    def validate_for(self, vlm: Any) -> None:  # noqa: B027
+    def validate_for(self, vlm: HookedVLM) -> None:  # noqa: B027
         """Checks fields against the model; raise RecipeError, naming the field."""
 
     def check(self) -> None:
@@ -88,7 +89,7 @@ class Recipe(ABC):
                 )
         self.validate()
 
-    def run(self, vlm: Any = None, *, progress: bool = True) -> Result:
+    def run(self, vlm: HookedVLM = None, *, progress: bool = True) -> Result:
         """Runs the experiment.
 
         Args:
@@ -146,15 +147,13 @@ class Recipe(ABC):
         fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"class": type(self).__name__, **fields}
 
-    def _model(self, vlm: Any) -> Any:
+    def _model(self, vlm: HookedVLM) -> Any:
         if vlm is None:
             if self.model is None:
                 raise RecipeError(
                     f"There is no model to run on: give one, {type(self).__name__}(...).run(vlm), "
                     'or name it in the recipe, model="toy-llava".'
                 )
-            from vlm_lens.model.hooked_vlm import HookedVLM
-
             return HookedVLM.from_pretrained(self.model)
         if self.model is not None and self.model != vlm.name:
             raise RecipeError(
@@ -229,7 +228,7 @@ def _said(hint: Any) -> str:
 # ---------------------------------------------------------------------------- provenance
 
 
-def model_facts(vlm: Any) -> dict[str, Any]:
+def model_facts(vlm: HookedVLM) -> dict[str, Any]:
     """What says which model it was, as plain JSON data."""
     config = vlm.hf_model.config
     quantization = getattr(config, "quantization_config", None)
@@ -254,7 +253,7 @@ def versions() -> dict[str, str]:
     import torch
     import transformers
 
-    from vlm_lens import __version__
+    from vlm_lens.version import __version__
 
     others = ("tokenizers", "numpy", "pillow", "scikit-learn", "scipy")
     return {

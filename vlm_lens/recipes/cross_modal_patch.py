@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlm_lens.interventions import ActivationPatch, Steer
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import Recipe, RecipeError, seed_list
@@ -99,7 +100,7 @@ class CrossModalPatch(Recipe):
     source_model: str | None = None
     batch_size: int = 32
 
-    def measure(self, vlm: Any) -> TransferResult:
+    def measure(self, vlm: HookedVLM) -> TransferResult:
         """Vectors, then the layer, then the test."""
         tasks = [in_form(task, self.form, vlm) for task in self.chosen_tasks()]
         vector = self.reader(self.source_vlm(vlm))
@@ -115,7 +116,7 @@ class CrossModalPatch(Recipe):
 
     # ------------------------------------------------------------------ the steps
 
-    def source_vlm(self, vlm: Any) -> Any:
+    def source_vlm(self, vlm: HookedVLM) -> Any:
         """The model that vectors are read on.
 
         Raises:
@@ -131,14 +132,14 @@ class CrossModalPatch(Recipe):
             )
         return source
 
-    def reader(self, vlm: Any) -> TaskVectors:
+    def reader(self, vlm: HookedVLM) -> TaskVectors:
         """Reads task vectors on a model, each once."""
         return TaskVectors(
             vlm, self.source, kind=self.vectors, n_examples=self.n_examples, form=self.form,
             batch_size=self.batch_size,
         )  # fmt: skip
 
-    def vector(self, vlm: Any, task: Task, seed: int) -> TaskVector:
+    def vector(self, vlm: HookedVLM, task: Task, seed: int) -> TaskVector:
         """The task's vector, every layer at once."""
         return self.reader(vlm)(task, seed)
 
@@ -156,7 +157,7 @@ class CrossModalPatch(Recipe):
             allow_transfer=self.source_model is not None,
         )  # fmt: skip
 
-    def sweep(self, vlm: Any, task: Task, vector: Reader) -> pd.DataFrame:
+    def sweep(self, vlm: HookedVLM, task: Task, vector: Reader) -> pd.DataFrame:
         """Accuracy on the validation rows, patched at each layer."""
         runs = [(s, layer) for s in self.used_seeds() for layer in range(vlm.cfg.n_layers)]
         patches = [self.patch(layer, vector(task, seed)) for seed, layer in runs]
@@ -167,7 +168,7 @@ class CrossModalPatch(Recipe):
         rows = [(task.name, *run, *mean) for run, mean in zip(runs, means, strict=True)]
         return pd.DataFrame(rows, columns=["task", "seed", "layer", "accuracy", "strict"])
 
-    def test(self, vlm: Any, task: Task, layer: int, vector: Reader) -> list[Run]:
+    def test(self, vlm: HookedVLM, task: Task, layer: int, vector: Reader) -> list[Run]:
         """What the model says for each test row, by each method."""
         answers = [row.answers for row in task.test]
         queries = [task.query(row, self.query) for row in task.test]
@@ -211,17 +212,19 @@ class CrossModalPatch(Recipe):
         """The few-shot prompts of the test rows, the query of each in the target modality."""
         return few_shot(task, self.source, self.query, seed=seed, n=self.n_examples)
 
-    def _predict(self, vlm: Any, prompts: Sequence[Any], runs: Sequence[Any], what: str) -> Tensor:
+    def _predict(
+        self, vlm: HookedVLM, prompts: Sequence[Any], runs: Sequence[Any], what: str
+    ) -> Tensor:
         return first_tokens(
             vlm, prompts, runs, batch_size=self.batch_size,
             progress=lambda batches: self.progress(batches, what),
         )  # fmt: skip
 
-    def _score(self, vlm: Any, tokens: Tensor, answers: Sequence[Sequence[str]]) -> Scores:
+    def _score(self, vlm: HookedVLM, tokens: Tensor, answers: Sequence[Sequence[str]]) -> Scores:
         return score(vlm, tokens, answers, ignore_case=self.ignore_case)
 
     def _scored(
-        self, vlm: Any, task: Task, said: dict[tuple[str, int], Tensor], answers: Sequence
+        self, vlm: HookedVLM, task: Task, said: dict[tuple[str, int], Tensor], answers: Sequence
     ) -> list[Run]:
         scores = self._score(vlm, torch.stack(list(said.values())), answers)
         return [Run(task, *key, answers, scores[i]) for i, key in enumerate(said)]
@@ -261,7 +264,7 @@ class CrossModalPatch(Recipe):
             if value is not None and value < least:
                 raise RecipeError(f"CrossModalPatch.{name} is {value}; the least is {least}.")
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
         if self.layer is not None and self.layer >= vlm.cfg.n_layers:
             raise RecipeError(

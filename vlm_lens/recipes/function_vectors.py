@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import RecipeError
@@ -73,7 +74,7 @@ class FunctionVectors(MethodRecipe):
     trials: int = field(default=25, kw_only=True)
     corruption: Literal["shuffled", "mixed"] = field(default="shuffled", kw_only=True)
 
-    def measure(self, vlm: Any) -> FunctionVectorsResult:
+    def measure(self, vlm: HookedVLM) -> FunctionVectorsResult:
         """Means, effects, the vectors, a block for each way, the test."""
         reference = self.paper().measure(vlm)
         pairs = list(product(self.chosen_tasks(), self.used_seeds()))
@@ -111,7 +112,7 @@ class FunctionVectors(MethodRecipe):
 
     # ------------------------------------------------------------------ the steps
 
-    def effects(self, vlm: Any, means: Mapping[tuple[Task, int], TaskVector]) -> pd.DataFrame:
+    def effects(self, vlm: HookedVLM, means: Mapping[tuple[Task, int], TaskVector]) -> pd.DataFrame:
         """The average indirect effect of every head, the strongest first.
 
         Args:
@@ -161,7 +162,7 @@ class FunctionVectors(MethodRecipe):
         ]  # fmt: skip
 
     def layers(
-        self, vlm: Any, means: Mapping[tuple[Task, int], TaskVector], chosen: tuple[Head, ...]
+        self, vlm: HookedVLM, means: Mapping[tuple[Task, int], TaskVector], chosen: tuple[Head, ...]
     ) -> pd.DataFrame:
         """Accuracy on the validation rows with the vector at each block, added and replaced."""
         rows = []
@@ -186,7 +187,7 @@ class FunctionVectors(MethodRecipe):
 
     def methods(
         self,
-        vlm: Any,
+        vlm: HookedVLM,
         means: TaskVector,
         chosen: tuple[Head, ...],
         best: Mapping[str, int],
@@ -218,7 +219,7 @@ class FunctionVectors(MethodRecipe):
                 f"of {alone[0]}: use 'shuffled'."
             )
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, the heads, and that a model that is to see pictures can."""
         super().validate_for(vlm)
         total = vlm.cfg.n_layers * vlm.cfg.n_heads
@@ -229,7 +230,7 @@ class FunctionVectors(MethodRecipe):
 
 
 def effect(
-    vlm: Any, prompt: RawPrompt, answer: str, means: TaskVector
+    vlm: HookedVLM, prompt: RawPrompt, answer: str, means: TaskVector
 ) -> Float[Tensor, "layers heads"]:
     """By how much each head's mean, put in place, raises the probability of the answer.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import Recipe, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.parts import transfer_result as t
@@ -54,7 +55,7 @@ class ImageToText(Recipe):
     controls: bool | tuple[str | Control, ...] = True
     batch_size: int = 32
 
-    def measure(self, vlm: Any) -> TransferResult:
+    def measure(self, vlm: HookedVLM) -> TransferResult:
         """CrossModalPatch's steps, and one method more."""
         recipe = self.transfer()
         tasks, vector = recipe.chosen_tasks(), recipe.reader(vlm)
@@ -68,7 +69,7 @@ class ImageToText(Recipe):
             runs += [self.prompted(vlm, task, seed) for seed in self.used_seeds()]
         return t.result(runs, layers, layer, recipe)
 
-    def prompted(self, vlm: Any, task: Task, seed: int) -> Run:
+    def prompted(self, vlm: HookedVLM, task: Task, seed: int) -> Run:
         """All test rows, answered with examples given as the queries are."""
         prompts = few_shot(task, self.query, self.query, seed=seed, n=self.n_examples)
         answers: Sequence[Sequence[str]] = [row.answers for row in task.test]
@@ -87,7 +88,7 @@ class ImageToText(Recipe):
         with speaking_for(self, CrossModalPatch):
             self.transfer()
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that the model takes pictures."""
         with speaking_for(self, CrossModalPatch):
             self.transfer().validate_for(vlm)

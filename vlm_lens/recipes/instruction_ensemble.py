@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
@@ -67,7 +68,7 @@ class InstructionEnsemble(Recipe):
     ignore_case: bool = True
     batch_size: int = 32
 
-    def measure(self, vlm: Any) -> EnsembleResult:
+    def measure(self, vlm: HookedVLM) -> EnsembleResult:
         """The layer, then every vector in one sweep a task."""
         recipe = self.transfer()
         tasks, layer = recipe.chosen_tasks(), self.layer
@@ -87,7 +88,9 @@ class InstructionEnsemble(Recipe):
         columns = ["method", "meaning", "n", "seed", "task", "accuracy"]
         return _result(pd.DataFrame(found, columns=columns), layer)
 
-    def values(self, vlm: Any, task: Task, layer: int, vectors: TaskVectors) -> dict[tuple, Tensor]:
+    def values(
+        self, vlm: HookedVLM, task: Task, layer: int, vectors: TaskVectors
+    ) -> dict[tuple, Tensor]:
         """Each vector at the layer, by method, meaning, n and seed."""
         told = TaskVectors(vlm, "instruction")(task, 1).layer(layer)
         values: dict[tuple, Tensor] = {(INSTRUCTION, "", 0, 0): told}
@@ -98,7 +101,7 @@ class InstructionEnsemble(Recipe):
         return values
 
     def shown(
-        self, vlm: Any, task: Task, layer: int, vectors: TaskVectors, seed: int
+        self, vlm: HookedVLM, task: Task, layer: int, vectors: TaskVectors, seed: int
     ) -> Iterator[tuple[str, int, Tensor]]:
         """The vectors of n examples, in each meaning of n."""
         if AVERAGED in self.meanings:
@@ -146,7 +149,7 @@ class InstructionEnsemble(Recipe):
                 f"validation rows; a task has {rows}."
             )
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
         with speaking_for(self, CrossModalPatch):
             self.transfer().validate_for(vlm)

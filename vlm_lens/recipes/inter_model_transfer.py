@@ -15,6 +15,7 @@ import pandas as pd
 from torch.nn.functional import cosine_similarity
 
 from vlm_lens.model.checkpoints import base_of
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.parts.controls import Control, chosen_controls, interventions
 from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
@@ -60,7 +61,7 @@ class InterModelTransfer(MethodRecipe):
     source_model: Any = field(default=None, kw_only=True)
     unrelated_model: Any = field(default=None, kw_only=True)
 
-    def measure(self, vlm: Any) -> InterModelResult:
+    def measure(self, vlm: HookedVLM) -> InterModelResult:
         """Vectors on every model, their cosines, the test."""
         named = {"base": self.source_model or base_of(vlm.name), "unrelated": self.unrelated_model}
         llms = {
@@ -123,7 +124,7 @@ class InterModelTransfer(MethodRecipe):
                     "folder, a Hub id or a HookedVLM."
                 )
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks that a base model is known."""
         super().validate_for(vlm)
         if self.source_model is None and base_of(vlm.name) is None:

@@ -6,10 +6,11 @@ Luo et al. 2025 (arXiv 2410.22330), Figure 10.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.parts import transfer_result as t
@@ -53,7 +54,7 @@ class LayerSweep(Recipe):
     form: Form = "question-answer"
     batch_size: int = 32
 
-    def measure(self, vlm: Any) -> LayerSweepResult:
+    def measure(self, vlm: HookedVLM) -> LayerSweepResult:
         """One sweep for each pair of source and query."""
         layers, prompting = [], []
         for source in self.sources:
@@ -68,7 +69,9 @@ class LayerSweep(Recipe):
                         prompting.append({**pair, "task": task.name, "seed": seed, "accuracy": got})
         return _result(pd.concat(layers, ignore_index=True), pd.DataFrame(prompting))
 
-    def prompted(self, vlm: Any, task: Task, source: Source, query: Query, seed: int) -> float:
+    def prompted(
+        self, vlm: HookedVLM, task: Task, source: Source, query: Query, seed: int
+    ) -> float:
         """Accuracy on the validation rows with what says the task in the prompt."""
         prompts = few_shot(task, source, query, seed=seed, n=self.n_examples, split="validation")
         return accuracy(
@@ -92,7 +95,7 @@ class LayerSweep(Recipe):
             for source in self.sources:
                 self.transfer(source, self.queries[0])
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks that a model that is to see pictures can."""
         with speaking_for(self, CrossModalPatch):
             for source in self.sources:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.interventions.base import compose
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.parts.heads import Head, in_place, mean_heads, random_heads
@@ -60,7 +61,7 @@ class MultimodalTaskVectors(MethodRecipe):
     samples: int = field(default=32, kw_only=True)
     learning_rate: float = field(default=0.1, kw_only=True)
 
-    def measure(self, vlm: Any) -> MultimodalTaskVectorsResult:
+    def measure(self, vlm: HookedVLM) -> MultimodalTaskVectorsResult:
         """Means, the search, the test."""
         reference = self.paper().measure(vlm)
         runs, heads, steps = [], [], []
@@ -87,12 +88,12 @@ class MultimodalTaskVectors(MethodRecipe):
             reference, runs, self, kind=MultimodalTaskVectorsResult, tables=tables, notes=[note]
         )
 
-    def means(self, vlm: Any, task: Task, seed: int) -> TaskVector:
+    def means(self, vlm: HookedVLM, task: Task, seed: int) -> TaskVector:
         """Every head's mean output, `[layers, heads, d_head]`."""
         prompts = task.example_sets(self.source, seed=seed, n=self.n_examples)
         return mean_heads(vlm, prompts, batch_size=self.batch_size)
 
-    def located(self, vlm: Any, task: Task, means: TaskVector) -> Search:
+    def located(self, vlm: HookedVLM, task: Task, means: TaskVector) -> Search:
         """The search on the validation rows of one task."""
         rows, generator = task.validation, np.random.RandomState(self.used_seeds()[0])
         prompts = [vlm.as_prompt(task.query(row, self.query)) for row in rows]
@@ -119,7 +120,7 @@ class MultimodalTaskVectors(MethodRecipe):
 
 
 def loss(
-    vlm: Any, prompt: Any, answer: str, means: TaskVector, sets: list[list[Head]]
+    vlm: HookedVLM, prompt: Any, answer: str, means: TaskVector, sets: list[list[Head]]
 ) -> Float[Tensor, " sets"]:
     """Cross-entropy of the answer's first token, with each set of heads put in place.
 

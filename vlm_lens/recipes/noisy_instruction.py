@@ -6,12 +6,13 @@ Luo et al. 2025 (arXiv 2410.22330), appendix A.3, Table 9.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import RecipeError, seed_list
 from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
@@ -42,7 +43,7 @@ class NoisyInstruction(MethodRecipe):
     source: Literal["instruction"] = "instruction"
     swaps: tuple[int, ...] = field(default=(1, 2), kw_only=True)
 
-    def measure(self, vlm: Any) -> NoisyResult:
+    def measure(self, vlm: HookedVLM) -> NoisyResult:
         """The clean instruction by CrossModalPatch, then the noisy ones."""
         paper = self.paper()
         reference = paper.measure(vlm)

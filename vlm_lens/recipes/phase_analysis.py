@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from vlm_lens.layout.positions import Last
 from vlm_lens.lenses import LogitLens
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.parts.phase_result import PHASES, PhaseResult, phases
@@ -66,7 +67,7 @@ class PhaseAnalysis(Recipe):
     task_token: str | None = None
     batch_size: int = 16
 
-    def measure(self, vlm: Any) -> PhaseResult:
+    def measure(self, vlm: HookedVLM) -> PhaseResult:
         """Probabilities and ranks of the three tokens, by run and layer."""
         task = self.chosen_task()
         prompts = self.prompts(task)
@@ -122,20 +123,23 @@ class PhaseAnalysis(Recipe):
                 f"The task {task.name!r} has no word for itself: set PhaseAnalysis.task_token."
             )
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks that a model that is to see pictures can."""
         if self.modality == "image" and not vlm.family.takes_images:
             raise RecipeError(f"{vlm.name} takes no pictures: set PhaseAnalysis.modality='text'.")
 
 
-def delimiter_decoding(vlm: Any, prompt: RawPrompt) -> int:
+def delimiter_decoding(vlm: HookedVLM, prompt: RawPrompt) -> int:
     """The token that the delimiter decodes to before the first block; the same in every prompt."""
     seen = LogitLens(at=Last(), k=1, embedding=True).run(vlm, prompt)
     return int(seen.rows[0].top_ids[0, 0, 0])
 
 
 def decode(
-    vlm: Any, prompts: Sequence[RawPrompt], ids: Sequence[tuple[int, ...]], runs: Sequence[int]
+    vlm: HookedVLM,
+    prompts: Sequence[RawPrompt],
+    ids: Sequence[tuple[int, ...]],
+    runs: Sequence[int],
 ) -> pd.DataFrame:
     """Probability (renormalised over three) and rank (over all) of each run's three tokens."""
     chosen = sorted({i for three in ids for i in three})

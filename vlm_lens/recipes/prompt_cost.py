@@ -12,6 +12,7 @@ import pandas as pd
 
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.parts.cost_meter import Meter
@@ -62,7 +63,7 @@ class PromptCost(Recipe):
     seed: int = 1
     split: Literal["validation", "test"] = "test"
 
-    def measure(self, vlm: Any) -> CostResult:
+    def measure(self, vlm: HookedVLM) -> CostResult:
         """Every way once a run, in turn."""
         rows = []
         for run in self.progress(range(-self.warmup, self.runs), "forward passes"):
@@ -77,7 +78,7 @@ class PromptCost(Recipe):
             summed(passes), {"passes": passes}, {"device": str(vlm.device)}, notes(vlm, self)
         )
 
-    def ways(self, vlm: Any, run: int) -> dict[tuple[str, int], tuple[Any, Any]]:
+    def ways(self, vlm: HookedVLM, run: int) -> dict[tuple[str, int], tuple[Any, Any]]:
         """(Way, examples) -> prompt and intervention."""
         task, seed = self.chosen_task(), self.seed + run
         rows = task.rows(self.split)
@@ -115,7 +116,7 @@ class PromptCost(Recipe):
             if value is not None and value < least:
                 raise RecipeError(f"PromptCost.{name} is {value}; the least is {least}.")
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
         if self.layer is not None and self.layer >= vlm.cfg.n_layers:
             raise RecipeError(
@@ -144,7 +145,7 @@ def summed(passes: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def notes(vlm: Any, recipe: PromptCost) -> tuple[str, ...]:
+def notes(vlm: HookedVLM, recipe: PromptCost) -> tuple[str, ...]:
     """What must be known to read the table."""
     kind = "allocated on the GPU" if vlm.device.type == "cuda" else "of the process in RAM"
     return (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import IMAGE, RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
@@ -63,7 +64,7 @@ class Qualitative(Recipe):
     max_new_tokens: int = 5
     batch_size: int = 32
 
-    def measure(self, vlm: Any) -> QualitativeResult:
+    def measure(self, vlm: HookedVLM) -> QualitativeResult:
         """The layer, then the outputs of every task."""
         recipe = self.transfer()
         tasks, vector, layer = recipe.chosen_tasks(), recipe.reader(vlm), self.layer
@@ -98,7 +99,7 @@ class Qualitative(Recipe):
             notes,
         )
 
-    def said(self, vlm: Any, prompts: Sequence[RawPrompt], edit: Any) -> list[str]:
+    def said(self, vlm: HookedVLM, prompts: Sequence[RawPrompt], edit: Any) -> list[str]:
         """What the model says to each prompt, without space around it."""
         said: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
@@ -144,7 +145,7 @@ class Qualitative(Recipe):
                     f"{', '.join(task.name for task in tasks)}."
                 )
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
         with speaking_for(self, CrossModalPatch):
             self.transfer().validate_for(vlm)

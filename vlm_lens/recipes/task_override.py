@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import IMAGE, RawPrompt
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError
@@ -84,7 +85,7 @@ class TaskOverride(Recipe):
     seed: int = 1
     batch_size: int = 32
 
-    def measure(self, vlm: Any) -> OverrideResult:
+    def measure(self, vlm: HookedVLM) -> OverrideResult:
         """Answers of every method, then the judge."""
         judge, items = self.used_judge(), self.used_items()
         layer = self.best_layer(vlm) if self.layer is None else self.layer
@@ -120,7 +121,9 @@ class TaskOverride(Recipe):
         question = f"{task[:-1]}?" if task.endswith(":") else task
         return f"Q:{given}{'' if pictured else ' '}{question}\nA:", images
 
-    def vectors(self, vlm: Any, items: Sequence[OverrideItem], layer: int) -> dict[str, Tensor]:
+    def vectors(
+        self, vlm: HookedVLM, items: Sequence[OverrideItem], layer: int
+    ) -> dict[str, Tensor]:
         """What is written, by method: a vector for each item, `[items, d_model]`."""
         names = list(dict.fromkeys(item.overriding.question for item in items))
         read = read_each(
@@ -138,7 +141,12 @@ class TaskOverride(Recipe):
         return found
 
     def answers(
-        self, vlm: Any, prompts: Sequence[RawPrompt], vectors: Tensor | None, layer: int, what: str
+        self,
+        vlm: HookedVLM,
+        prompts: Sequence[RawPrompt],
+        vectors: Tensor | None,
+        layer: int,
+        what: str,
     ) -> list[str]:
         """What the model says to each prompt, each with its own vector if there are any."""
         texts: list[str] = []
@@ -152,7 +160,7 @@ class TaskOverride(Recipe):
             ).text
         return texts
 
-    def best_layer(self, vlm: Any) -> int:
+    def best_layer(self, vlm: HookedVLM) -> int:
         """The block at which instructions work best on the validation rows' bare queries."""
         paper = self.paper()
         vector = paper.reader(vlm)
@@ -220,7 +228,7 @@ class TaskOverride(Recipe):
             if value is not None and value < least:
                 raise RecipeError(f"TaskOverride.{name} is {value}; the least is {least}.")
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, that the model sees pictures if it must, and that the judge answers."""
         if self.layer is not None and self.layer >= vlm.cfg.n_layers:
             raise RecipeError(

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.parts.vector_sources import Source, last_rows, open_prompts, relative_layer
@@ -67,7 +68,7 @@ class TaskSpace(Recipe):
     relabellings: int = 199
     batch_size: int = 16
 
-    def measure(self, vlm: Any) -> TaskSpaceResult:
+    def measure(self, vlm: HookedVLM) -> TaskSpaceResult:
         """Reads the points, maps them, and tests the labels."""
         layer = self.layer
         if layer is None:
@@ -98,7 +99,7 @@ class TaskSpace(Recipe):
         return TaskSpaceResult(table, {"points": points}, {"layer": layer}, notes)
 
     @torch.no_grad()
-    def read(self, vlm: Any, task: Task, source: Source, layer: int) -> list[dict[str, Any]]:
+    def read(self, vlm: HookedVLM, task: Task, source: Source, layer: int) -> list[dict[str, Any]]:
         """The points of one task and source: which set, and the vector as `value`."""
         prompts = open_prompts(task, source, seed=self.seed, n=self.n_examples, split=self.split)[
             : self.points
@@ -217,7 +218,7 @@ class TaskSpace(Recipe):
             if getattr(self, name) < least:
                 raise RecipeError(f"TaskSpace.{name} is {getattr(self, name)}; at least {least}.")
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
         if self.layer is not None and not 0 <= self.layer <= vlm.cfg.n_layers:
             raise RecipeError(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.parts.vector_sources import (
@@ -63,7 +64,7 @@ class TopDecodings(Recipe):
     split: Literal["validation", "test"] = "test"
     batch_size: int = 16
 
-    def measure(self, vlm: Any) -> TopDecodingsResult:
+    def measure(self, vlm: HookedVLM) -> TopDecodingsResult:
         """Decodings of every task and source."""
         tables: dict[str, list[pd.DataFrame]] = {"vector": [], "distribution": [], "top_1": []}
         for task in self.chosen_tasks():
@@ -105,7 +106,7 @@ class TopDecodings(Recipe):
             if getattr(self, name) < least:
                 raise RecipeError(f"TopDecodings.{name} is {getattr(self, name)}; at least 1.")
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
         if self.layer is not None and not 0 <= self.layer <= vlm.cfg.n_layers:
             raise RecipeError(
@@ -154,7 +155,7 @@ class TopDecodingsResult(Result):
         return {"decodings": vector_tokens(self), "runs": commonest_tokens(self)}
 
 
-def _decoded(vlm: Any, hidden: Tensor, k: int) -> dict[str, pd.DataFrame]:
+def _decoded(vlm: HookedVLM, hidden: Tensor, k: int) -> dict[str, pd.DataFrame]:
     """The three tables of one task and source, from `[runs, layers, d_model]`."""
     vector, spread, counts = [], [], []
     for layer in range(hidden.shape[1]):
@@ -175,5 +176,5 @@ def _decoded(vlm: Any, hidden: Tensor, k: int) -> dict[str, pd.DataFrame]:
 
 
 @torch.no_grad()
-def _probs(vlm: Any, hidden: Tensor) -> Tensor:
+def _probs(vlm: HookedVLM, hidden: Tensor) -> Tensor:
     return vlm.unembed(vlm.ln_final(hidden.to(vlm.device))).float().softmax(-1).cpu()

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.report.page import (
     Section,
     code,
@@ -33,7 +34,7 @@ _NEW_TOKENS = 4
 
 def demo_report(
     path: str | Path,
-    vlm: Any,
+    vlm: HookedVLM,
     recipe: CrossModalPatch,
     transfer: TransferResult,
     phases: Sequence[PhaseResult],
@@ -73,7 +74,7 @@ def demo_report(
     return write_page(path, title, lead, sections)
 
 
-def _about_zoo(vlm: Any) -> str:
+def _about_zoo(vlm: HookedVLM) -> str:
     """What a reader must know of a model that was made for demonstration."""
     from vlm_lens import zoo
 
@@ -106,7 +107,7 @@ def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
     return Section("Does the task cross over?", body, "Transfer")
 
 
-def _examples(vlm: Any, recipe: CrossModalPatch, transfer: TransferResult) -> Section:
+def _examples(vlm: HookedVLM, recipe: CrossModalPatch, transfer: TransferResult) -> Section:
     from vlm_lens.prompts.template import thumbnail
     from vlm_lens.recipes.parts.scoring import prefix_match
 
@@ -166,7 +167,7 @@ def _boundary(phase: str, layer: int | None) -> str:
     return f"{phase} from layer {layer}"
 
 
-def _lens(vlm: Any, recipe: CrossModalPatch) -> Section:
+def _lens(vlm: HookedVLM, recipe: CrossModalPatch) -> Section:
     from vlm_lens.lenses import LogitLens
 
     task = recipe.chosen_tasks()[0]

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import versions
 
 __all__ = ["library_versions", "named_model_facts", "processor_digest", "weights_digest"]
@@ -30,7 +31,7 @@ def library_versions() -> dict[str, str | None]:
     return {**{name: installed(name) for name in _LIBRARIES}, **versions()}
 
 
-def processor_digest(vlm: Any) -> str:
+def processor_digest(vlm: HookedVLM) -> str:
     """A fingerprint of how texts and pictures become tensors.
 
     Args:

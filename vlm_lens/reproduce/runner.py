@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reproduce.experiment import Comparison, Experiment
 from vlm_lens.reproduce.experiments import experiments as known_experiments
 from vlm_lens.reproduce.plan import ModelPlan
@@ -74,8 +75,6 @@ def execute(
     Raises:
         VLMLensError: The model cannot be loaded, or its folder belongs to something else.
     """
-    from vlm_lens.model.hooked_vlm import HookedVLM
-
     vlm = HookedVLM.from_pretrained(plan.setup.model, **options)
     store = Store(plan.folder, plan.setup, vlm)
     remember_resized(vlm.processor)
@@ -112,9 +111,14 @@ def execute(
 
 
 def _work(
-    todo: Mapping[str, Recipe], plan: ModelPlan, store: Store, vlm: Any, progress: bool, jobs: int,
+    todo: Mapping[str, Recipe],
+    plan: ModelPlan,
+    store: Store,
+    vlm: HookedVLM,
+    progress: bool,
+    jobs: int,
     options: Mapping[str, Any],
-) -> Iterator[tuple[str, float, str]]:  # fmt: skip
+) -> Iterator[tuple[str, float, str]]:
     """The runs, several at once where asked; what is timed runs alone, after the others."""
     timed = {n for one in plan.experiments if one.changes for n in one.recipes(plan.setup)}
     shared = {name: recipe for name, recipe in todo.items() if name not in timed}
@@ -166,7 +170,7 @@ def _compare(one: Experiment, outcome: Outcome, say: Callable[[str], None]) -> N
         _save(folder / one.id, comparison, [])
 
 
-def lacking(experiment: Experiment, vlm: Any) -> str:
+def lacking(experiment: Experiment, vlm: HookedVLM) -> str:
     """What the loaded model lacks for an experiment; empty if nothing."""
     if "chat template" in experiment.needs:
         holders = (vlm.processor, vlm.tokenizer)
@@ -176,7 +180,7 @@ def lacking(experiment: Experiment, vlm: Any) -> str:
 
 
 def _check(
-    runs: Mapping[str, Recipe], store: Store, vlm: Any, say: Callable[[str], None]
+    runs: Mapping[str, Recipe], store: Store, vlm: HookedVLM, say: Callable[[str], None]
 ) -> tuple[dict[str, Recipe], dict[str, str]]:
     """What is still to run, and what this model cannot run: before the first takes its hours."""
     todo, errors = {}, {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import model_facts
 from vlm_lens.reproduce.identity import (
     library_versions,
@@ -41,7 +42,7 @@ class Store:
         ReproduceError: The folder holds results of another model, setup or version.
     """
 
-    def __init__(self, folder: Path, setup: Setup, vlm: Any) -> None:
+    def __init__(self, folder: Path, setup: Setup, vlm: HookedVLM) -> None:
         self.folder = folder
         about = {
             "format": _FORMAT,

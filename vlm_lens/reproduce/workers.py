@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reproduce.resized import remember_resized
 from vlm_lens.reproduce.store import Store, write_text
 
@@ -27,7 +28,9 @@ __all__ = ["in_processes", "kept_error", "run_one"]
 _WORKER: dict[str, Any] = {}
 
 
-def run_one(name: str, recipe: Recipe, vlm: Any, store: Store, progress: bool) -> tuple[float, str]:
+def run_one(
+    name: str, recipe: Recipe, vlm: HookedVLM, store: Store, progress: bool
+) -> tuple[float, str]:
     """Runs and saves one recipe: the seconds it took, and what went wrong, if anything."""
     clock = perf_counter()
     try:
@@ -79,8 +82,6 @@ def _start_worker(setup: Setup, folder: Path, options: Mapping[str, Any]) -> Non
 
     import torch
     from transformers.utils import logging
-
-    from vlm_lens.model.hooked_vlm import HookedVLM
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.replay import Replayed
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.measures import greedy
 
 
 @torch.no_grad()
 def continue_greedily(
-    vlm: Any, prompt: Prompt, baseline: Baseline, replayed: Replayed, n_new: int
+    vlm: HookedModel, prompt: Prompt, baseline: Baseline, replayed: Replayed, n_new: int
 ) -> Tensor:
     """Greedy tokens of each variant, `[variants, rows, n_new]` or fewer if all rows end."""
     logits = replayed.logits[:, :, -1]

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position, as_position
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.point import Point
+from vlm_lens.points.table import PointTable
 from vlm_lens.tokens import string_token
 
 
@@ -41,7 +43,7 @@ class Measure(ABC):
         return 0
 
     @abstractmethod
-    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    def read(self, vlm: HookedModel, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         """The columns of one row.
 
         Args:
@@ -55,7 +57,7 @@ class Measure(ABC):
 class Top1(Measure):
     """The most likely next token and its probability."""
 
-    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    def read(self, vlm: HookedModel, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         """Columns `token_id`, `token`, `prob`."""
         probs = logits[-1].float().softmax(-1)
         best = int(probs.argmax())
@@ -73,7 +75,7 @@ class TokenScores(Measure):
 
     tokens: tuple[int | str, ...]
 
-    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    def read(self, vlm: HookedModel, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         """Columns `logit(x)`, `prob(x)`, `rank(x)` for each token."""
         last = logits[-1].float()
         probs, columns = last.softmax(-1), {}
@@ -100,7 +102,7 @@ class Logits(Measure):
         """As many as asked."""
         return self.positions
 
-    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    def read(self, vlm: HookedModel, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         """One column `logits`, a tensor `[positions, d_vocab]` on the CPU."""
         return {"logits": logits.cpu().clone()}
 
@@ -120,7 +122,7 @@ class GeneratedTokens(Measure):
         """As many as asked."""
         return self.max_new_tokens
 
-    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    def read(self, vlm: HookedModel, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         """Columns `tokens` (ids) and `text`."""
         ids = [] if tokens is None else tokens.tolist()
         text = vlm.tokenizer.decode(ids, skip_special_tokens=True) if vlm.tokenizer else ""
@@ -144,7 +146,7 @@ class Capture(Measure):
         object.__setattr__(self, "points", points)
         object.__setattr__(self, "at", as_position(self.at))
 
-    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    def read(self, vlm: HookedModel, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         """Logits hold no activations.
 
         Raises:
@@ -152,7 +154,7 @@ class Capture(Measure):
         """
         raise MeasureError("Capture reads activations in a run of its own.")
 
-    def run(self, vlm: Any, prompt: Any, interventions: Any) -> list[dict[str, Tensor]]:
+    def run(self, vlm: HookedModel, prompt: Any, interventions: Any) -> list[dict[str, Tensor]]:
         """Each row's columns: point -> `[positions, ...]` on the CPU, patterns `[head, ...]`."""
         _, cache = vlm.run_with_cache(
             prompt, names_filter=list(self.points), positions=self.at, device="cpu",
@@ -200,7 +202,7 @@ class Custom(Measure):
 
     function: Callable[[Tensor], Any]
 
-    def read(self, vlm: Any, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+    def read(self, vlm: HookedModel, logits: Tensor, tokens: Tensor | None) -> dict[str, Any]:
         """Column `value`, or the dictionary's own."""
         value = self.function(logits[-1])
         if isinstance(value, dict):

@@ -17,6 +17,7 @@ from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.replay import Rows, Start, in_text, replay
 from vlm_lens.engine.tower import Repictured, TowerReplay
 from vlm_lens.errors import InterventionError
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import Target
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.continuing import continue_greedily
@@ -32,7 +33,7 @@ _PACKED = "attention of a tower that reads all pictures as one sequence is captu
 
 
 def sweep(
-    vlm: Any,
+    vlm: HookedModel,
     prompt: Any,
     variants: Any,
     images: Any = None,
@@ -89,7 +90,7 @@ class _Runner:
 
     def __init__(
         self,
-        vlm: Any,
+        vlm: HookedModel,
         prompt: Prompt,
         lowered: Lowered,
         measure: Measure,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.serial import FrozenTensor, pack
 from vlm_lens.sweep.variants import Variant
@@ -23,7 +24,9 @@ class StoreError(VLMLensError):
     """A folder that belongs to another sweep."""
 
 
-def identity(vlm: Any, prompt: Prompt, variants: Sequence[Variant], measure: Any) -> dict[str, str]:
+def identity(
+    vlm: HookedModel, prompt: Prompt, variants: Sequence[Variant], measure: Any
+) -> dict[str, str]:
     """Hashes that tell one sweep from another: model, prompt, variants, measure."""
     digest = hashlib.sha256()
     for variant in variants:

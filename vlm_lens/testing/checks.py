@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from vlm_lens.engine.attention import check_supported
 from vlm_lens.engine.hooks import Handler, HookedRun, count_hooks
 from vlm_lens.errors import PointError
+from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.layout.layout import PAD
+from vlm_lens.model.hooked_vlm import HookedVLM
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import submodule
-from vlm_lens.points.table import Point
 from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.reading.cache import ActivationCache
 
 
 class CheckFailed(Exception):
@@ -39,7 +40,7 @@ class Subject:
         cold: Whether a copy of the model may be made, to test it as if it had never run.
     """
 
-    vlm: Any
+    vlm: HookedVLM
     prompt: Prompt
     cold: bool = True
     _cold_model: nn.Module | None = field(default=None, repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.testing import checks
 from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject
 from vlm_lens.testing.report import FAILED, NOT_APPLICABLE, PASSED, CheckResult, Report
@@ -26,7 +27,12 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 
 
 def conformance(
-    vlm: Any, prompt: Any, images: Any = None, *, cold: bool = True, only: tuple[str, ...] = ()
+    vlm: HookedVLM,
+    prompt: Any,
+    images: Any = None,
+    *,
+    cold: bool = True,
+    only: tuple[str, ...] = (),
 ) -> Report:
     """Checks a model on a prompt against plain Hugging Face and closed forms.
 

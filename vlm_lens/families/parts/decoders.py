@@ -11,6 +11,7 @@ import torch
 from vlm_lens.errors import ModelError
 from vlm_lens.families.base import Architecture, BlockParts, Family, SiteMaker, Stack
 from vlm_lens.points.config import HookedConfig, StackConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import (
     ColumnsView,
     FlatView,
@@ -20,7 +21,7 @@ from vlm_lens.points.sites import (
     OutputSite,
     Site,
 )
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 
 @dataclass(frozen=True)

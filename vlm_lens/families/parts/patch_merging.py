@@ -31,8 +31,9 @@ from vlm_lens.families.parts.selection import by_stretches
 from vlm_lens.layout.geometry import PatchGrid
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.config import HookedConfig, StackConfig, VisionConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import AttentionSite, FusedHeadView, InputSite, OutputSite, Site
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 TOWER, TEXT = "model.visual", "model.language_model"
 

@@ -18,8 +18,9 @@ from vlm_lens.families.parts.towers import Tower, describe_tower
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.config import HookedConfig, VisionConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite, View
-from vlm_lens.points.table import Point, PointTable
+from vlm_lens.points.table import PointTable
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from vlm_lens.errors import ModelError
 from vlm_lens.families.base import BlockParts, SiteMaker
 from vlm_lens.points.config import StackConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import FusedHeadView, InputSite, MidSite, OutputSite, ScaleView, Site
-from vlm_lens.points.table import Point
 
 _VIT = BlockParts(
     ln1="layer_norm1", attn="self_attn", q="q_proj", k="k_proj", v="v_proj", o="out_proj",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.scoring import answer_token, as_compared, round_trip
 from vlm_lens.tasks import Task
 
@@ -21,7 +22,7 @@ MAJORITY = "Majority answer"
 BEST_TOKEN = "Best constant token"
 
 
-def constant_answers(vlm: Any, task: Task, *, ignore_case: bool = False) -> dict[str, Tensor]:
+def constant_answers(vlm: HookedVLM, task: Task, *, ignore_case: bool = False) -> dict[str, Tensor]:
     """The token ids that the baselines say to the test rows, by method.
 
     Args:
@@ -35,12 +36,12 @@ def constant_answers(vlm: Any, task: Task, *, ignore_case: bool = False) -> dict
     return {method: torch.full((len(task.test),), token) for method, token in said.items()}
 
 
-def majority_token(vlm: Any, task: Task) -> int:
+def majority_token(vlm: HookedVLM, task: Task) -> int:
     """The first token of the test rows' commonest label; of several the first."""
     return answer_token(vlm, Counter(row.output for row in task.test).most_common(1)[0][0])
 
 
-def best_token(vlm: Any, task: Task, *, ignore_case: bool = False) -> int:
+def best_token(vlm: HookedVLM, task: Task, *, ignore_case: bool = False) -> int:
     """The token that is right for most validation rows by the prefix rule; of equals the lowest id.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.serial import FrozenTensor
 
@@ -22,7 +23,7 @@ Head = tuple[int, int]  # 0-based block, head
 _Z = "blocks.*.attn.hook_z"
 
 
-def mean_heads(vlm: Any, prompts: Sequence[Any], *, batch_size: int = 32) -> TaskVector:
+def mean_heads(vlm: HookedVLM, prompts: Sequence[Any], *, batch_size: int = 32) -> TaskVector:
     """What every head gives at the last position, before the output projection, mean over prompts.
 
     Args:
@@ -47,7 +48,7 @@ def in_place(means: TaskVector, heads: Iterable[Head]) -> list[ActivationPatch]:
     ]
 
 
-def written(vlm: Any, means: TaskVector, heads: Iterable[Head]) -> Float[Tensor, " d_model"]:
+def written(vlm: HookedVLM, means: TaskVector, heads: Iterable[Head]) -> Float[Tensor, " d_model"]:
     """What the chosen heads' means add to the residual stream, summed.
 
     The model's own output projections are used: in one run all heads' outputs are the chosen means
@@ -74,7 +75,7 @@ def written(vlm: Any, means: TaskVector, heads: Iterable[Head]) -> Float[Tensor,
 
 
 def random_heads(
-    vlm: Any, chosen: Iterable[Head], *, seed: int, by_block: bool = False
+    vlm: HookedVLM, chosen: Iterable[Head], *, seed: int, by_block: bool = False
 ) -> tuple[Head, ...]:
     """As many other heads as were chosen, drawn by chance: a control.
 

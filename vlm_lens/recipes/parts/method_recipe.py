@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError, seed_list
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
@@ -71,7 +72,7 @@ class MethodRecipe(Recipe):
 
     def runs(
         self,
-        vlm: Any,
+        vlm: HookedVLM,
         task: Task,
         methods: Methods,
         *,
@@ -106,7 +107,7 @@ class MethodRecipe(Recipe):
         if not seeds:
             raise RecipeError(f"{type(self).__name__}.seeds is {self.seeds!r}; give at least one.")
 
-    def validate_for(self, vlm: Any) -> None:
+    def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
         self._as_mine(lambda: self.paper().validate_for(vlm))
 

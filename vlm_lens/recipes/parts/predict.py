@@ -10,12 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vlm_lens.interventions.base import compose
+from vlm_lens.model.hooked_vlm import HookedVLM
 
 __all__ = ["first_tokens"]
 
 
 def first_tokens(
-    vlm: Any,
+    vlm: HookedVLM,
     prompts: Sequence[Any],
     interventions: Sequence[Any] = ((),),
     *,

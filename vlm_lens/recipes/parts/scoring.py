@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.predict import first_tokens
 
 __all__ = [
@@ -71,7 +72,7 @@ class Scores:
 
 
 def score(
-    vlm: Any,
+    vlm: HookedVLM,
     tokens: Int[Tensor, "*runs prompts"],
     answers: Sequence[Sequence[str]],
     *,
@@ -106,7 +107,7 @@ def score(
 
 
 def accuracy(
-    vlm: Any,
+    vlm: HookedVLM,
     prompts: Sequence[Any],
     answers: Sequence[Sequence[str]],
     *,
@@ -188,12 +189,12 @@ def as_compared(text: str, ignore_case: bool) -> str:
     return text.strip().lower() if ignore_case else text.strip()
 
 
-def round_trip(vlm: Any, answer: str) -> str:
+def round_trip(vlm: HookedVLM, answer: str) -> str:
     """An answer as its tokens spell it, which is how the paper's code reads a label."""
     return vlm.tokenizer.decode(vlm.to_tokens(answer), skip_special_tokens=True)
 
 
-def answer_token(vlm: Any, answer: str) -> int:
+def answer_token(vlm: HookedVLM, answer: str) -> int:
     """The first token of an answer as it stands after the delimiter, `A:`.
 
     Some tokenizers split a text otherwise where it begins (sentencepiece writes a space before
@@ -208,7 +209,7 @@ def answer_token(vlm: Any, answer: str) -> int:
     return after[0] if whole[: len(before)] == before and after else vlm.to_first_token(answer)
 
 
-def _first_pieces(vlm: Any, answer: str) -> set[str]:
+def _first_pieces(vlm: HookedVLM, answer: str) -> set[str]:
     """The first token of an answer alone, and after the delimiter."""
     tokens = {vlm.to_first_token(answer), answer_token(vlm, answer)}
     return {vlm.tokenizer.decode([t], skip_special_tokens=True) for t in tokens}

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.layout.positions import Last
+from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.chat import ChatTemplate
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.many import read_each
@@ -42,7 +43,7 @@ Query = Literal["image", "text", "description"]
 Form = Literal["question-answer", "chat"]
 
 
-def in_form(task: Task, form: Form, vlm: Any) -> Task:
+def in_form(task: Task, form: Form, vlm: HookedVLM) -> Task:
     """The task, written in one form: its own template, or the model's chat template.
 
     Raises:
@@ -122,7 +123,7 @@ def last_rows(
 
 @torch.no_grad()
 def residual_stream(
-    vlm: Any,
+    vlm: HookedVLM,
     prompts: Sequence[RawPrompt],
     *,
     batch_size: int = 16,
@@ -147,12 +148,10 @@ def residual_stream(
 
 def is_loaded(model: Any) -> bool:
     """Whether this is a HookedVLM, not the name of one."""
-    from vlm_lens.model.hooked_vlm import HookedVLM
-
     return isinstance(model, HookedVLM)
 
 
-def writable_into(vlm: Any, model: Any, *, field: str) -> Any:
+def writable_into(vlm: HookedVLM, model: Any, *, field: str) -> Any:
     """Another model, loaded like the VLM, whose vectors can be written into the VLM.
 
     Args:
@@ -163,8 +162,6 @@ def writable_into(vlm: Any, model: Any, *, field: str) -> Any:
     Raises:
         RecipeError: Its width is not the VLM's, or it has fewer blocks.
     """
-    from vlm_lens.model.hooked_vlm import HookedVLM
-
     where = {"device": vlm.device, "dtype": vlm.dtype}
     other = model if is_loaded(model) else HookedVLM.from_pretrained(model, **where)
     for size, fits in (("d_model", int.__eq__), ("n_layers", int.__ge__)):
@@ -199,7 +196,7 @@ class TaskVectors:
 
     def __init__(
         self,
-        vlm: Any,
+        vlm: HookedVLM,
         source: Source,
         *,
         kind: Literal["mean", "single"] = "mean",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.zoo.induction.codes import WIDTH, code_book
 
 __all__ = [
@@ -41,7 +42,7 @@ DEFAULT = 0.3 * SCALE
 
 
 def read_slot(
-    vlm: Any, residual: Tensor, slot: str, *, threshold: float = 0.45
+    vlm: HookedModel, residual: Tensor, slot: str, *, threshold: float = 0.45
 ) -> list[list[tuple[str, float]]]:
     """What a slot of the residual stream holds, as tokens.
 

@@ -8,7 +8,7 @@ import torch
 
 from vlm_lens import All, At, Find, Images, Last, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError, VectorError
-from vlm_lens.reading.cache import CacheSlice
+from vlm_lens.hooked.cache import CacheSlice
 
 TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:Peru\nA:", "Q:<image>\nA:"]
 P = "blocks.1.hook_resid_post"

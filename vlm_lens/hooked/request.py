@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vlm_lens.engine.hooks import Firing
 from vlm_lens.errors import PositionError, PromptError
+from vlm_lens.hooked.cache import gather
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.table import NamesFilter, PointTable
 from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.reading.cache import gather
 
 
 def names_to_read(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from vlm_lens.families.base import Architecture
 from vlm_lens.points.sites import submodule
-
-if TYPE_CHECKING:
-    from vlm_lens.model.hooked_vlm import HookedVLM
 
 _GROUPS = {
     "language model": lambda name: not name.startswith(("vision.", "projector.")),
@@ -19,11 +17,13 @@ _GROUPS = {
 }
 
 
-def describe(vlm: HookedVLM) -> str:
+def describe(
+    name: str, hf_model: nn.Module, architecture: Architecture, device: torch.device
+) -> str:
     """Family, sizes, dtype, device, attention, and the points by group."""
-    cfg = vlm.cfg
+    cfg = architecture.cfg
     lines = [
-        f"HookedVLM {vlm.name} ({cfg.family}, {type(vlm.hf_model).__name__})",
+        f"HookedVLM {name} ({cfg.family}, {type(hf_model).__name__})",
         f"  language model: {cfg.n_layers} layers, d_model {cfg.d_model}, "
         f"{cfg.n_heads} heads of {cfg.d_head}, vocabulary {cfg.d_vocab}",
     ]
@@ -34,9 +34,9 @@ def describe(vlm: HookedVLM) -> str:
             f"  vision tower: {v.n_layers} layers ({v.n_layers_read} read), d_model {v.d_model}, "
             f"{v.n_heads} heads, {frame} in patches of {v.patch_size}"
         )
-    attention = vlm.hf_model.config._attn_implementation
-    lines.append(f"  {str(vlm.dtype).removeprefix('torch.')} on {vlm.device}, {attention}")
-    groups = vlm.architecture.points.groups()
+    attention = hf_model.config._attn_implementation
+    lines.append(f"  {str(hf_model.dtype).removeprefix('torch.')} on {device}, {attention}")
+    groups = architecture.points.groups()
     for title, belongs in _GROUPS.items():
         names = [name for name in groups if belongs(name)]
         if names:
@@ -44,12 +44,12 @@ def describe(vlm: HookedVLM) -> str:
     return "\n".join(lines)
 
 
-def unembed_hash(vlm: HookedVLM) -> str | None:
+def unembed_hash(hf_model: nn.Module, architecture: Architecture) -> str | None:
     """A hash of the unembedding, one for a model in every floating dtype.
 
     `None` where the weights cannot be read: on the meta device (offloaded) or quantised.
     """
-    weight = getattr(submodule(vlm.hf_model, vlm.architecture.unembed), "weight", None)
+    weight = getattr(submodule(hf_model, architecture.unembed), "weight", None)
     if weight is None or weight.device.type == "meta" or not weight.is_floating_point():
         return None
     rows = torch.linspace(0, len(weight) - 1, min(len(weight), 64)).long()

@@ -8,7 +8,7 @@ import torch
 
 from vlm_lens import Ablate, ActivationPatch, All, At, Find, Generated, Images, Last, Steer
 from vlm_lens.errors import InterventionError, PromptError
-from vlm_lens.model.generation import Generation
+from vlm_lens.hooked.generation import Generation
 
 TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:Greece\nA:", "What is the colour of <image>?"]
 NEW = 5

@@ -13,7 +13,8 @@ from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position, as_position
-from vlm_lens.points.table import Point, PointTable, expand_name
+from vlm_lens.points.point import Point, expand_name
+from vlm_lens.points.table import PointTable
 from vlm_lens.serial import FrozenTensor, Savable, savable
 
 if TYPE_CHECKING:
