@@ -89,6 +89,8 @@ def _change(point: Point, at: Any, source: random.Random) -> Intervention:
     if point.on_demand:
         return Ablate(point.name, at, "zero", heads=heads)
     kind = source.choice(("set", "add", "zero", "mean"))
+    if kind == "mean":
+        kind = "prompt_mean" if point.space == "text" else "picture_mean"
     vector = torch.randn(
         point.sizes[-1], generator=torch.Generator().manual_seed(source.randrange(99))
     )

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_lens.ops import ADD, MEAN, SET, Op, apply_op
+from vlm_lens.ops import ADD, MEAN, SET, IncompleteMean, Op, apply_op
 
 ROWS, LENGTH, HEADS, WIDTH = 3, 5, 4, 2
 
@@ -39,8 +39,9 @@ def naive(op: Op, x: torch.Tensor, offset: int) -> tuple[torch.Tensor, int]:
         for index in op.heads if op.heads is not None else [None]:
             here = x[row, local] if index is None else x[row, local, index]
             if op.kind == MEAN:
-                pool = [p for r, p in op.tensors["pool"].tolist() if r == row]
-                values = [x[row, p - offset] for p in pool if 0 <= p - offset < x.shape[1]]
+                mean = int(op.tensors["takes"][number])
+                pool = [(r, p) for r, p, m in op.tensors["pool"].tolist() if m == mean]
+                values = [x[r, p - offset] for r, p in pool]
                 new = torch.stack(values).mean(0)
                 new = new if index is None else new[index]
             else:
@@ -87,12 +88,14 @@ def test_set_and_add_are_the_naive_loop(
 def test_mean_is_the_naive_loop(x, pairs, heads, data):
     x = x.double()
     pairs = [(r, p) for r, p in pairs if p < LENGTH] or [(0, 0)]
-    pool = data.draw(
-        st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=1, unique=True)
-    )
-    pool += [(r, 0) for r in range(ROWS) if (r, 0) not in pool]
+    place = st.tuples(st.integers(0, ROWS - 1), st.integers(0, LENGTH - 1))
+    groups = data.draw(st.lists(st.lists(place, min_size=1, unique=True), min_size=1, max_size=3))
+    pool = [(r, p, mean) for mean, group in enumerate(groups) for r, p in group]
+    number = st.integers(0, len(groups) - 1)
+    takes = data.draw(st.lists(number, min_size=len(pairs), max_size=len(pairs)))
     rows, positions = zip(*pairs, strict=True)
-    op = Op("point", MEAN, rows, positions, tuple(heads), {"pool": torch.tensor(pool)})
+    tensors = {"pool": torch.tensor(pool), "takes": torch.tensor(takes)}
+    op = Op("point", MEAN, rows, positions, tuple(heads), tensors)
     out, written = apply_op(op, x)
     expected, count = naive(op, x, 0)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
@@ -129,3 +132,12 @@ def test_gradients_flow_through_a_write():
     out, _ = apply_op(Op("p", SET, (0,), (1,), None, {"value": torch.zeros(1, 1)}), x)
     out.sum().backward()
     assert x.grad.tolist() == [[[1, 1], [0, 0], [1, 1]]]
+
+
+def test_a_mean_of_which_a_part_is_elsewhere_is_refused():
+    x = torch.ones(1, 3, 2)
+    tensors = {"pool": torch.tensor([[0, 0, 0], [0, 4, 0]]), "takes": torch.tensor([0])}
+    op = Op("p", MEAN, (0,), (4,), None, tensors)
+    assert apply_op(op, x) == (x, 0)  # its place is elsewhere too
+    with pytest.raises(IncompleteMean, match="positions 0 to 4, and this call computes 3 to 5"):
+        apply_op(op, x, offset=3)

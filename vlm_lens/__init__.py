@@ -21,6 +21,7 @@ _HOMES = {
     "Intervention": "vlm_lens.interventions",
     "TaskVector": "vlm_lens.reading.vectors",
     "VectorEnsemble": "vlm_lens.reading.vectors",
+    "Mean": "vlm_lens.reading.mean",
     "LogitLens": "vlm_lens.lenses",
     "All": "vlm_lens.layout.positions",
     "At": "vlm_lens.layout.positions",

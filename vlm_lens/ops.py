@@ -14,19 +14,24 @@ from torch import Tensor
 SET, ADD, MEAN = "set", "add", "mean"
 
 
+class IncompleteMean(ValueError):
+    """A mean over places of which this call computes only some."""
+
+
 @dataclass(frozen=True)
 class Op:
     """One change of one activation, in plain numbers.
 
     Attributes:
         point: The point's name.
-        kind: `"set"` replaces, `"add"` adds, `"mean"` replaces by a mean over positions.
+        kind: `"set"` replaces, `"add"` adds, `"mean"` replaces by a mean over places of the same
+            activation.
         rows: Index on the activation's first axis, one for each place.
         positions: Position in the whole sequence, one for each place.
         heads: Heads that are changed, `None` for all.
         tensors: `value` `[places or 1, heads or 1, features]` (without the axis of heads where
-            the activation has none); for `"mean"`, `pool` `[n, 2]`: the (row, position) pairs
-            whose mean, row by row, is written.
+            the activation has none). For `"mean"`: `pool` `[n, 3]`, one (row, position, mean) for
+            each place that enters a mean, and `takes` `[places]`, which mean each place takes.
         since: With no places: every position from this one on (tokens generated after a prompt).
     """
 
@@ -50,10 +55,15 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
     Returns:
         The changed activation and how many elements were written; `x` itself and 0 where none of
         the op's places lies in it.
+
+    Raises:
+        IncompleteMean: Some of the places of a mean lie outside this activation.
     """
     rows, positions, places = _places(op, x, offset)
     if rows.numel() == 0:
         return x, 0
+    if op.kind == MEAN:
+        _check_whole(op.tensors["pool"][:, 1], offset, x.shape[1])
     out = x.clone()
     index = (rows, positions)
     if op.heads is not None:
@@ -61,7 +71,7 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
         index = (rows[:, None], positions[:, None], heads[None, :])
     current = out[index]
     if op.kind == MEAN:
-        new = _row_means(op.tensors["pool"], x, offset, rows)
+        new = _means(op.tensors["pool"], x, offset)[op.tensors["takes"].to(x.device)[places]]
         new = new[:, list(op.heads)] if op.heads is not None else new
     else:
         new = op.tensors["value"].to(device=x.device, dtype=x.dtype)
@@ -89,13 +99,21 @@ def _places(op: Op, x: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(op.rows, device=x.device)[places], local[places], places
 
 
-def _row_means(pool: Tensor, x: Tensor, offset: int, rows: Tensor) -> Tensor:
-    """For each row asked, the mean over the pool's positions of that row."""
+def _check_whole(positions: Tensor, offset: int, length: int) -> None:
+    first, last = int(positions.min()), int(positions.max())
+    if first < offset or last >= offset + length:
+        raise IncompleteMean(
+            f"the mean is over positions {first} to {last}, and this call computes {offset} to "
+            f"{offset + length - 1}"
+        )
+
+
+def _means(pool: Tensor, x: Tensor, offset: int) -> Tensor:
+    """The mean over each group of places, `[means, (heads,) features]`."""
     pool = pool.to(x.device)
-    pool = pool[(pool[:, 1] >= offset) & (pool[:, 1] < offset + x.shape[1])]
     values = x[pool[:, 0], pool[:, 1] - offset]
     values = values.to(torch.promote_types(x.dtype, torch.float32))
-    total = values.new_zeros((x.shape[0], *values.shape[1:])).index_add_(0, pool[:, 0], values)
-    count = torch.bincount(pool[:, 0], minlength=x.shape[0]).clamp(min=1)
-    mean = total / count.view(-1, *[1] * (total.dim() - 1))
-    return mean.to(x.dtype)[rows]
+    count = torch.bincount(pool[:, 2])
+    total = values.new_zeros((len(count), *values.shape[1:])).index_add_(0, pool[:, 2], values)
+    mean = total / count.clamp(min=1).view(-1, *[1] * (total.dim() - 1))
+    return mean.to(x.dtype)

@@ -23,6 +23,7 @@ _HOMES = (
     "vlm_lens.interventions",
     "vlm_lens.reading.vectors",
     "vlm_lens.hooked.cache",
+    "vlm_lens.reading.mean",
 )
 
 

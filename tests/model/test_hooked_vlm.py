@@ -230,7 +230,7 @@ def test_an_intervention_that_is_none(clip, no_forward):
         unchecked(compose)([lambda x: x])
     with pytest.raises(InterventionError, match="A value is a tensor"):
         vlm_lens.ActivationPatch(P, at=Last(), value="zero")
-    with pytest.raises(InterventionError, match="'zero', 'mean' or a tensor"):
+    with pytest.raises(InterventionError, match="'zero', 'prompt_mean', 'picture_mean'"):
         Ablate(P, at=Last(), by="noise")
 
 

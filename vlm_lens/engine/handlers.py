@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_lens.engine.hooks import Firing, Handler
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Composed, Intervention, Target
-from vlm_lens.ops import Op, apply_op
+from vlm_lens.ops import IncompleteMean, Op, apply_op
 from vlm_lens.points.point import Point
 
 
@@ -108,7 +108,14 @@ def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None
             f"A value for {op.point} has {width} entries on its last axis; the activation of this "
             f"run has {x.shape[-1]}."
         )
-    new, written = apply_op(op, x.transpose(1, 2) if pattern else x, firing.offset)
+    try:
+        new, written = apply_op(op, x.transpose(1, 2) if pattern else x, firing.offset)
+    except IncompleteMean as error:
+        raise InterventionError(
+            f"A mean at {op.point} cannot be taken in this run, which computes the positions of "
+            f"the prompt in pieces ({error}): leave prefill_chunk_size and last_logits out, or "
+            "give the mean as a value, Mean.of(vlm, prompts, points)."
+        ) from None
     if not written:
         return None
     counter.written += written

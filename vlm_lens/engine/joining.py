@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from vlm_lens.engine.handlers import Counter, op_handler
 from vlm_lens.engine.hooks import Handler
@@ -64,8 +65,18 @@ def _joined(ops: Sequence[Op]) -> Op:
     rows = tuple(r for op in ops for r in op.rows)
     positions = tuple(p for op in ops for p in op.positions)
     if ops[0].kind == MEAN:
-        tensors = {"pool": torch.cat([op.tensors["pool"] for op in ops])}
+        tensors = _joined_means([op.tensors for op in ops])
     else:
         values = [v.expand(len(op.rows), *v.shape[1:]) for op in ops for v in [op.tensors["value"]]]
         tensors = {"value": torch.cat(values)}
     return replace(ops[0], rows=rows, positions=positions, tensors=tensors)
+
+
+def _joined_means(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Pools of several ops as one, their means numbered on."""
+    pools, takes, made = [], [], 0
+    for tensors in each:
+        pools.append(tensors["pool"] + torch.tensor([0, 0, made]))
+        takes.append(tensors["takes"] + made)
+        made += int(tensors["takes"].max()) + 1
+    return {"pool": torch.cat(pools), "takes": torch.cat(takes)}

@@ -258,8 +258,8 @@ def _handlers(
             moved_rows = tuple(r + slot * baseline.n_rows for r in op.rows)
             moved = replace(op, point=name, rows=moved_rows)
             if op.kind == MEAN:
-                pool = op.tensors["pool"] + torch.tensor([slot * baseline.n_rows, 0])
-                moved = replace(moved, tensors={"pool": pool})
+                pool = op.tensors["pool"] + torch.tensor([slot * baseline.n_rows, 0, 0])
+                moved = replace(moved, tensors={**op.tensors, "pool": pool})
             mine[stage].append((moved, counter))
         for stage in (0, 1):
             stages[stage].append(mine[stage])

@@ -136,7 +136,7 @@ class TowerReplay:
             touched |= {
                 self._owner(point, place) for place in zip(op.rows, op.positions, strict=True)
             }
-            alone |= self.pictures.packed and (point.on_demand or op.kind == MEAN)
+            alone |= self.pictures.packed and point.on_demand
         numbers = range(len(self.pictures)) if alone else sorted(touched)
         return PicturePart(tuple(numbers), layer, alone)
 
@@ -220,8 +220,8 @@ class TowerReplay:
         )
         tensors = op.tensors
         if op.kind == MEAN:
-            pool = [move(r, p) for r, p in tensors["pool"].tolist() if r in set(op.rows)]
-            tensors = {"pool": torch.tensor(pool, dtype=torch.long)}
+            pool = [(*move(r, p), mean) for r, p, mean in tensors["pool"].tolist()]
+            tensors = {**tensors, "pool": torch.tensor(pool, dtype=torch.long)}
         return replace(op, rows=rows, positions=positions, tensors=tensors)
 
     def _owner(self, point: Point, place: tuple[int, int]) -> int:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from vlm_lens.errors import InterventionError, PointError, VLMLensError
@@ -294,11 +293,3 @@ def _of_heads(value: Tensor, place: Place) -> Tensor:
 
 def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return all(w is None or s in (w, 1) for s, w in zip(shape, wanted, strict=True))
-
-
-def pool_of(target: Target, place: Place) -> Tensor:
-    """All (row, position) pairs of the prompts that are not padding, `[n, 2]`."""
-    from vlm_lens.layout.positions import All
-
-    pairs = [p for layout in target.layouts for p in All().resolve(layout, place.point.space)]
-    return torch.tensor(pairs, dtype=torch.long)

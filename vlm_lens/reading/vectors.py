@@ -60,7 +60,7 @@ class LayerVectors:
             )
         if not allow_transfer:
             for origin in self.origins():
-                _check_same_model(origin, model)
+                check_same_model(origin, model)
         return self.values[layer]
 
     def layer(self, layer: int) -> Float[Tensor, " d"]:
@@ -88,12 +88,17 @@ class LayerVectors:
         return torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)
 
 
-def _check_same_model(origin: ModelFacts, model: ModelFacts) -> None:
+def check_same_model(origin: ModelFacts, model: ModelFacts, what: str = "vector") -> None:
+    """Refuses a value that was read on another model.
+
+    Raises:
+        VectorError: Another unembedding; another name, where the unembedding cannot be read.
+    """
     hashes = (origin.unembed_hash, model.unembed_hash)
     same = hashes[0] == hashes[1] if all(hashes) else origin.name == model.name
     if not same:
         raise VectorError(
-            f"This vector was read on {origin.name}, and the model is {model.name}. If the "
+            f"This {what} was read on {origin.name}, and the model is {model.name}. If the "
             "transfer is meant (base language model to vision-language model, say), write "
             "allow_transfer=True."
         )
@@ -193,7 +198,7 @@ class TaskVector(LayerVectors):
                 f"Vectors of {self.kind} {list(self.values.shape)} and {other.kind} "
                 f"{list(other.values.shape)} cannot be combined."
             )
-        _check_same_model(self.source, other.source)
+        check_same_model(self.source, other.source)
         note = f"({self.note or 'vector'} {symbol} {other.note or 'vector'})"
         made = self._made(self.values + sign * other.values, note)
         return replace(made, prompts=(*self.prompts, *other.prompts), seed=None)
