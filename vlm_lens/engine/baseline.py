@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.families.base import Architecture
+from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
 
 if TYPE_CHECKING:

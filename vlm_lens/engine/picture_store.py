@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_lens.engine.pictures import NotSeparable, Pictures
-from vlm_lens.families.base import Architecture, Family
+from vlm_lens.families import Architecture, Family
 from vlm_lens.prompts.prompt import Prompt
 
 _LIMIT = 512 << 20  # bytes of features kept

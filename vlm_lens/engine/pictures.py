@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.families.base import Architecture, Family
+from vlm_lens.families import Architecture, Family
 from vlm_lens.layout.layout import ImageLayout, Layout
 
 
@@ -83,7 +83,7 @@ class Pictures:
             raise NotSeparable("the model has no get_image_features")
         accepted = inspect.signature(self._run).parameters
         self._tensors = {k: v for k, v in inputs.items() if k in accepted}
-        self._family, self._config = family, model.config
+        self._family = family
 
     def __len__(self) -> int:
         return len(self.placed)
@@ -100,7 +100,7 @@ class Pictures:
             NotSeparable: The tensors of this prompt cannot be taken apart.
         """
         layouts = [p.layout for p in self.placed]
-        found = self._family.select_pictures(self._config, self._tensors, layouts, numbers)
+        found = self._family.select_pictures(self._tensors, layouts, numbers)
         if found is None:
             raise NotSeparable("the tensors of these pictures cannot be taken apart")
         return found

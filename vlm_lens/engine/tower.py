@@ -23,7 +23,7 @@ from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.engine.joining import Counted, joined_handlers
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.stand_ins import standing_in
-from vlm_lens.families.base import Architecture
+from vlm_lens.families import Architecture
 from vlm_lens.layout.layout import ImageLayout
 from vlm_lens.ops import MEAN, Op
 from vlm_lens.points.point import Point

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from vlm_lens.errors import ModelError
-from vlm_lens.families.base import Architecture, BlockParts, Family, Stack
+from vlm_lens.families.by_structure import StructureFamily
+from vlm_lens.families.parts.architecture import Architecture
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.family import Family
+from vlm_lens.families.parts.stack import BlockParts, Stack
 
-__all__ = ["Architecture", "BlockParts", "Family", "Stack", "families", "family_of", "register"]
+__all__ = [
+    "Architecture",
+    "BlockParts",
+    "Family",
+    "PictureBatch",
+    "Stack",
+    "families",
+    "family_of",
+    "register",
+]
+
+# The modules of this package; the families that each one defines are registered.
+MODULES = (
+    "aya_vision", "blip2", "chameleon", "decoder", "fuyu", "gemma3", "glm4v", "idefics2",
+    "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3", "mllama",
+    "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm", "vipllava",
+)  # fmt: skip
 
 _FAMILIES: dict[str, Family] = {}
 
@@ -46,58 +67,16 @@ def family_of(config: Any) -> Family:
         return _FAMILIES[model_type]
     if not isinstance(model_type, str) or not hasattr(config, "get_text_config"):
         raise ModelError(f"{type(config).__name__} is not the config of a transformers model.")
-    from vlm_lens.families.by_structure import StructureFamily
-
     return StructureFamily(config)
 
 
-def _register_own() -> None:
-    from vlm_lens.families.aya_vision import AyaVisionFamily
-    from vlm_lens.families.blip2 import Blip2Family
-    from vlm_lens.families.chameleon import ChameleonFamily
-    from vlm_lens.families.fuyu import FuyuFamily
-    from vlm_lens.families.gemma3 import Gemma3Family
-    from vlm_lens.families.glm4v import Glm4vFamily
-    from vlm_lens.families.idefics2 import Idefics2Family
-    from vlm_lens.families.idefics3 import Idefics3Family
-    from vlm_lens.families.internvl import InternVLFamily
-    from vlm_lens.families.llava import LlavaFamily
-    from vlm_lens.families.llava_next import LlavaNextFamily
-    from vlm_lens.families.llava_onevision import LlavaOnevisionFamily
-    from vlm_lens.families.mistral3 import Mistral3Family
-    from vlm_lens.families.mllama import MllamaFamily
-    from vlm_lens.families.paligemma import PaliGemmaFamily
-    from vlm_lens.families.parts.decoders import DecoderFamily
-    from vlm_lens.families.qwen2_5_vl import Qwen2_5VLFamily
-    from vlm_lens.families.qwen2_vl import Qwen2VLFamily
-    from vlm_lens.families.qwen3_vl import Qwen3VLFamily
-    from vlm_lens.families.smolvlm import SmolVLMFamily
-    from vlm_lens.families.vipllava import VipLlavaFamily
-
-    for family in (
-        Blip2Family(),
-        DecoderFamily(),
-        ChameleonFamily(),
-        FuyuFamily(),
-        Glm4vFamily(),
-        Idefics2Family(),
-        Idefics3Family(),
-        InternVLFamily(),
-        LlavaFamily(),
-        AyaVisionFamily(),
-        VipLlavaFamily(),
-        LlavaOnevisionFamily(),
-        Mistral3Family(),
-        Gemma3Family(),
-        LlavaNextFamily(),
-        MllamaFamily(),
-        PaliGemmaFamily(),
-        Qwen2VLFamily(),
-        Qwen2_5VLFamily(),
-        Qwen3VLFamily(),
-        SmolVLMFamily(),
-    ):
-        register(family)
+def _defined_in(module: str) -> list[type[Family]]:
+    """The families that a module defines, not those that it builds on."""
+    found = vars(import_module(module)).values()
+    classes = [c for c in found if isinstance(c, type) and issubclass(c, Family)]
+    return [c for c in classes if c.__module__ == module]
 
 
-_register_own()
+for _name in MODULES:
+    for _family in _defined_in(f"{__name__}.{_name}"):
+        register(_family())

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vlm_lens.errors import PromptError
-from vlm_lens.families.base import Architecture
+from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.decoders import Decoder
-from vlm_lens.families.parts.projected import Picture, ProjectedFamily
-from vlm_lens.families.parts.shuffled_tiles import Frame, tiles_and_whole
+from vlm_lens.families.parts.picture import Brackets, Picture
+from vlm_lens.families.parts.projected import ProjectedFamily
+from vlm_lens.families.parts.shuffled_tiles import Frame, tiled_pictures
 from vlm_lens.points.sites import CellsView
 from vlm_lens.tokens import tokenizer_of
 
@@ -33,50 +31,39 @@ class AyaVisionFamily(ProjectedFamily):
         """A Cohere; with pictures its logits are not scaled."""
         return replace(super().decoder(config), logit_scale=1.0)
 
-    def brackets(self, config: Any, processor: Any) -> tuple[Collection[int], Collection[int]]:
+    def brackets(self, batch: PictureBatch) -> Brackets:
         """`<|START_OF_IMG|>` and `<|END_OF_IMG|>`."""
-        if processor is None:
+        if batch.processor is None:
             return (), ()
-        tokens = [processor.start_of_img_token, processor.end_of_img_token]
-        opening, closing = tokenizer_of(processor).convert_tokens_to_ids(tokens)
+        tokens = [batch.processor.start_of_img_token, batch.processor.end_of_img_token]
+        opening, closing = tokenizer_of(batch.processor).convert_tokens_to_ids(tokens)
         return (opening,), (closing,)
 
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[tuple[int, int]] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """In the text stand the patches of each tile, then those of the whole picture."""
-        pixels, patch = inputs["pixel_values"], arch.cfg.vision.patch_size
-        shape = (pixels.shape[-1], pixels.shape[-2])
-        frame = Frame(shape, (patch, patch), model.config.downsample_factor)
-        rows = inputs["input_ids"].tolist()
-        frames = [n for ids in rows for n in _frames(ids, arch.image_token_id, frame.n_tokens)]
-        if sum(frames) != len(pixels) or (sizes and len(sizes) != len(frames)):
+        patch, n_frames = batch.vision.patch_size, self.count_images(batch.inputs)
+        frame = Frame(batch.frame, (patch, patch), batch.config.downsample_factor)
+        rows = zip(batch.ids, batch.places, strict=True)
+        frames = [n for ids, places in rows for n in _frames(ids, places, frame.n_tokens)]
+        if sum(frames) != n_frames or (batch.sizes and len(batch.sizes) != len(frames)):
             raise PromptError(
-                f"{len(pixels)} frames (tiles and whole pictures) of {frame.n_tokens} positions "
-                f"need {len(pixels) * frame.n_tokens} image tokens; the prompt marks "
-                f"{sum(frames)} frames of {len(frames)} pictures. Write one <image> for each "
-                "picture."
+                f"{n_frames} frames (tiles and whole pictures) of {frame.n_tokens} positions "
+                f"need {n_frames * frame.n_tokens} image tokens; the prompt marks {sum(frames)} "
+                f"frames of {len(frames)} pictures. Write one <image> for each picture."
             )
-        pictures, first = [], 0
-        for n, size in zip(frames, sizes or [None] * len(frames), strict=True):
-            tiling = _tiling(n - 1, size, shape, getattr(processor, "image_processor", None))
-            pictures.append(tiles_and_whole(first, n, frame, size, tiling))
-            first += n
-        return pictures
+        tilings = [
+            _tiling(n - 1, batch.size(i), batch.frame, batch.image_processor)
+            for i, n in enumerate(frames)
+        ]
+        return tiled_pictures(batch, frame, frames, tilings)
 
 
-def _frames(ids: Sequence[int], image_token: int | None, per_frame: int) -> Iterator[int]:
+def _frames(ids: Sequence[int], positions: Sequence[int], per_frame: int) -> Iterator[int]:
     """How many frames each picture of a row has: a picture ends where the row's last one ends.
 
     Raises:
         PromptError: Image tokens that are no whole number of frames.
     """
-    positions = [i for i, token in enumerate(ids) if token == image_token]
     if len(positions) % per_frame:
         raise PromptError(
             f"A frame (a tile or a whole picture) takes {per_frame} image tokens; this row of the "

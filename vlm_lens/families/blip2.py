@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from vlm_lens.errors import ModelError, PromptError
-from vlm_lens.families.base import Architecture, BlockParts, Stack
-from vlm_lens.families.parts.pixels import Size, identity_map, resize_and_crop_map
-from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.families.parts.architecture import Architecture
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.picture import Picture, one_frame
+from vlm_lens.families.parts.projected import ProjectedFamily
+from vlm_lens.families.parts.stack import BlockParts, Stack
 from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.config import StackConfig
@@ -84,10 +85,6 @@ class Blip2Family(ProjectedFamily):
         table = PointTable(points, missing)
         return replace(arch, points=table, unembed=f"{_LANGUAGE_MODEL}.lm_head")
 
-    def layers_read(self, config: Any) -> list[int]:
-        """The last."""
-        return [config.vision_config.num_hidden_layers]
-
     def projector_points(self, config: Any, d_in: int) -> list[Point]:
         """The Q-Former's blocks too, and its cross-attention to the tower."""
         entering, leaving = super().projector_points(config, d_in)
@@ -156,22 +153,14 @@ class Blip2Family(ProjectedFamily):
             **processor.image_processor([p for r in pictures for p in r], return_tensors="pt"),
         }  # fmt: skip
 
-    def image_layouts(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        *,
-        processor: Any = None,
-        sizes: Sequence[Size] | None = None,
-    ) -> list[list[ImageLayout]]:
+    def image_layouts(self, batch: PictureBatch) -> list[list[ImageLayout]]:
         """Patches have places in the tower; queries have none.
 
         Raises:
             PromptError: No picture at all: the model cannot run without one.
         """
-        layouts = super().image_layouts(model, arch, inputs, processor=processor, sizes=sizes)
-        if not self.count_images(inputs):
+        layouts = super().image_layouts(batch)
+        if not self.count_images(batch.inputs):
             raise PromptError(
                 "BLIP-2 runs on nothing without a picture: write <image> in one of the texts. For "
                 "text alone take its language model, HookedVLM(vlm.hf_model.language_model, "
@@ -179,23 +168,12 @@ class Blip2Family(ProjectedFamily):
             )
         return layouts
 
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[Size] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """Every picture is one frame and as many tokens as there are queries."""
-        height, width = inputs["pixel_values"].shape[-2:]
-        patch, n_tokens = arch.cfg.vision.patch_size, model.config.num_query_tokens
-        pictures = []
-        for number in range(self.count_images(inputs)):
-            pixels = identity_map((width, height))
-            if sizes and processor is not None:
-                size = sizes[number]
-                pixels = resize_and_crop_map(processor.image_processor, size, (width, height))
+        (width, height), patch = batch.frame, batch.vision.patch_size
+        n_tokens, pictures = batch.config.num_query_tokens, []
+        for number in range(self.count_images(batch.inputs)):
+            pixels = batch.pixels(number, batch.frame)
             frame = one_frame(number, height // patch, width // patch, pixels, n_class_tokens=1)
             queries = ImageSpace((), ((number, tuple(range(n_tokens))),), _NO_GRID)
             pictures.append(Picture(n_tokens, (), frame.vision, queries, _NO_GRID))

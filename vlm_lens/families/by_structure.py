@@ -7,30 +7,24 @@ what they say (some scale what a block adds): run `vlm_lens.testing.conformance`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlm_lens.errors import ModelError, PromptError
-from vlm_lens.families.base import Architecture, BlockParts, Stack
-from vlm_lens.families.parts.decoders import (
-    BLOCK_FORMS,
-    NO_VISION,
-    Decoder,
-    DecoderNames,
-    find_decoder,
-    text_point,
-)
-from vlm_lens.families.parts.projected import Picture, ProjectedFamily
+from vlm_lens.families.decoder import NO_VISION
+from vlm_lens.families.parts.architecture import Architecture, assemble, embeddings_of
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.decoders import BLOCK_FORMS, Decoder, DecoderNames, find_decoder
+from vlm_lens.families.parts.picture import Picture
+from vlm_lens.families.parts.projected import ProjectedFamily
+from vlm_lens.families.parts.stack import BlockParts, Stack
 from vlm_lens.families.parts.towers import Tower, describe_tower, image_point
-from vlm_lens.layout.layout import ImageLayout, ImageSpace
-from vlm_lens.points.config import HookedConfig, VisionConfig
+from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.points.config import VisionConfig
+from vlm_lens.points.sites import InputSite, OutputSite, Site
 from vlm_lens.points.point import Point
-from vlm_lens.points.sites import InputSite, OutputSite
-from vlm_lens.points.table import PointTable
 
 _WHY = "the geometry of this model's pictures is not described"
 _HELP = (
@@ -64,77 +58,44 @@ class StructureFamily(ProjectedFamily):
         path = _path_of(model, model.get_decoder(), "text model")
         decoder = _decoder(model, text_config, path)
         unembed = _path_of(model, model.get_output_embeddings(), "output layer")
-        size, d_vocab = decoder.stack.size, text_config.vocab_size
-        points: list[Point] = [decoder.embedding_point()]
-        missing, vision = dict(decoder.stack.missing()), None
+        before, missing, vision = [], dict(NO_VISION), None
+        merged: Site = InputSite(f"{decoder.stack.path}.0")
         if self.takes_images:
             tower_path, tower = _tower(model)
             vision = _vision_config(model.config.vision_config, tower)
-            points += _picture_points(model, tower_path, tower, path, size.d_model)
-            missing["vision.hook_out"] = (
-                "which of the tower's layers the projector reads is not known; use "
-                "projector.hook_in."
-            )
-            merged = InputSite(path, keyword="inputs_embeds", index=4)
-        else:
-            missing |= {"vision.*": NO_VISION, "projector.*": NO_VISION}
-            merged = InputSite(f"{decoder.stack.path}.0")
-        points += [
-            text_point("hook_merged", size.d_model, "The language model's input", merged),
-            *decoder.stack.points(),
-            *decoder.closing_points(d_vocab),
-        ]
-        cfg = HookedConfig(
-            model_name=model.config.name_or_path or type(model).__name__,
-            family=self.name,
-            d_vocab=d_vocab,
-            vision=vision,
-            **asdict(size),
-        )
-        return Architecture(
-            cfg, PointTable(points, missing), decoder, unembed, _image_token(model.config)
-        )
+            before = _picture_points(model, tower_path, tower, path, decoder.stack.size.d_model)
+            missing = {
+                "vision.hook_out": "which of the tower's layers the projector reads is not known; "
+                "use projector.hook_in."
+            }
+            merged = embeddings_of(path)
+        return assemble(
+            model, self.name, decoder, merged, merged_doc="The language model's input",
+            before=before, vision=vision, missing=missing, unembed=unembed,
+            image_token_id=_image_token(model.config),
+        )  # fmt: skip
 
-    def image_layouts(
-        self, model: torch.nn.Module, arch: Architecture, inputs: Mapping[str, Tensor], **known: Any
-    ) -> list[list[ImageLayout]]:
-        """Where the pictures stand; nowhere in a language model."""
-        if not self.takes_images:
-            return [[] for _ in inputs["input_ids"]]
-        return super().image_layouts(model, arch, inputs, **known)
-
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[tuple[int, int]] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """Every picture has as many positions as every other; which patch is where is not known.
 
         Raises:
             PromptError: The image tokens cannot be shared out evenly.
         """
-        count = self.count_images(inputs)
-        found = int((inputs["input_ids"] == arch.image_token_id).sum())
-        if inputs["pixel_values"].dim() != 4 or found % count:
+        pixels, count = batch.inputs["pixel_values"], self.count_images(batch.inputs)
+        found = sum(map(len, batch.places))
+        if pixels.dim() != 4 or found % count:
             raise PromptError(
                 f"{found} image tokens cannot be shared out to pictures of shape "
-                f"{list(inputs['pixel_values'].shape)} without knowing this model. {_HELP}"
+                f"{list(pixels.shape)} without knowing this model. {_HELP}"
             )
-        n_vision = arch.cfg.vision.n_class_tokens + _n_patches(inputs, arch.cfg.vision)
+        (width, height), patch = batch.frame, batch.vision.patch_size
+        n_vision = batch.vision.n_class_tokens + (height // patch) * (width // patch)
         pictures = []
         for number in range(count):
             vision = ImageSpace((), ((number, tuple(range(n_vision))),), _WHY)
             projector = ImageSpace((), ((number, tuple(range(found // count))),), _WHY)
             pictures.append(Picture(found // count, (), vision, projector, _WHY))
         return pictures
-
-
-def _n_patches(inputs: Mapping[str, Tensor], vision: VisionConfig) -> int:
-    height, width = inputs["pixel_values"].shape[-2:]
-    return (height // vision.patch_size) * (width // vision.patch_size)
 
 
 def _path_of(model: torch.nn.Module, part: torch.nn.Module | None, what: str) -> str:

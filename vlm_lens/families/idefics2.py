@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from vlm_lens.errors import PromptError
-from vlm_lens.families.base import Architecture, BlockParts, Stack
+from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.idefics_frames import IdeficsFamily, real_frames
+from vlm_lens.families.parts.picture import Picture
 from vlm_lens.families.parts.pixels import Size
-from vlm_lens.families.parts.projected import Picture
+from vlm_lens.families.parts.stack import BlockParts, Stack
 from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageSpace
@@ -76,27 +76,20 @@ class Idefics2Family(IdeficsFamily):
             )
         return super().process(processor, texts, pictures, **options)
 
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[Size] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """Patches have places in the tower; latents have none."""
-        pixels = inputs["pixel_values"]
+        pixels, sizes = batch.inputs["pixel_values"], batch.sizes
         real = real_frames(pixels)
-        masks = inputs.get("pixel_attention_mask")
+        masks = batch.inputs.get("pixel_attention_mask")
         masks = torch.ones_like(pixels[:, :, 0]) if masks is None else masks
         frames = [(int(m[0].sum()), int(m[:, 0].sum())) for m in masks[real]]
-        each = len(frames) // len(sizes) if sizes else _SPLIT if _splits(processor) else 1
+        each = len(frames) // len(sizes) if sizes else _SPLIT if _splits(batch.processor) else 1
         if len(frames) % each:
             raise PromptError(
                 f"With do_image_splitting a picture is {each} frames; there are {len(frames)}."
             )
-        n_latents = model.config.perceiver_config.resampler_n_latents
-        patch = arch.cfg.vision.patch_size
+        n_latents = batch.config.perceiver_config.resampler_n_latents
+        patch = batch.vision.patch_size
         columns = pixels.shape[-1] // patch  # the tower's sequence is as wide as the padded frame
         pictures = []
         for start in range(0, len(frames), each):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from vlm_lens.errors import PromptError
-from vlm_lens.families.base import Architecture
+from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.idefics_frames import IdeficsFamily, real_frames
-from vlm_lens.families.parts.projected import Picture
-from vlm_lens.families.parts.shuffled_tiles import Frame, tiles_and_whole
+from vlm_lens.families.parts.picture import Picture
+from vlm_lens.families.parts.shuffled_tiles import Frame, tiled_pictures
 from vlm_lens.tokens import tokenizer_of
 
 _MARKER = re.compile(r"<row_(\d+)_col_(\d+)>")
@@ -28,42 +25,29 @@ class Idefics3Family(IdeficsFamily):
     name = "idefics3"
     model_types = ("idefics3",)
 
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[tuple[int, int]] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """The token before a tile names its row and column, another one the whole picture."""
-        pixels, patch = inputs["pixel_values"], arch.cfg.vision.patch_size
-        shape = (pixels.shape[-1], pixels.shape[-2])
-        frame = Frame(shape, (patch, patch), model.config.scale_factor)
-        n_frames = real_frames(pixels).sum(1).tolist()
-        rows = zip(inputs["input_ids"].tolist(), n_frames, strict=True)
-        markers = [_markers(ids, arch.image_token_id, frame.n_tokens, n) for ids, n in rows]
+        patch = batch.vision.patch_size
+        frame = Frame(batch.frame, (patch, patch), batch.config.scale_factor)
+        n_frames = real_frames(batch.inputs["pixel_values"]).sum(1).tolist()
+        rows = zip(batch.ids, batch.places, n_frames, strict=True)
+        markers = [_markers(ids, places, frame.n_tokens, n) for ids, places, n in rows]
         found = [tiles for row in markers for tiles in _by_picture(row)]
-        if sizes and len(found) != len(sizes):
+        if batch.sizes and len(found) != len(batch.sizes):
             raise PromptError(
-                f"The text marks {len(found)} whole pictures, and {len(sizes)} were given: does "
-                "the tokenizer know <global-img> and <row_1_col_1> as tokens?"
+                f"The text marks {len(found)} whole pictures, and {len(batch.sizes)} were given: "
+                "does the tokenizer know <global-img> and <row_1_col_1> as tokens?"
             )
-        pictures, first = [], 0
-        for tiles, size in zip(found, sizes or [None] * len(found), strict=True):
-            n = len(tiles) + 1
-            pictures.append(tiles_and_whole(first, n, frame, size, _tiling(tiles, processor)))
-            first += n
-        return pictures
+        tilings = [_tiling(tiles, batch.processor) for tiles in found]
+        return tiled_pictures(batch, frame, [len(tiles) + 1 for tiles in found], tilings)
 
 
-def _markers(ids: Sequence[int], image_token: int | None, per_frame: int, n: int) -> list[int]:
+def _markers(ids: Sequence[int], positions: Sequence[int], per_frame: int, n: int) -> list[int]:
     """The token before each frame of a row.
 
     Raises:
         PromptError: Image tokens and frames do not match.
     """
-    positions = [i for i, token in enumerate(ids) if token == image_token]
     if len(positions) != n * per_frame:
         raise PromptError(
             f"{n} frames (tiles and whole pictures) of {per_frame} positions need "

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from vlm_lens.families.base import Architecture
-from vlm_lens.families.parts.pixels import (
-    chain,
-    covered,
-    identity_map,
-    resize_and_crop_map,
-    square_map,
-)
-from vlm_lens.families.parts.pixtral_pictures import end_of_image, packed_pictures
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.picture import Brackets, Picture, one_frame
+from vlm_lens.families.parts.pixels import chain, covered, resize_and_crop_map, square_map
+from vlm_lens.families.parts.pixtral_pictures import packed_pictures
 from vlm_lens.families.parts.pixtral_processor import load_pixtral_processor
-from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.families.parts.projected import ProjectedFamily
 from vlm_lens.layout.geometry import PixelMap
 
 
@@ -40,38 +31,23 @@ class LlavaFamily(ProjectedFamily):
         """Pixtral's, which transformers loads with torchvision only."""
         return load_pixtral_processor(config, where, **hub)
 
-    def brackets(self, config: Any, processor: Any) -> tuple[Collection[int], Collection[int]]:
-        """None but after the pictures of a Pixtral tower."""
-        return end_of_image(processor)
+    def brackets(self, batch: PictureBatch) -> Brackets:
+        """None but `[IMG_END]` after a Pixtral tower's pictures; `[IMG_BREAK]` stands within."""
+        token = getattr(batch.processor, "image_end_token_id", None)
+        return (), () if token is None else (token,)
 
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[tuple[int, int]] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """Patches stand in the text row by row."""
-        if model.config.vision_config.model_type == "pixtral":
-            return packed_pictures(inputs, arch.cfg.vision.patch_size, sizes)
-        height, width = inputs["pixel_values"].shape[-2:]
-        patch, n_class = arch.cfg.vision.patch_size, arch.cfg.vision.n_class_tokens
-        rows, cols = height // patch, width // patch
+        if self.packs_pictures(batch.config):
+            return packed_pictures(batch)
+        patch, n_class = batch.vision.patch_size, batch.vision.n_class_tokens
+        rows, cols = batch.frame[1] // patch, batch.frame[0] // patch
         pictures = []
-        for number in range(self.count_images(inputs)):
-            pixels = identity_map((width, height))
-            if sizes is not None and processor is not None:
-                pixels = _map(processor.image_processor, sizes[number], (width, height))
+        for number in range(self.count_images(batch.inputs)):
+            pixels = covered(batch.pixels(number, batch.frame, _map), rows, cols, patch)
+            dropped = self.dropped(batch.config)
             pictures.append(
-                one_frame(
-                    number,
-                    rows,
-                    cols,
-                    covered(pixels, rows, cols, patch),
-                    n_class_tokens=n_class,
-                    dropped=self.dropped(model.config),
-                )
+                one_frame(number, rows, cols, pixels, n_class_tokens=n_class, dropped=dropped)
             )
         return pictures
 

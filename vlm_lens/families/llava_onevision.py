@@ -6,21 +6,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.families.base import Architecture
-from vlm_lens.families.llava_next import sizes_as_given
-from vlm_lens.families.parts.anyres_tiles import Shrink, in_frames, tiled_picture
+from vlm_lens.families.llava_next import dropped, sizes_as_given
+from vlm_lens.families.parts.anyres_tiles import (
+    Shrink,
+    frame_side,
+    in_frames,
+    tiled_picture,
+)
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.picture import Picture, grid
 from vlm_lens.families.parts.pixels import (
+    Size,
     chain,
     covered,
     resize_and_crop_map,
     square_map,
     stretch_map,
 )
-from vlm_lens.families.parts.projected import Picture, ProjectedFamily, grid
+from vlm_lens.families.parts.projected import ProjectedFamily
 from vlm_lens.families.parts.selection import by_rows
 from vlm_lens.layout.layout import ImageLayout
 
@@ -39,11 +45,7 @@ class LlavaOnevisionFamily(ProjectedFamily):
         return processor(text=texts, images=nested, **options)
 
     def select_pictures(
-        self,
-        config: Any,
-        tensors: Mapping[str, Tensor],
-        pictures: Sequence[ImageLayout],
-        numbers: Sequence[int],
+        self, tensors: Mapping[str, Tensor], pictures: Sequence[ImageLayout], numbers: Sequence[int]
     ) -> dict[str, Tensor] | None:
         """Their rows, where all of the batch are cut into tiles or none is."""
         counts = tensors.get("batch_num_images")
@@ -58,45 +60,23 @@ class LlavaOnevisionFamily(ProjectedFamily):
         found = by_rows(tensors, pictures, numbers)
         return None if found is None else found | more
 
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[tuple[int, int]] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """In the text stand the whole picture's patches, then the mosaic of the tiles', if any."""
-        config, vision = model.config, arch.cfg.vision
-        side = vision.image_size // vision.patch_size
-        image_processor = getattr(processor, "image_processor", None)
-        given = sizes_as_given(inputs)
-        counts = inputs.get("batch_num_images")
+        given, config = sizes_as_given(batch), batch.config
+        side = frame_side(batch) // batch.vision.patch_size
+        shrink = _shrink(config.vision_aspect_ratio, side)
+        counts = batch.inputs.get("batch_num_images")
         counts = [1] * len(given) if counts is None else counts.tolist()
         alone = [n == 1 for n in counts for _ in range(n)]
         pictures, first = [], 0
-        for (height, width), tiled in zip(given, alone, strict=True):
+        for size, tiled in zip(given, alone, strict=True):
             if tiled:
-                picture = tiled_picture(
-                    first,
-                    (width, height),
-                    pinpoints=config.image_grid_pinpoints,
-                    tile=vision.image_size,
-                    patch=vision.patch_size,
-                    n_class_tokens=vision.n_class_tokens,
-                    dropped=_dropped(config),
-                    image_processor=image_processor,
-                    shrink=_shrink(config.vision_aspect_ratio, side),
-                )
+                picture = tiled_picture(batch, first, size, dropped(config), shrink)
             else:
-                picture = _squared(first, (width, height), arch, _dropped(config), image_processor)
+                picture = _squared(batch, first, size)
             pictures.append(picture)
             first += len(picture.vision.sequences)
         return pictures
-
-
-def _dropped(config: Any) -> int:
-    return 1 if config.vision_feature_select_strategy == "default" else 0
 
 
 def _shrink(aspect_ratio: str, side: int) -> Shrink:
@@ -110,22 +90,20 @@ def _shrink(aspect_ratio: str, side: int) -> Shrink:
     return shrink
 
 
-def _squared(
-    number: int, picture: tuple[int, int], arch: Architecture, dropped: int, image_processor: Any
-) -> Picture:
+def _squared(batch: PictureBatch, number: int, picture: Size) -> Picture:
     """A picture padded to a square, in one frame; a newline follows its patches in the text."""
-    vision = arch.cfg.vision
-    side, frame = vision.image_size // vision.patch_size, (vision.image_size, vision.image_size)
+    patch, n_class = batch.vision.patch_size, batch.vision.n_class_tokens
+    side, frame = frame_side(batch) // patch, (frame_side(batch), frame_side(batch))
     square = square_map(picture)
-    if image_processor is None:
+    if batch.image_processor is None:
         fitted = stretch_map(square.frame, frame)
     else:
-        fitted = resize_and_crop_map(image_processor, square.frame, frame)
-    seen = [covered(chain(square, fitted), side, side, vision.patch_size)]
-    before = vision.n_class_tokens - dropped
+        fitted = resize_and_crop_map(batch.image_processor, square.frame, frame)
+    seen = [covered(chain(square, fitted), side, side, patch)]
+    before = n_class - dropped(batch.config)
     return Picture(
         before + side * side + 1,
         grid(side, side, before, 0, seen[0]),
-        in_frames(number, seen, side, vision.n_class_tokens),
+        in_frames(number, seen, side, n_class),
         in_frames(number, seen, side, before),
     )

@@ -8,18 +8,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
-from vlm_lens.families.base import Architecture, BlockParts, Family, SiteMaker, Stack
-from vlm_lens.families.parts.decoders import DECODERS, Decoder, find_decoder, text_point
+from vlm_lens.families.parts.architecture import Architecture, assemble
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.decoders import DECODERS, Decoder, find_decoder
+from vlm_lens.families.parts.family import Family
+from vlm_lens.families.parts.picture import Picture
 from vlm_lens.families.parts.pixels import identity_map
+from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack
 from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageLayout, ImageSpace
-from vlm_lens.points.config import HookedConfig, StackConfig, VisionConfig
-from vlm_lens.points.point import Point
+from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.points.config import StackConfig, VisionConfig
 from vlm_lens.points.sites import (
     HeadView,
     InputSite,
@@ -29,7 +31,7 @@ from vlm_lens.points.sites import (
     ScaleView,
     submodule,
 )
-from vlm_lens.points.table import PointTable
+from vlm_lens.points.point import Point
 
 _TOWER, _PROJECTOR, _TEXT = (
     "model.vision_model",
@@ -57,42 +59,29 @@ class MllamaFamily(Family):
     name = "mllama"
     model_types = ("mllama",)
     takes_images = True
+    pictures_by_text = True
     not_replayable = "its text model reads pictures by cross-attention"
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts of an Mllama; its global encoder's blocks are `vision.global.blocks`."""
         config, tower = model.config, model.config.vision_config
         decoder = _decoder(model)
-        text, d_vocab = decoder.stack, config.text_config.vocab_size
-        local, whole = _tower(model)
-        d_out = tower.vision_output_dim
-        points = [
-            decoder.embedding_point(),
+        text, (local, whole) = decoder.stack, _tower(model)
+        before = [
             image_point("vision.hook_embed", local.size.d_model, "Patch embeddings with "
                         "positions, as the first block reads them", InputSite(f"{local.path}.0")),
             *local.points(),
             *whole.points(),
-            _projector_point("hook_in", "d_vision", d_out, "What the projector reads: one row a "
-                             "patch of every tile",
+            _projector_point("hook_in", "d_vision", tower.vision_output_dim,
+                             "What the projector reads: one row a patch of every tile",
                              InputSite(_PROJECTOR, "input", view=RowsView())),
             _projector_point("hook_out", "d_model", text.size.d_model, "Picture features in the "
                              "language model's width: what cross-attention reads",
                              OutputSite(_PROJECTOR, view=RowsView())),
-            text_point("hook_merged", text.size.d_model, "The language model's input: embeddings; "
-                       "pictures are not among them", InputSite(f"{text.path}.0")),
-            *text.points(),
-            *decoder.closing_points(d_vocab),
         ]  # fmt: skip
-        missing = {
-            "vision.hook_out": _SEVERAL,
-            **text.missing(),
-            **local.missing(),
-            **whole.missing(),
-        }
-        cfg = HookedConfig(
-            model_name=config.name_or_path or type(model).__name__,
-            family=self.name,
-            d_vocab=d_vocab,
+        return assemble(
+            model, self.name, decoder, InputSite(f"{text.path}.0"), before=before,
+            merged_doc="The language model's input: embeddings; pictures are not among them",
             vision=VisionConfig(
                 **asdict(local.size),
                 patch_size=tower.patch_size,
@@ -100,67 +89,34 @@ class MllamaFamily(Family):
                 n_class_tokens=1,
                 n_layers_read=local.size.n_layers,
             ),
-            **asdict(text.size),
-        )
-        return Architecture(
-            cfg, PointTable(points, missing), decoder, "lm_head", config.image_token_id
-        )
-
-    def placeholder(self, processor: Any) -> str:
-        """The processor's image token."""
-        return processor.image_token
-
-    def process(
-        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
-    ) -> Mapping[str, Any]:
-        """Its processor wants one list of pictures a text."""
-        return processor(text=texts, images=pictures, **options)
+            missing={"vision.hook_out": _SEVERAL, **local.missing(), **whole.missing()},
+            image_token_id=config.image_token_id,
+        )  # fmt: skip
 
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """An aspect ratio of 0 fills up rows with fewer pictures."""
         ratios = inputs.get("aspect_ratio_ids")
-        return 0 if ratios is None else int((ratios > 0).sum())
+        if ratios is None or inputs.get("pixel_values") is None:
+            return 0
+        return int((ratios > 0).sum())
 
-    def image_layouts(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        *,
-        processor: Any = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[list[ImageLayout]]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """A picture fills a canvas of tiles from its top left; the tower reads tile after tile."""
-        marks = inputs["input_ids"] == arch.image_token_id
-        found = marks.sum(1).tolist()
-        if inputs.get("pixel_values") is None:
-            if any(found):
-                raise PromptError(
-                    f"The prompt holds {sum(found)} image tokens but no pixel_values: give the "
-                    "pictures, vlm.prompt(text, images=[...])."
-                )
-            return [[] for _ in marks]
-        ratios = inputs["aspect_ratio_ids"].tolist()
-        given = [sum(r > 0 for r in row) for row in ratios]
+        ratios, vision = batch.inputs["aspect_ratio_ids"].tolist(), batch.config.vision_config
+        found, given = [len(p) for p in batch.places], [sum(r > 0 for r in row) for row in ratios]
         if given != found:
             raise PromptError(
                 f"The rows of the prompt hold {found} image tokens and {given} pictures: write "
                 "one <image> for each picture."
             )
-        layouts: list[list[ImageLayout]] = []
-        number = 0
-        for row, mark in enumerate(marks):
-            layouts.append([])
-            for index, place in enumerate(mark.nonzero().flatten().tolist()):
-                size = None if sizes is None else sizes[number]
-                tiles = model.config.vision_config.supported_aspect_ratios[ratios[row][index] - 1]
-                vision, projector = _spaces(
-                    model.config.vision_config, tiles, size, row, index, len(ratios[row])
-                )
-                text = ImageSpace((), ((row, (place,)),), _BY_ATTENTION)
-                layouts[-1].append(ImageLayout(index, text, vision, projector))
-                number += 1
-        return layouts
+        pictures: list[Picture] = []
+        for row, mine in enumerate(ratios):
+            for index in range(given[row]):
+                size = batch.size(len(pictures))
+                tiles = vision.supported_aspect_ratios[mine[index] - 1]
+                spaces = _spaces(vision, tiles, size, row, index, len(mine))
+                pictures.append(Picture(1, (), *spaces, why_no_grid=_BY_ATTENTION))
+        return pictures
 
 
 def _decoder(model: torch.nn.Module) -> Decoder:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from vlm_lens.families.base import Architecture
-from vlm_lens.families.parts.pixels import covered, identity_map, resize_and_crop_map
-from vlm_lens.families.parts.projected import Picture, ProjectedFamily, one_frame
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.picture import Picture, one_frame
+from vlm_lens.families.parts.pixels import covered
+from vlm_lens.families.parts.projected import ProjectedFamily
 from vlm_lens.tokens import tokenizer_of
 
 
@@ -25,10 +25,6 @@ class PaliGemmaFamily(ProjectedFamily):
     name = "paligemma"
     model_types = ("paligemma",)
     reads_normed = True
-
-    def layers_read(self, config: Any) -> list[int]:
-        """The last one, normed."""
-        return [config.vision_config.num_hidden_layers]
 
     def tokenize(self, processor: Any, texts: list[str], **options: Any) -> Mapping[str, Any]:
         """Tokens as the processor would write them for a prompt with pictures."""
@@ -57,24 +53,11 @@ class PaliGemmaFamily(ProjectedFamily):
             padded = {name: torch.tensor(values) for name, values in encoded.items()}
         return {**padded, "pixel_values": torch.cat(pixels)}
 
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[tuple[int, int]] | None,
-    ) -> list[Picture]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """Every picture is resized to one frame; each patch is one position of the text."""
-        height, width = inputs["pixel_values"].shape[-2:]
-        patch = arch.cfg.vision.patch_size
-        rows, cols = height // patch, width // patch
-        pictures = []
-        for number in range(self.count_images(inputs)):
-            pixels = identity_map((width, height))
-            if sizes is not None and processor is not None:
-                pixels = resize_and_crop_map(
-                    processor.image_processor, sizes[number], (width, height)
-                )
-            pictures.append(one_frame(number, rows, cols, covered(pixels, rows, cols, patch)))
-        return pictures
+        patch = batch.vision.patch_size
+        rows, cols = batch.frame[1] // patch, batch.frame[0] // patch
+        return [
+            one_frame(n, rows, cols, covered(batch.pixels(n, batch.frame), rows, cols, patch))
+            for n in range(self.count_images(batch.inputs))
+        ]

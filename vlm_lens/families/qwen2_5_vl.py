@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_lens.families.base import BlockParts
 from vlm_lens.families.parts.patch_merging import PatchMergingFamily
+from vlm_lens.families.parts.stack import BlockParts
 
 
 class Qwen2_5VLFamily(PatchMergingFamily):  # noqa: N801

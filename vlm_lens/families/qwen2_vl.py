@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_lens.families.base import BlockParts
 from vlm_lens.families.parts.patch_merging import PatchMergingFamily
+from vlm_lens.families.parts.stack import BlockParts
 
 
 class Qwen2VLFamily(PatchMergingFamily):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_lens.families.base import BlockParts, in_one_row
 from vlm_lens.families.parts.patch_merging import TOWER, PatchMergingFamily
-from vlm_lens.points.point import Point
+from vlm_lens.families.parts.stack import BlockParts, in_one_row
 from vlm_lens.points.sites import OutputSite
+from vlm_lens.points.point import Point
 
 
 class Qwen3VLFamily(PatchMergingFamily):

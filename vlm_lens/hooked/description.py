@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import nn
 
-from vlm_lens.families.base import Architecture
+from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
 
 _GROUPS = {

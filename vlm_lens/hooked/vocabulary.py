@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlm_lens.families.base import Architecture
+from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
 from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
 

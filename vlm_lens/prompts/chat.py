@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from vlm_lens.errors import PromptError
-from vlm_lens.families.base import Family
+from vlm_lens.families import Family
 from vlm_lens.prompts.prompt import from_chat
 from vlm_lens.prompts.template import IMAGE, RawPrompt
 

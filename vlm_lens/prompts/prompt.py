@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
-from vlm_lens.families.base import Architecture, Family
+from vlm_lens.families import Architecture, Family, PictureBatch
 from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
 from vlm_lens.points.config import HookedConfig
 from vlm_lens.prompts.template import RawPrompt
@@ -151,7 +151,7 @@ def from_tensors(
             f"A token id lies outside the model's vocabulary of {d_vocab} (found "
             f"{int(ids.min())}..{int(ids.max())}): is this the processor of another model?"
         )
-    pictures = family.image_layouts(model, arch, tensors, processor=processor, sizes=sizes)
+    pictures = family.image_layouts(PictureBatch(model, arch, tensors, processor, sizes))
     tokenizer = tokenizer_of(processor)
     layouts = tuple(
         _layout(row, ids[row], _mask(tensors, row), pictures[row], tokenizer)

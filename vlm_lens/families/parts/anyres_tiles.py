@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.picture import Picture, grid
 from vlm_lens.families.parts.pixels import (
     Size,
     chain,
@@ -22,7 +24,6 @@ from vlm_lens.families.parts.pixels import (
     stretch_map,
     window_map,
 )
-from vlm_lens.families.parts.projected import Picture, grid
 from vlm_lens.layout.geometry import PatchGrid, PixelMap, Spans
 from vlm_lens.layout.layout import ImageSpace
 
@@ -30,34 +31,28 @@ Shrink = Callable[[int, int], tuple[int, int]]
 
 
 def tiled_picture(
+    batch: PictureBatch,
     first: int,
     picture: Size,
-    *,
-    pinpoints: Sequence[Sequence[int]],
-    tile: int,
-    patch: int,
-    n_class_tokens: int,
     dropped: int,
-    image_processor: Any,
     shrink: Shrink = lambda rows, cols: (rows, cols),
 ) -> Picture:
-    """A picture as a view of the whole and tiles.
+    """A picture as a view of the whole and tiles; what whole patches leave over is not seen.
 
     Args:
+        batch: The batch; its model's `image_grid_pinpoints` are the resolutions, height and width,
+            that a picture may be fitted into.
         first: The number of its first frame on the tower's first axis.
         picture: Its width and height.
-        pinpoints: The resolutions, height and width, that it may be fitted into.
-        tile: Side of a frame in pixels.
-        patch: Side of a patch in pixels; what is left of a frame, the tower does not see.
-        n_class_tokens: Positions of the tower before the first patch.
         dropped: How many of the tower's first positions do not enter the projector.
-        image_processor: The Hugging Face image processor, if known.
         shrink: From the mosaic's rows and columns to those that it is interpolated to.
     """
     from transformers.image_processing_utils import select_best_resolution
     from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-    height, width = select_best_resolution((picture[1], picture[0]), list(pinpoints))
+    tile, patch, image_processor = frame_side(batch), batch.vision.patch_size, batch.image_processor
+    pinpoints = list(batch.config.image_grid_pinpoints)
+    height, width = select_best_resolution((picture[1], picture[0]), pinpoints)
     down, across, side = height // tile, width // tile, tile // patch
     mosaic = _fitted(picture, (width, height))
     settle = _within_tile(image_processor, tile)
@@ -67,7 +62,7 @@ def tiled_picture(
             frames.append(chain(window_map(mosaic, (col * tile, row * tile), (tile, tile)), settle))
     frames = [covered(frame, side, side, patch) for frame in frames]
 
-    before = n_class_tokens - dropped
+    before = batch.vision.n_class_tokens - dropped
     start = before + side * side  # the view of the whole comes first
     grids = list(grid(side, side, before, 0, frames[0]))
     shape = (1, down * side, across * side)
@@ -86,9 +81,16 @@ def tiled_picture(
     return Picture(
         start + rows * (cols + 1),
         tuple(grids),
-        in_frames(first, frames, side, n_class_tokens),
+        in_frames(first, frames, side, batch.vision.n_class_tokens),
         in_frames(first, frames, side, before),
     )
+
+
+def frame_side(batch: PictureBatch) -> int:
+    """Side of a tower's frames in pixels."""
+    side = batch.vision.image_size
+    assert side is not None, "these towers read frames of one size"
+    return side
 
 
 def _spans(first: int, n: int, to: int, side: int, tile: int, patch: int) -> Spans:

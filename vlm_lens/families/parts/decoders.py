@@ -1,17 +1,14 @@
-"""Decoder-only language models: alone, and as the text model inside a vision-language model."""
+"""Text models: decoder-only language models, alone or inside a vision-language model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from vlm_lens.errors import ModelError
-from vlm_lens.families.base import Architecture, BlockParts, Family, SiteMaker, Stack
-from vlm_lens.points.config import HookedConfig, StackConfig
-from vlm_lens.points.point import Point
+from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack
+from vlm_lens.points.config import StackConfig
 from vlm_lens.points.sites import (
     ColumnsView,
     FlatView,
@@ -21,7 +18,7 @@ from vlm_lens.points.sites import (
     OutputSite,
     Site,
 )
-from vlm_lens.points.table import PointTable
+from vlm_lens.points.point import Point
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,6 @@ DECODERS: dict[str, DecoderNames] = {
     ),
 }
 
-NO_VISION = "it is a language model without vision."
-
 
 @dataclass(frozen=True)
 class Decoder:
@@ -187,7 +182,7 @@ def find_decoder(config: Any, path: str, names: DecoderNames | None = None) -> D
     if names is None:
         raise ModelError(
             f"The text model is of type {config.model_type!r}; known are "
-            f"{', '.join(sorted(DECODERS))}. Describe it in families/decoders.py."
+            f"{', '.join(sorted(DECODERS))}. Describe it in families/parts/decoders.py."
         )
     if config.model_type == "opt" and not config.do_layer_norm_before:
         raise ModelError(
@@ -223,40 +218,3 @@ def decoder_size(config: Any) -> StackConfig:
 def text_point(name: str, width: int, doc: str, site: Site, axis: str = "d_model") -> Point:
     """A point of the language model outside its blocks, `[batch, pos, width]`."""
     return Point(name, ("batch", "pos", axis), (None, None, width), doc, site)
-
-
-class DecoderFamily(Family):
-    """A plain language model: a HookedVLM with no vision points."""
-
-    name = "decoder"
-    model_types = tuple(DECODERS)
-
-    def architecture(self, model: torch.nn.Module) -> Architecture:
-        """The parts of a `...ForCausalLM`."""
-        config = model.config
-        decoder = find_decoder(config, "model")
-        size = decoder.stack.size
-        # Nothing is placed into the embeddings; the name exists so that one recipe runs on a model
-        # and on its base language model.
-        merged = text_point(
-            "hook_merged", size.d_model, "The first block's input",
-            InputSite(f"{decoder.stack.path}.0"),
-        )  # fmt: skip
-        points = [
-            decoder.embedding_point(),
-            merged,
-            *decoder.stack.points(),
-            *decoder.closing_points(config.vocab_size),
-        ]
-        cfg = HookedConfig(
-            model_name=config.name_or_path or type(model).__name__,
-            family=f"{config.model_type} ({self.name})",
-            d_vocab=config.vocab_size,
-            **asdict(size),
-        )
-        missing = {
-            "vision.*": NO_VISION,
-            "projector.*": NO_VISION,
-            **decoder.stack.missing(),
-        }
-        return Architecture(cfg, PointTable(points, missing), decoder, "lm_head")

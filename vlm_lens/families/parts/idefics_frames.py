@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from vlm_lens.families.parts.projected import ProjectedFamily
@@ -22,16 +20,7 @@ class IdeficsFamily(ProjectedFamily):
     projector_input = "image_hidden_states"
     reads_normed = True
     merges = True
-
-    def layers_read(self, config: Any) -> list[int]:
-        """The last."""
-        return [config.vision_config.num_hidden_layers]
-
-    def process(
-        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
-    ) -> Mapping[str, Any]:
-        """Calls the processor with one list of pictures a text."""
-        return processor(text=texts, images=pictures, **options)
+    pictures_by_text = True
 
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """How many frames the tower reads."""
@@ -39,11 +28,7 @@ class IdeficsFamily(ProjectedFamily):
         return 0 if pixels is None else int(real_frames(pixels).sum())
 
     def select_pictures(
-        self,
-        config: Any,
-        tensors: Mapping[str, Tensor],
-        pictures: Sequence[ImageLayout],
-        numbers: Sequence[int],
+        self, tensors: Mapping[str, Tensor], pictures: Sequence[ImageLayout], numbers: Sequence[int]
     ) -> dict[str, Tensor] | None:
         """Their frames, padding left out, as if each were the only one of a text."""
         real = real_frames(tensors["pixel_values"])

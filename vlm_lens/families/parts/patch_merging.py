@@ -16,24 +16,17 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
-from vlm_lens.families.base import (
-    Architecture,
-    BlockParts,
-    Family,
-    SiteMaker,
-    Stack,
-    in_one_row,
-)
-from vlm_lens.families.parts.decoders import find_decoder, text_point
-from vlm_lens.families.parts.pixels import identity_map, stretch_map
-from vlm_lens.families.parts.places import picture_places
+from vlm_lens.families.parts.architecture import Architecture, assemble, embeddings_of
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.decoders import find_decoder
+from vlm_lens.families.parts.family import Family
+from vlm_lens.families.parts.picture import Brackets, Picture, grid, packed_space
 from vlm_lens.families.parts.selection import by_stretches
-from vlm_lens.layout.geometry import PatchGrid
-from vlm_lens.layout.layout import ImageLayout, ImageSpace
-from vlm_lens.points.config import HookedConfig, StackConfig, VisionConfig
-from vlm_lens.points.point import Point
+from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack, in_one_row
+from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.points.config import StackConfig, VisionConfig
 from vlm_lens.points.sites import AttentionSite, FusedHeadView, InputSite, OutputSite, Site
-from vlm_lens.points.table import PointTable
+from vlm_lens.points.point import Point
 
 TOWER, TEXT = "model.visual", "model.language_model"
 
@@ -76,10 +69,8 @@ class PatchMergingFamily(Family):
         """The parts of a model."""
         config, tower = model.config, model.config.vision_config
         decoder = find_decoder(config.text_config, TEXT)
-        size, d_vocab = decoder.stack.size, config.text_config.vocab_size
-        vision = self._tower(tower)
-        points = [
-            decoder.embedding_point(),
+        d_model, vision = decoder.stack.size.d_model, self._tower(tower)
+        before = [
             _point("vision.hook_embed", "d_vision", vision.size.d_model, "Patch embeddings as the "
                    "first block reads them", InputSite(f"{vision.path}.0"), "vision"),
             *vision.points(),
@@ -87,20 +78,13 @@ class PatchMergingFamily(Family):
                    "The tower's features that the projector reads", self.tower_reads, "vision"),
             _point("projector.hook_in", "d_vision", vision.size.d_model, "What the projector "
                    "reads: one row a patch, in the tower's order", self.tower_reads, "vision"),
-            *self.more_points(size.d_model, tower),
-            _point("projector.hook_out", "d_model", size.d_model, "Picture features in the "
+            *self.more_points(d_model, tower),
+            _point("projector.hook_out", "d_model", d_model, "Picture features in the "
                    "language model's width: one row a block of patches",
                    OutputSite(TOWER, path=("pooler_output",)), "projector"),
-            text_point("hook_merged", size.d_model, "The language model's input: embeddings "
-                       "with picture features in their places",
-                       InputSite(TEXT, keyword="inputs_embeds", index=4)),
-            *decoder.stack.points(),
-            *decoder.closing_points(d_vocab),
         ]  # fmt: skip
-        cfg = HookedConfig(
-            model_name=config.name_or_path or type(model).__name__,
-            family=self.name,
-            d_vocab=d_vocab,
+        return assemble(
+            model, self.name, decoder, embeddings_of(TEXT), before=before,
             vision=VisionConfig(
                 **asdict(vision.size),
                 patch_size=tower.patch_size,
@@ -108,12 +92,8 @@ class PatchMergingFamily(Family):
                 n_class_tokens=0,
                 n_layers_read=vision.size.n_layers,
             ),
-            **asdict(size),
-        )
-        missing = {**decoder.stack.missing(), **vision.missing()}
-        return Architecture(
-            cfg, PointTable(points, missing), decoder, "lm_head", config.image_token_id
-        )
+            missing=vision.missing(), image_token_id=config.image_token_id,
+        )  # fmt: skip
 
     def _tower(self, config: Any) -> Stack:
         d_model, d_mlp = self.tower_width(config)
@@ -151,89 +131,57 @@ class PatchMergingFamily(Family):
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """One row of `image_grid_thw` a picture."""
         grids = inputs.get("image_grid_thw")
-        return 0 if grids is None else len(grids)
+        return 0 if grids is None or inputs.get("pixel_values") is None else len(grids)
 
     def packs_pictures(self, config: Any) -> bool:
         """One picture after the other, each attending to itself only."""
         return True
 
     def select_pictures(
-        self,
-        config: Any,
-        tensors: Mapping[str, Tensor],
-        pictures: Sequence[ImageLayout],
-        numbers: Sequence[int],
+        self, tensors: Mapping[str, Tensor], pictures: Sequence[ImageLayout], numbers: Sequence[int]
     ) -> dict[str, Tensor] | None:
         """Their patches and the shapes of their grids."""
         grids = tensors["image_grid_thw"]
         patches = by_stretches(tensors["pixel_values"], grids.prod(-1).tolist(), numbers)
         return {"pixel_values": patches, "image_grid_thw": grids[list(numbers)]}
 
-    def image_layouts(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        *,
-        processor: Any = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[list[ImageLayout]]:
+    def pictures(self, batch: PictureBatch) -> list[Picture]:
         """Each picture's grid stands in `image_grid_thw`; blocks of it stand in the text."""
-        config = model.config.vision_config
-        marks = inputs["input_ids"] == arch.image_token_id
-        n_images = self.count_images(inputs) if inputs.get("pixel_values") is not None else 0
-        if not n_images:
-            return [[] for _ in picture_places(marks, [])]
-        grids, merge = inputs["image_grid_thw"].cpu(), config.spatial_merge_size
-        patches = len(inputs["pixel_values"])
+        config = batch.config.vision_config
+        grids, merge = batch.inputs["image_grid_thw"].cpu(), config.spatial_merge_size
+        patches = len(batch.inputs["pixel_values"])
         if int(grids.prod(-1).sum()) != patches or (grids[:, 0] != 1).any():
             raise PromptError(
                 f"image_grid_thw speaks of {grids.tolist()} patches; pixel_values holds {patches}."
             )
-        counts = (grids.prod(-1) // merge**2).tolist()
         block_at = self.merged_order(config, grids).tolist()
-        opening, closing = (getattr(model.config, name, None) for name in self.marks)
-        number = first = 0
-        layouts = []
-        for row, pictures in enumerate(picture_places(marks, counts)):
-            images = []
-            for index, places in enumerate(pictures):
-                rows, cols = grids[number, 1:].tolist()
-                frame = (cols * config.patch_size, rows * config.patch_size)
-                pixels = identity_map(frame) if sizes is None else stretch_map(
-                    sizes[number], frame
-                )  # fmt: skip
-                blocks = range(first, first + len(places))
-                coarse = (rows // merge, cols // merge)
-                tower = [
-                    block_at[first + (r // merge) * coarse[1] + c // merge] * merge**2
-                    + (r % merge) * merge
-                    + c % merge
-                    for r in range(rows)
-                    for c in range(cols)
-                ]
-                ids, whole = inputs["input_ids"][row], list(places)
-                if places[0] and int(ids[places[0] - 1]) == opening:
-                    whole.insert(0, places[0] - 1)
-                if places[-1] + 1 < len(ids) and int(ids[places[-1] + 1]) == closing:
-                    whole.append(places[-1] + 1)
-                text = _space(*coarse, places, row, pixels)
-                images.append(
-                    ImageLayout(
-                        index,
-                        text=ImageSpace(text.grids, ((row, tuple(whole)),)),
-                        vision=_space(rows, cols, tower, 0, pixels),
-                        projector=_space(*coarse, blocks, 0, pixels),
-                    )
+        pictures, first = [], 0
+        for number, (rows, cols) in enumerate(grids[:, 1:].tolist()):
+            pixels = batch.stretched(number, (cols * config.patch_size, rows * config.patch_size))
+            coarse = (rows // merge, cols // merge)
+            tower = [
+                block_at[first + (r // merge) * coarse[1] + c // merge] * merge**2
+                + (r % merge) * merge
+                + c % merge
+                for r in range(rows)
+                for c in range(cols)
+            ]
+            n_tokens = coarse[0] * coarse[1]
+            blocks = range(first, first := first + n_tokens)
+            pictures.append(
+                Picture(
+                    n_tokens,
+                    grid(*coarse, 0, 0, pixels),
+                    packed_space(rows, cols, tower, pixels),
+                    packed_space(*coarse, blocks, pixels),
                 )
-                number, first = number + 1, first + len(places)
-            layouts.append(images)
-        return layouts
+            )
+        return pictures
 
-
-def _space(rows: int, cols: int, positions: Sequence[int], row: int, pixels: Any) -> ImageSpace:
-    grid = PatchGrid(rows, cols, tuple(positions), row, pixels)
-    return ImageSpace((grid,), ((row, tuple(sorted(positions))),))
+    def brackets(self, batch: PictureBatch) -> Brackets:
+        """The tokens that `marks` names."""
+        opening, closing = (getattr(batch.config, name, None) for name in self.marks)
+        return (opening,), (closing,)
 
 
 def _point(name: str, axis: str, width: int, doc: str, site: Site, space: str) -> Point:

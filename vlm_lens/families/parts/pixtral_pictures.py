@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
-
-from vlm_lens.families.parts.pixels import Size, covered, identity_map, stretch_map
-from vlm_lens.families.parts.projected import Picture, grid
-from vlm_lens.layout.geometry import PixelMap
-from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.picture import Picture, grid, packed_space
+from vlm_lens.families.parts.pixels import covered
 
 
-def packed_pictures(
-    inputs: Mapping[str, Tensor], patch: int, sizes: Sequence[Size] | None, merge: int = 1
-) -> list[Picture]:
+def packed_pictures(batch: PictureBatch, merge: int = 1) -> list[Picture]:
     """The pictures of a batch, which follow each other in the only row of the tower.
 
     Args:
-        inputs: The processor's tensors; `image_sizes` are heights and widths after resizing.
-        patch: Side of a patch in pixels.
-        sizes: Width and height of each picture as given, if known.
+        batch: The batch; `image_sizes` among its tensors are heights and widths after resizing.
         merge: Patches along the side of the block that becomes one position of the text.
     """
-    pixels = inputs["pixel_values"]
-    frames = inputs.get("image_sizes")
+    pixels, patch = batch.inputs["pixel_values"], batch.vision.patch_size
+    frames = batch.inputs.get("image_sizes")
     frames = [pixels.shape[-2:]] * len(pixels) if frames is None else frames.tolist()
     pictures, seen, given = [], 0, 0
     for number, (height, width) in enumerate(frames):
-        frame = (width, height)
-        whole = identity_map(frame) if sizes is None else stretch_map(sizes[number], frame)
+        whole = batch.stretched(number, (width, height))
         rows, cols = height // patch, width // patch
-        vision = _in_the_row(rows, cols, seen, covered(whole, rows, cols, patch))
-        seen += rows * cols
+        places = range(seen, seen := seen + rows * cols)
+        vision = packed_space(rows, cols, places, covered(whole, rows, cols, patch))
         rows, cols = rows // merge, cols // merge
         merged = covered(whole, rows, cols, patch * merge)
-        projector = _in_the_row(rows, cols, given, merged)
-        given += rows * cols
-        text = grid(rows, cols, 0, 0, merged)
-        pictures.append(Picture(rows * cols, text, vision, projector))
+        places = range(given, given := given + rows * cols)
+        projector = packed_space(rows, cols, places, merged)
+        pictures.append(Picture(rows * cols, grid(rows, cols, 0, 0, merged), vision, projector))
     return pictures
-
-
-def _in_the_row(rows: int, cols: int, start: int, pixels: PixelMap) -> ImageSpace:
-    positions = tuple(range(start, start + rows * cols))
-    return ImageSpace(grid(rows, cols, start, 0, pixels), ((0, positions),))
-
-
-def end_of_image(processor: Any) -> tuple[Collection[int], Collection[int]]:
-    """`[IMG_END]`, which closes a picture; `[IMG_BREAK]` stands within."""
-    token = getattr(processor, "image_end_token_id", None)
-    return (), () if token is None else (token,)

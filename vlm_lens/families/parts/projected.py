@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm_lens.errors import PromptError
-from vlm_lens.families.base import Architecture, Family, Stack
-from vlm_lens.families.parts.decoders import Decoder, find_decoder, text_point
+from vlm_lens.families.parts.architecture import Architecture, assemble, embeddings_of
+from vlm_lens.families.parts.decoders import Decoder, find_decoder
+from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.selection import by_rows
+from vlm_lens.families.parts.stack import Stack
 from vlm_lens.families.parts.towers import Tower, describe_tower
-from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageLayout, ImageSpace
-from vlm_lens.points.config import HookedConfig, VisionConfig
-from vlm_lens.points.point import Point
+from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.points.config import VisionConfig
 from vlm_lens.points.sites import InputSite, OutputSite, View
-from vlm_lens.points.table import PointTable
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a batch, before its place in the text is known.
-
-    Attributes:
-        n_tokens: How many image tokens it has in the text.
-        grids: Its patches among them, counted from its own first token.
-        vision: It in the tower.
-        projector: It in the projector's output.
-        why_no_grid: Why no token holds a single patch, if so.
-    """
-
-    n_tokens: int
-    grids: tuple[PatchGrid, ...]
-    vision: ImageSpace
-    projector: ImageSpace
-    why_no_grid: str = ""
+from vlm_lens.points.point import Point
 
 
 class ProjectedFamily(Family):
@@ -49,7 +28,7 @@ class ProjectedFamily(Family):
         tower_path: Path of the tower.
         projector_path: Path of the projector.
         text_path: Path of the text model.
-        reads_normed: Whether the projector reads the tower's features after its final norm.
+        reads_normed: Whether the projector reads the tower's last features, after its final norm.
         merges: Whether the projector makes one position of several patches, so that what enters
             it counts the tower's positions.
         projector_input: Name of the argument by which the projector takes the features.
@@ -76,9 +55,6 @@ class ProjectedFamily(Family):
         tower = describe_tower(model.get_submodule(self.tower_path), config.vision_config)
         read = self.layers_read(config)
         n_read = max(read)
-        decoder = self.decoder(config)
-        text = decoder.stack
-        d_vocab = config.text_config.vocab_size
         vision = Stack(
             tower.path(self.tower_path, tower.layers),
             tower.parts,
@@ -89,26 +65,21 @@ class ProjectedFamily(Family):
             unread=f"the projector reads block {n_read - 1}, so nothing reads this one",
             sites=tower.sites,
         )
-        points = [
-            decoder.embedding_point(),
-            *self._vision_points(vision, tower, config),
-            *self.projector_points(config, tower.size.d_model * len(read)),
-            text_point("hook_merged", text.size.d_model, "The language model's input: embeddings "
-                       "with picture features in their places",
-                       InputSite(self.text_path, keyword="inputs_embeds", index=4)),
-            *text.points(),
-            *decoder.closing_points(d_vocab),
-        ]  # fmt: skip
-        missing = {**text.missing(), **vision.missing()}
+        missing = vision.missing()
         if len(read) > 1:
             missing["vision.hook_out"] = (
                 f"its projector reads several layers at once ({config.vision_feature_layer}); "
                 "use projector.hook_in."
             )
-        cfg = HookedConfig(
-            model_name=config.name_or_path or type(model).__name__,
-            family=self.name,
-            d_vocab=d_vocab,
+        return assemble(
+            model,
+            self.name,
+            self.decoder(config),
+            embeddings_of(self.text_path),
+            before=[
+                *self._vision_points(vision, tower, config),
+                *self.projector_points(config, tower.size.d_model * len(read)),
+            ],
             vision=VisionConfig(
                 **asdict(tower.size),
                 patch_size=_side(config.vision_config.patch_size),
@@ -116,10 +87,8 @@ class ProjectedFamily(Family):
                 n_class_tokens=tower.n_class_tokens,
                 n_layers_read=n_read,
             ),
-            **asdict(text.size),
-        )
-        return Architecture(
-            cfg, PointTable(points, missing), decoder, "lm_head", config.image_token_id
+            missing=missing,
+            image_token_id=config.image_token_id,
         )
 
     def decoder(self, config: Any) -> Decoder:
@@ -128,6 +97,8 @@ class ProjectedFamily(Family):
 
     def layers_read(self, config: Any) -> list[int]:
         """Which hidden states the projector reads; 0 is the first block's input."""
+        if self.reads_normed:
+            return [config.vision_config.num_hidden_layers]
         layers = config.vision_feature_layer
         total = config.vision_config.num_hidden_layers + 1
         return [i % total for i in ([layers] if isinstance(layers, int) else layers)]
@@ -169,150 +140,13 @@ class ProjectedFamily(Family):
                   "Picture features in the language model's width", leaving, "projector"),
         ]  # fmt: skip
 
-    def placeholder(self, processor: Any) -> str:
-        """The processor's image token."""
-        return processor.image_token
-
-    def count_images(self, inputs: Mapping[str, Tensor]) -> int:
-        """One row of `pixel_values` a picture."""
-        pixels = inputs.get("pixel_values")
-        return 0 if pixels is None else len(pixels)
-
     def select_pictures(
-        self,
-        config: Any,
-        tensors: Mapping[str, Tensor],
-        pictures: Sequence[ImageLayout],
-        numbers: Sequence[int],
+        self, tensors: Mapping[str, Tensor], pictures: Sequence[ImageLayout], numbers: Sequence[int]
     ) -> dict[str, Tensor] | None:
         """Their rows; the towers read one picture, or one frame of it, apart from the others."""
         return by_rows(tensors, pictures, numbers)
-
-    @abstractmethod
-    def pictures(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        processor: Any,
-        sizes: Sequence[tuple[int, int]] | None,
-    ) -> list[Picture]:
-        """The pictures of a batch, in reading order; see `image_layouts`."""
-
-    def brackets(self, config: Any, processor: Any) -> tuple[Collection[int], Collection[int]]:
-        """Tokens that open a picture in the text, and tokens that close it, if any."""
-        return (), ()
-
-    def image_layouts(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        *,
-        processor: Any = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[list[ImageLayout]]:
-        """The pictures take the image tokens of the text one after the other."""
-        ids = inputs["input_ids"]
-        found = int((ids == arch.image_token_id).sum())
-        if not self.count_images(inputs):
-            if found:
-                raise PromptError(
-                    f"The prompt holds {found} image tokens but no pixel_values: "
-                    "give the pictures, vlm.prompt(text, images=[...])."
-                )
-            return [[] for _ in ids]
-        pictures = self.pictures(model, arch, inputs, processor, sizes)
-        counts = [p.n_tokens for p in pictures]
-        if sum(counts) != found:
-            each = f"{counts[0]}" if len(set(counts)) == 1 else "+".join(map(str, counts))
-            raise PromptError(
-                f"{len(pictures)} picture(s) of {each} patches need {sum(counts)} image tokens; "
-                f"the prompt holds {found}. Write one <image> for each picture."
-            )
-        brackets = self.brackets(model.config, processor)
-        queue = iter(pictures)
-        rows = ids.tolist()
-        return [_place(r, row, arch.image_token_id, queue, brackets) for r, row in enumerate(rows)]
 
 
 def _side(size: Any) -> int:
     """The side of a square, which some configs write as two numbers."""
     return size if isinstance(size, int) else size[0]
-
-
-def _place(
-    row: int,
-    ids: Sequence[int],
-    image_token: int | None,
-    pictures: Iterator[Picture],
-    brackets: tuple[Collection[int], Collection[int]],
-) -> list[ImageLayout]:
-    opening, closing = brackets
-    positions = [i for i, token in enumerate(ids) if token == image_token]
-    images: list[ImageLayout] = []
-    free = 0  # the first position after the picture before
-    while positions:
-        picture = next(pictures)
-        mine, positions = positions[: picture.n_tokens], positions[picture.n_tokens :]
-        if len(mine) < picture.n_tokens:
-            raise PromptError(
-                f"Text {row} of the batch ends within a picture of {picture.n_tokens} image "
-                "tokens. Write one <image> for each picture."
-            )
-        start, end = mine[0], mine[-1] + 1
-        start = next((i for i in range(start - 1, free - 1, -1) if ids[i] in opening), start)
-        if end < len(ids) and ids[end] in closing:
-            end += 1
-        free = end
-        grids = tuple(
-            replace(g, positions=tuple(mine[i] for i in g.positions), row=row)
-            for g in picture.grids
-        )
-        text = ImageSpace(grids, ((row, tuple(range(start, end))),), picture.why_no_grid)
-        images.append(ImageLayout(len(images), text, picture.vision, picture.projector))
-    return images
-
-
-def grid(rows: int, cols: int, start: int, row: int, pixels: PixelMap) -> tuple[PatchGrid, ...]:
-    """A grid at positions one after the other; none where there is no patch."""
-    if not rows * cols:
-        return ()
-    return (PatchGrid(rows, cols, tuple(range(start, start + rows * cols)), row, pixels),)
-
-
-def one_frame(
-    number: int,
-    rows: int,
-    cols: int,
-    pixels: PixelMap,
-    *,
-    n_class_tokens: int = 0,
-    dropped: int = 0,
-    merged: tuple[int, int] | None = None,
-    after: PixelMap | None = None,
-) -> Picture:
-    """A picture that the tower sees in one frame.
-
-    Args:
-        number: Its number in the batch.
-        rows: Patches from top to bottom in the tower.
-        cols: Patches from left to right in the tower.
-        pixels: How the picture became the frame.
-        n_class_tokens: Positions of the tower before the first patch.
-        dropped: How many of the tower's first positions do not enter the projector.
-        merged: Rows and columns after the projector, where it merges patches.
-        after: How the picture became the frame that they cover, if that is another one.
-    """
-    sequence = n_class_tokens + rows * cols
-    seen = grid(rows, cols, n_class_tokens, number, pixels)
-    vision = ImageSpace(seen, ((number, tuple(range(sequence))),))
-    before = n_class_tokens - dropped  # class tokens that stay in front of the patches
-    rows, cols = merged or (rows, cols)
-    length = before + rows * cols
-    sequences = ((number, tuple(range(length))),)
-    if before < 0:
-        why = "This model drops a patch as if it were a class token"
-        return Picture(length, (), vision, ImageSpace((), sequences, why), why)
-    grids = grid(rows, cols, before, number, after or pixels)
-    return Picture(length, grids, vision, ImageSpace(grids, sequences))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.picture import Picture, grid
 from vlm_lens.families.parts.pixels import Size, stretch_map, window_map
-from vlm_lens.families.parts.projected import Picture, grid
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageSpace
 
@@ -45,7 +46,29 @@ class Frame:
         return rows * cols
 
 
-def tiles_and_whole(
+def tiled_pictures(
+    batch: PictureBatch,
+    frame: Frame,
+    n_frames: Sequence[int],
+    tilings: Sequence[tuple[int, int] | None],
+) -> list[Picture]:
+    """The pictures of a batch, each as tiles and a view of the whole.
+
+    Args:
+        batch: The batch.
+        frame: What the tower's frames are like.
+        n_frames: Frames of each picture: tiles and whole.
+        tilings: Rows and columns of each picture's tiles; where they are not known, only the whole
+            has a grid.
+    """
+    pictures, first = [], 0
+    for number, (n, tiling) in enumerate(zip(n_frames, tilings, strict=True)):
+        pictures.append(_tiles_and_whole(first, n, frame, batch.size(number), tiling))
+        first += n
+    return pictures
+
+
+def _tiles_and_whole(
     first: int,
     n_frames: int,
     frame: Frame,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vlm_lens.errors import ModelError
-from vlm_lens.families.base import BlockParts, SiteMaker
+from vlm_lens.families.parts.stack import BlockParts, SiteMaker
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import FusedHeadView, InputSite, MidSite, OutputSite, ScaleView, Site

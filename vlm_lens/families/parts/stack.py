@@ -1,20 +1,11 @@
-"""What a family says of its models, and the points every stack of transformer blocks has."""
+"""A stack of transformer blocks: the names of its modules, and the points that it has."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from vlm_lens.errors import PromptError
-from vlm_lens.layout.layout import ImageLayout
-from vlm_lens.points.config import HookedConfig, StackConfig
-from vlm_lens.points.point import Point
+from vlm_lens.points.config import StackConfig
 from vlm_lens.points.sites import (
     AttentionSite,
     FlatView,
@@ -23,13 +14,8 @@ from vlm_lens.points.sites import (
     MidSite,
     OutputSite,
     Site,
-    submodule,
 )
-from vlm_lens.points.table import PointTable
-from vlm_lens.tokens import tokenizer_of
-
-if TYPE_CHECKING:
-    from vlm_lens.families.parts.decoders import Decoder
+from vlm_lens.points.point import Point
 
 
 @dataclass(frozen=True)
@@ -217,137 +203,3 @@ def in_one_row(site: Site) -> Site:
     if isinstance(site, MidSite):
         return replace(site, norm=in_one_row(site.norm))
     return replace(site, view=FlatView(site.view, single=True))
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Where a model's parts are.
-
-    Attributes:
-        cfg: Its sizes.
-        points: Its points.
-        decoder: Its text model.
-        unembed: Path of the layer that gives logits.
-        image_token_id: The token that stands for a patch of a picture, if any.
-    """
-
-    cfg: HookedConfig
-    points: PointTable
-    decoder: Decoder
-    unembed: str
-    image_token_id: int | None = None
-
-    def logits(self, model: torch.nn.Module, x: Tensor) -> Tensor:
-        """What the model's output layer makes of `x`, scaled and capped as the model does."""
-        logits = submodule(model, self.unembed)(x)
-        if self.decoder.logit_scale != 1.0:
-            logits = logits * self.decoder.logit_scale
-        cap = self.decoder.logit_softcap
-        logits = logits if cap is None else torch.tanh(logits / cap) * cap
-        if not self.decoder.barred:
-            return logits
-        barred = torch.tensor(self.decoder.barred, device=logits.device)
-        return logits.index_fill(-1, barred, torch.finfo(logits.dtype).min)
-
-
-class Family(ABC):
-    """An architecture family: knows where its models keep things, and nothing of experiments.
-
-    Attributes:
-        name: Its name.
-        model_types: The values of Hugging Face's `config.model_type` that it describes.
-        takes_images: Whether its models read pictures.
-        residual_breaks: Why what leaves a block is not what enters the next one, where so.
-        not_replayable: Why variants of a run must be computed from the beginning, where so.
-        not_continued: Why tokens after the first cannot be generated from a cache, where so.
-        adds_between_blocks: Whether its model adds to the residual stream, between blocks, what
-            does not depend on the text.
-        adds_positions: Whether its language model adds positions to its input before its first
-            block.
-        not_separable: Why what pictures become cannot be computed for some of them alone, where so.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    takes_images: bool = False
-    residual_breaks: str = ""
-    not_replayable: str = ""
-    not_continued: str = ""
-    adds_between_blocks: bool = False
-    adds_positions: bool = False
-    not_separable: str = "its family does not say how the tensors of pictures are taken apart"
-
-    @abstractmethod
-    def architecture(self, model: torch.nn.Module) -> Architecture:
-        """The parts of a loaded model."""
-
-    def placeholder(self, processor: Any) -> str:
-        """The text by which this family's processor marks a picture's place."""
-        raise PromptError(f"{self.name} is a language model without vision: it takes no pictures.")
-
-    def tokenize(self, processor: Any, texts: list[str], **options: Any) -> Mapping[str, Any]:
-        """The tokens of texts without any picture."""
-        return tokenizer_of(processor)(texts, **options)
-
-    def process(
-        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
-    ) -> Mapping[str, Any]:
-        """Calls the processor on texts, placeholders already written, and each text's pictures."""
-        return processor(text=texts, images=[p for row in pictures for p in row], **options)
-
-    def load_processor(self, config: Any, where: str, **hub: Any) -> Any:
-        """A processor for checkpoints that transformers has none for; `None`: transformers' own."""
-        return None
-
-    def count_images(self, inputs: Mapping[str, Tensor]) -> int:
-        """How many pictures a processor's tensors hold."""
-        return 0
-
-    def packs_pictures(self, config: Any) -> bool:
-        """Whether the tower reads the pictures of a batch as one sequence, one after the other."""
-        return False
-
-    def select_pictures(
-        self,
-        config: Any,
-        tensors: Mapping[str, Tensor],
-        pictures: Sequence[ImageLayout],
-        numbers: Sequence[int],
-    ) -> dict[str, Tensor] | None:
-        """The tensors of some pictures of a batch, as the model's `get_image_features` takes them.
-
-        Args:
-            config: The model's config.
-            tensors: Those of the batch.
-            pictures: All its pictures.
-            numbers: Which are wanted, in order; one may be wanted more than once.
-
-        Returns:
-            Their tensors; `None` where these cannot be taken apart. A family that never can says
-            so in `not_separable`.
-        """
-        return None
-
-    def image_layouts(
-        self,
-        model: torch.nn.Module,
-        arch: Architecture,
-        inputs: Mapping[str, Tensor],
-        *,
-        processor: Any = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[list[ImageLayout]]:
-        """Where the pictures stand, for each row of a batch.
-
-        Args:
-            model: The model.
-            arch: Its parts.
-            inputs: The processor's tensors.
-            processor: The processor, for its resize and crop; without it, and without sizes, pixels
-                are those of the frame that the model sees.
-            sizes: Width and height of each picture of the batch, as given.
-
-        Raises:
-            PromptError: Image tokens and pictures do not match.
-        """
-        return [[] for _ in inputs["input_ids"]]
