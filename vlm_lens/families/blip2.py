@@ -14,12 +14,11 @@ from vlm_lens.families.parts.architecture import Architecture
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.picture import Picture, one_frame
 from vlm_lens.families.parts.projected import ProjectedFamily
-from vlm_lens.families.parts.stack import BlockParts, Stack
+from vlm_lens.families.parts.stack import BlockParts, Stack, stack_size
 from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
-from vlm_lens.points.config import StackConfig
-from vlm_lens.points.point import Point
 from vlm_lens.points.sites import AttentionSite, HeadView, InputSite, OutputSite
+from vlm_lens.points.point import Point
 from vlm_lens.points.table import PointTable
 
 _LANGUAGE_MODEL = "language_model"
@@ -99,7 +98,7 @@ class Blip2Family(ProjectedFamily):
         return [entering, *points, leaving]
 
     def _blocks(self, config: Any) -> Stack:
-        size = _qformer_size(config.qformer_config)
+        size = stack_size(config.qformer_config)
         by_head = HeadView(size.n_heads, size.d_head)
         return Stack(
             f"{self.projector_path}.encoder.layer", _QFORMER, size, "projector.", "projector",
@@ -178,17 +177,6 @@ class Blip2Family(ProjectedFamily):
             queries = ImageSpace((), ((number, tuple(range(n_tokens))),), _NO_GRID)
             pictures.append(Picture(n_tokens, (), frame.vision, queries, _NO_GRID))
         return pictures
-
-
-def _qformer_size(config: Any) -> StackConfig:
-    return StackConfig(
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        n_heads=config.num_attention_heads,
-        n_key_value_heads=config.num_attention_heads,
-        d_head=config.hidden_size // config.num_attention_heads,
-        d_mlp=config.intermediate_size,
-    )
 
 
 def _cross_points(stack: Stack, layer: int) -> Iterator[Point]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlm_lens.errors import ModelError
-from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack
+from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack, stack_size
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.sites import (
     ColumnsView,
@@ -189,7 +189,7 @@ def find_decoder(config: Any, path: str, names: DecoderNames | None = None) -> D
             "This OPT normalises after attention and MLP (as opt-350m does); its residual stream "
             "is another thing at every point, and it is not described."
         )
-    size = decoder_size(config)
+    size = stack_size(config)
     stack = Stack(
         f"{path}.{names.layers}", names.parts, size, sites=names.sites(size), lacks=names.lacks
     )
@@ -199,19 +199,6 @@ def find_decoder(config: Any, path: str, names: DecoderNames | None = None) -> D
         f"{path}.{names.norm}",
         float(getattr(config, "logit_scale", None) or 1.0),
         getattr(config, "final_logit_softcapping", None),
-    )
-
-
-def decoder_size(config: Any) -> StackConfig:
-    """The sizes in a text model's config."""
-    n_heads = config.num_attention_heads
-    return StackConfig(
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        n_heads=n_heads,
-        n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
-        d_mlp=getattr(config, "intermediate_size", None) or config.ffn_dim,
     )
 
 

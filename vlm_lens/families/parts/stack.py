@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.sites import (
@@ -203,3 +204,16 @@ def in_one_row(site: Site) -> Site:
     if isinstance(site, MidSite):
         return replace(site, norm=in_one_row(site.norm))
     return replace(site, view=FlatView(site.view, single=True))
+
+
+def stack_size(config: Any) -> StackConfig:
+    """The sizes in the config of a text model or a tower, as most of transformers' configs name them."""
+    n_heads = config.num_attention_heads
+    return StackConfig(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=n_heads,
+        n_key_value_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        d_mlp=getattr(config, "intermediate_size", None) or config.ffn_dim,
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vlm_lens.errors import ModelError
-from vlm_lens.families.parts.stack import BlockParts, SiteMaker
+from vlm_lens.families.parts.stack import BlockParts, SiteMaker, stack_size
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import FusedHeadView, InputSite, MidSite, OutputSite, ScaleView, Site
@@ -90,14 +90,7 @@ def describe_tower(tower: torch.nn.Module, config: Any) -> Tower:
         raise ModelError(
             f"The vision tower is of type {kind!r}; known are {', '.join(sorted(_CLASS_TOKENS))}."
         )
-    size = StackConfig(
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        n_heads=config.num_attention_heads,
-        n_key_value_heads=config.num_attention_heads,
-        d_head=config.hidden_size // config.num_attention_heads,
-        d_mlp=config.intermediate_size,
-    )
+    size = stack_size(config)
     n_class = _CLASS_TOKENS[kind]
     if kind == "pixtral":
         return Tower(
