@@ -23,8 +23,8 @@ from vlm_lens.families.parts.stack import BlockParts, Stack
 from vlm_lens.families.parts.towers import Tower, describe_tower, image_point
 from vlm_lens.layout.layout import ImageSpace
 from vlm_lens.points.config import VisionConfig
-from vlm_lens.points.sites import InputSite, OutputSite, Site
 from vlm_lens.points.point import Point
+from vlm_lens.points.sites import InputSite, OutputSite, Site
 
 _WHY = "the geometry of this model's pictures is not described"
 _HELP = (

@@ -20,8 +20,8 @@ from vlm_lens.families.parts.selection import by_stretches
 from vlm_lens.families.parts.stack import in_one_row
 from vlm_lens.layout.geometry import PixelMap
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
-from vlm_lens.points.sites import InputSite, OutputSite
 from vlm_lens.points.point import Point
+from vlm_lens.points.sites import InputSite, OutputSite
 
 _TEXT, _PROJECTOR = "model.language_model", "model.vision_embed_tokens"
 _NOWHERE = ImageSpace(why_no_grid="Fuyu has no vision tower")

@@ -22,6 +22,7 @@ from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageSpace
 from vlm_lens.points.config import StackConfig, VisionConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import (
     HeadView,
     InputSite,
@@ -31,7 +32,6 @@ from vlm_lens.points.sites import (
     ScaleView,
     submodule,
 )
-from vlm_lens.points.point import Point
 
 _TOWER, _PROJECTOR, _TEXT = (
     "model.vision_model",

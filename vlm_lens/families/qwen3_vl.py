@@ -6,8 +6,8 @@ from typing import Any
 
 from vlm_lens.families.parts.patch_merging import TOWER, PatchMergingFamily
 from vlm_lens.families.parts.stack import BlockParts, in_one_row
-from vlm_lens.points.sites import OutputSite
 from vlm_lens.points.point import Point
+from vlm_lens.points.sites import OutputSite
 
 
 class Qwen3VLFamily(PatchMergingFamily):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vlm_lens.families.parts.decoders import Decoder, text_point
 from vlm_lens.points.config import HookedConfig, VisionConfig
-from vlm_lens.points.sites import InputSite, Site, submodule
 from vlm_lens.points.point import Point
+from vlm_lens.points.sites import InputSite, Site, submodule
 from vlm_lens.points.table import PointTable
 
 _MERGED = "The language model's input: embeddings with picture features in their places"

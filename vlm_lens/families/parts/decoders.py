@@ -9,6 +9,7 @@ from typing import Any
 from vlm_lens.errors import ModelError
 from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack, stack_size
 from vlm_lens.points.config import StackConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import (
     ColumnsView,
     FlatView,
@@ -18,7 +19,6 @@ from vlm_lens.points.sites import (
     OutputSite,
     Site,
 )
-from vlm_lens.points.point import Point
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from vlm_lens.families.parts.selection import by_stretches
 from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack, in_one_row
 from vlm_lens.layout.layout import ImageLayout
 from vlm_lens.points.config import StackConfig, VisionConfig
-from vlm_lens.points.sites import AttentionSite, FusedHeadView, InputSite, OutputSite, Site
 from vlm_lens.points.point import Point
+from vlm_lens.points.sites import AttentionSite, FusedHeadView, InputSite, OutputSite, Site
 
 TOWER, TEXT = "model.visual", "model.language_model"
 

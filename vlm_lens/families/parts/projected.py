@@ -17,8 +17,8 @@ from vlm_lens.families.parts.stack import Stack
 from vlm_lens.families.parts.towers import Tower, describe_tower
 from vlm_lens.layout.layout import ImageLayout
 from vlm_lens.points.config import VisionConfig
-from vlm_lens.points.sites import InputSite, OutputSite, View
 from vlm_lens.points.point import Point
+from vlm_lens.points.sites import InputSite, OutputSite, View
 
 
 class ProjectedFamily(Family):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlm_lens.points.config import StackConfig
+from vlm_lens.points.point import Point
 from vlm_lens.points.sites import (
     AttentionSite,
     FlatView,
@@ -16,7 +17,6 @@ from vlm_lens.points.sites import (
     OutputSite,
     Site,
 )
-from vlm_lens.points.point import Point
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def in_one_row(site: Site) -> Site:
 
 
 def stack_size(config: Any) -> StackConfig:
-    """The sizes in the config of a text model or a tower, as most of transformers' configs name them."""
+    """The sizes in the config of a text model or a tower, under their usual names."""
     n_heads = config.num_attention_heads
     return StackConfig(
         n_layers=config.num_hidden_layers,
