@@ -19,6 +19,7 @@ _HOMES = {
     "Ablate": "vlm_lens.interventions",
     "Steer": "vlm_lens.interventions",
     "Intervention": "vlm_lens.interventions",
+    "Scores": "vlm_lens.scores",
     "TaskVector": "vlm_lens.reading.vectors",
     "VectorEnsemble": "vlm_lens.reading.vectors",
     "Mean": "vlm_lens.reading.mean",

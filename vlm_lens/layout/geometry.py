@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from itertools import product
 
 from vlm_lens.errors import PositionError
+from vlm_lens.serial import savable
 
 Box = tuple[float, float, float, float]
 Spans = tuple[tuple[float, float], ...]
 _EPS = 1e-6
 
 
+@savable
 @dataclass(frozen=True)
 class PixelMap:
     """How a processor maps the user's picture to the frame that is cut into patches.
@@ -54,6 +56,7 @@ class PixelMap:
         return self.to_picture((0, 0, *self.frame))
 
 
+@savable
 @dataclass(frozen=True)
 class PatchGrid:
     """A grid of patches, and at which positions of a sequence they stand.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lens.errors import PositionError
 from vlm_lens.layout.geometry import Box, PatchGrid
+from vlm_lens.serial import savable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 TEXT, SPECIAL, PAD = "text", "special", "pad"
 
 
+@savable
 @dataclass(frozen=True)
 class ImageSpace:
     """One picture in one sequence: the language model's, the tower's or the projector's.
@@ -78,6 +80,7 @@ class ImageSpace:
         return self.grids[0].pixels(position)  # raises, and says where patches stand
 
 
+@savable
 @dataclass(frozen=True)
 class ImageLayout:
     """One picture of a prompt and where its patches stand.
@@ -130,6 +133,7 @@ class _Images(tuple[ImageLayout, ...]):
             raise PositionError(f"This prompt has {count}; image {index} was asked.") from None
 
 
+@savable
 @dataclass(frozen=True)
 class Layout:
     """What stands at every position of one prompt.

@@ -1,0 +1,488 @@
+"""Scores: an array with named axes that knows the coordinates of its prompt.
+
+```
+values  xarray.DataArray, axes among
+        layer  head  query  position  kind  token  feature      (0-based numbers or names)
+                      |        |
+                      +--------+--- positions of `space`: the language model's sequence, or the
+                                    tower's or projector's, with `row` beside each position
+layout  what stands at a position: token, kind, patch, pixels
+```
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+
+from vlm_lens.errors import VLMLensError, near_matches
+from vlm_lens.layout.layout import Layout
+from vlm_lens.scores import files
+from vlm_lens.scores.places import Place, places
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from vlm_lens.figures.picture_view import PictureView
+
+POSITIONAL = ("position", "query")
+AXES = ("row", "layer", "head", "query", "position", "kind", "feature", "token")
+
+
+class ScoresError(VLMLensError):
+    """Scores asked for an axis, a place or a picture that they do not have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Numbers on coordinates: heads, blocks, positions, patches, tokens, features.
+
+    Attributes:
+        values: The numbers, an `xarray.DataArray`; `position` and `query` hold positions of
+            `space`, and the coordinate `row` beside `position` the activation's row where a
+            picture has rows of its own (tower, projector).
+        name: What the numbers are: `"attention"`, `"share of the logit"`.
+        layout: The prompt's coordinates; `None` where the scores have none.
+        pictures: The prompt's pictures.
+        space: Whose positions they are: `"text"`, `"vision"` or `"projector"`.
+        marked: Name -> positions that figures mark and `without` leaves out (`"sinks"`).
+        about: How they were made: model, method, what is summed.
+    """
+
+    values: xr.DataArray
+    name: str = "score"
+    layout: Layout | None = None
+    pictures: tuple[Image.Image, ...] = ()
+    space: str = "text"
+    marked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        unknown = [d for d in self.values.dims if d not in AXES]
+        if unknown:
+            raise ScoresError(f"Scores have axes among {', '.join(AXES)}; not {unknown}.")
+        bare = [d for d in self.values.dims if d not in self.values.coords]
+        if bare:
+            raise ScoresError(f"Each axis of scores has coordinates; {bare} have none.")
+        if self.layout is None and any(d in self.values.dims for d in POSITIONAL):
+            raise ScoresError("Scores by position need the layout of their prompt.")
+
+    # ------------------------------------------------------------------ numbers
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the axes, in order."""
+        return tuple(map(str, self.values.dims))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How long each axis is."""
+        return self.values.shape
+
+    def __len__(self) -> int:
+        return self.values.size
+
+    def sel(self, **where: Any) -> Self:
+        """Some of the scores, by coordinate: `scores.sel(layer=4, head=[0, 2])`.
+
+        A single value drops its axis.
+
+        Raises:
+            ScoresError: No such axis, or a coordinate that is not there.
+        """
+        for axis, wanted in where.items():
+            self._needs(axis)
+            known = self.values[axis].to_numpy().tolist()
+            listed = wanted if isinstance(wanted, Sequence | np.ndarray) and not isinstance(
+                wanted, str
+            ) else [wanted]  # fmt: skip
+            lost = [w for w in listed if w not in known]
+            if lost:
+                raise ScoresError(
+                    f"{axis} {lost[0]!r} is not among these scores: they have {_abridged(known)}."
+                )
+        return self._with(self.values.sel({k: _listed(v) for k, v in where.items()}))
+
+    def sum(self, *axes: str) -> Self:
+        """The sum over axes."""
+        return self._reduced("sum", axes)
+
+    def mean(self, *axes: str) -> Self:
+        """The mean over axes."""
+        return self._reduced("mean", axes)
+
+    def max(self, *axes: str) -> Self:
+        """The largest over axes."""
+        return self._reduced("max", axes)
+
+    def min(self, *axes: str) -> Self:
+        """The smallest over axes."""
+        return self._reduced("min", axes)
+
+    def _reduced(self, how: str, axes: Sequence[str]) -> Self:
+        if not axes:
+            raise ScoresError(f"Say over which axes: {how}('head'); there are {list(self.axes)}.")
+        for axis in axes:
+            self._needs(axis)
+        return self._with(getattr(self.values, how)(list(axes), keep_attrs=True))
+
+    def by_kind(self, how: str = "sum") -> Self:
+        """The `position` axis by kind of position: each picture, text, special tokens.
+
+        Args:
+            how: `"sum"` (a share of attention), `"mean"` (of each position) or `"max"`.
+
+        Raises:
+            ScoresError: No `position` axis, or another `how`.
+        """
+        self._needs("position")
+        if how not in ("sum", "mean", "max"):
+            raise ScoresError(f"by_kind gives sum, mean or max, not {how!r}.")
+        kinds = [place.kind for place in self.places()]
+        order = sorted(set(kinds), key=lambda k: (not k.startswith("image"), k))
+        parts = [
+            getattr(self.values.isel(position=[i for i, k in enumerate(kinds) if k == kind]), how)(
+                "position"
+            )
+            for kind in order
+        ]
+        return self._with(xr.concat(parts, xr.DataArray(order, dims="kind", name="kind")))
+
+    def without(self, name: str = "sinks") -> Self:
+        """The scores at all other positions than those marked so.
+
+        Raises:
+            ScoresError: No `position` axis, or nothing is marked so.
+        """
+        self._needs("position")
+        if name not in self.marked:
+            raise ScoresError(
+                f"Nothing is marked {name!r} in these scores; marked are {list(self.marked)}."
+            )
+        lost = set(self.marked[name])
+        keep = [i for i, p in enumerate(self.values["position"].to_numpy()) if int(p) not in lost]
+        marked = {k: v for k, v in self.marked.items() if k != name}
+        return replace(self._with(self.values.isel(position=keep)), marked=marked)
+
+    def without_sinks(self) -> Self:
+        """The scores without attention sinks; see `marked`."""
+        return self.without("sinks")
+
+    def __add__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.add)
+
+    def __sub__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.sub)
+
+    def __mul__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.mul)
+
+    def __truediv__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.truediv)
+
+    def _combined(self, other: Self | float, how: Callable) -> Self:
+        if not isinstance(other, Scores):
+            return self._with(how(self.values, other))
+        try:
+            left, right = xr.align(self.values, other.values, join="exact")
+        except ValueError as error:
+            raise ScoresError(
+                f"Scores of other coordinates cannot be combined: {error}. Choose the same with "
+                "sel(), or sum over what differs."
+            ) from None
+        return self._with(how(left, right))
+
+    # ------------------------------------------------------------------ places
+
+    def places(self) -> list[Place]:
+        """What stands at each entry of the `position` axis.
+
+        Raises:
+            ScoresError: There is no such axis.
+        """
+        self._needs("position")
+        return self._places_of("position")
+
+    def _places_of(self, axis: str) -> list[Place]:
+        positions = [int(p) for p in np.atleast_1d(self.values[axis].to_numpy())]
+        if axis == "position" and "row" in self.values.coords and self.values["row"].dims == (
+            "position",
+        ):  # fmt: skip
+            rows = [int(r) for r in self.values["row"].to_numpy()]
+        else:
+            rows = [self.layout.row] * len(positions)
+        return places(self.layout, self.space, list(zip(rows, positions, strict=True)))
+
+    def top(self, k: int = 10, *, largest: str = "value") -> pd.DataFrame:
+        """The largest scores, one row each, with what stands there.
+
+        Args:
+            k: How many.
+            largest: `"value"`, or `"magnitude"` for scores with a sign.
+
+        Returns:
+            A column for each axis, `token`, `patch` and `pixels` where there are positions, and
+            the score under its name.
+
+        Raises:
+            ScoresError: Another `largest`, or `k` below 1.
+        """
+        import pandas as pd
+
+        if largest not in ("value", "magnitude"):
+            raise ScoresError(f"largest is 'value' or 'magnitude', not {largest!r}.")
+        k = operator.index(k)
+        if k < 1:
+            raise ScoresError(f"top gives at least 1 score, not {k}.")
+        flat = self.values.to_numpy().reshape(-1)
+        key = np.abs(flat) if largest == "magnitude" else flat
+        key = np.where(np.isnan(key), -np.inf, key)
+        k = min(k, len(flat))
+        order = np.argpartition(-key, k - 1)[:k]
+        order = order[np.argsort(-key[order], kind="stable")]
+        index = np.unravel_index(order, self.shape) if self.shape else ((),) * 0
+        columns: dict[str, Any] = {
+            axis: self.values[axis].to_numpy()[i] for axis, i in zip(self.axes, index, strict=True)
+        }
+        if "position" in self.axes:
+            found = self.places()
+            here = [found[i] for i in index[self.axes.index("position")]]
+            columns |= {
+                "kind": [p.kind for p in here],
+                "token": [p.token for p in here],
+                "patch": [p.patch for p in here],
+                "pixels": [p.pixels for p in here],
+            }
+            if self.space != "text":
+                columns["row"] = [p.row for p in here]
+        return pd.DataFrame({**columns, self.name: flat[order]})
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All scores, one row each: a column for each axis, and the score under its name."""
+        import pandas as pd
+
+        table = self.values.rename(self.name).to_dataframe().reset_index()
+        if "position" in self.axes:
+            about = pd.DataFrame(
+                {"position": p.position, "row": p.row, "kind": p.kind, "token": p.token}
+                for p in self.places()
+            )
+            on = ["position", "row"] if "row" in table else ["position"]
+            about = about if "row" in table else about.drop(columns="row")
+            table = table.merge(about, on=on, how="left")
+        columns = [c for c in table.columns if c != self.name]
+        return table[[*columns, self.name]]
+
+    def to_xarray(self) -> xr.DataArray:
+        """The numbers as an `xarray.DataArray` of its own, with `about` as attributes."""
+        plain = {k: v for k, v in self.about.items() if isinstance(v, str | int | float)}
+        return self.values.rename(self.name).assign_attrs(plain).copy()
+
+    # ------------------------------------------------------------------ pictures
+
+    def plot(self) -> go.Figure | PictureView:
+        """The figure that fits the axes.
+
+        Blocks by heads, blocks by positions and other pairs are heat maps, one axis is a line;
+        positions alone are the tokens as coloured text, with the pictures. Further axes get
+        sliders.
+
+        Raises:
+            ScoresError: A single number.
+        """
+        wide = [a for a, n in zip(self.axes, self.shape, strict=True) if n > 1]
+        if not wide:
+            raise ScoresError(f"This is a single number, {float(self.values.squeeze()):.4g}.")
+        if wide == ["position"]:
+            return self.over_tokens()
+        from vlm_lens.figures.score_map import score_map
+
+        return score_map(
+            self.values.squeeze(drop=False).transpose(*wide).to_numpy()
+            if len(wide) != len(self.axes)
+            else self.values.to_numpy(),
+            {axis: self._labels(axis) for axis in wide},
+            name=self.name,
+            subtitle=self._subtitle(),
+        )
+
+    def over_picture(self, **where: Any) -> PictureView:
+        """The scores laid over the pictures, the tokens below, with sliders for other axes.
+
+        Args:
+            **where: What is shown, by coordinate, as in `sel`: `over_picture(layer=4, head=2)`.
+
+        Raises:
+            ScoresError: No position of these scores is a patch of a picture.
+        """
+        chosen = self.sel(**where) if where else self
+        return _view(chosen, pictures=True)
+
+    def over_tokens(self, **where: Any) -> PictureView:
+        """The prompt's tokens as coloured text, with pictures where scores lie on them."""
+        chosen = self.sel(**where) if where else self
+        return _view(chosen, pictures=any(p.patch for p in chosen.places()))
+
+    def _labels(self, axis: str) -> list[str]:
+        if axis in POSITIONAL:
+            return [f"{p.position} {p.label}" for p in self._places_of(axis)]
+        return [str(v) for v in self.values[axis].to_numpy().tolist()]
+
+    def _subtitle(self) -> str:
+        return ", ".join(
+            f"{axis} {self.values[axis].item()}"
+            for axis in self.values.coords
+            if self.values[axis].ndim == 0
+        )
+
+    # ------------------------------------------------------------------ files, print
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the scores into a folder: safetensors, JSON and the pictures as PNG.
+
+        Returns:
+            The folder.
+        """
+        return files.save(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            VLMLensError: No scores are there.
+        """
+        return cls(**files.load(folder))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{a} {n}" for a, n in zip(self.axes, self.shape, strict=True))
+        head = f"Scores({self.name}: {sizes or 'one number'})"
+        about = "; ".join(f"{k} {v}" for k, v in self.about.items())
+        marked = "; ".join(f"{k} at {_abridged(list(v))}" for k, v in self.marked.items() if v)
+        lines = [head, *(f"  {line}" for line in (about, marked) if line)]
+        if self.shape and self.values.size:
+            lines.append(_table(self).to_string(index=False))
+        elif not self.shape:
+            lines.append(f"  {float(self.values):.4g}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head, *rest = repr(self).split("\n")
+        if not self.shape or not self.values.size:
+            return f"<pre>{escape(repr(self))}</pre>"
+        about = "".join(f"<div>{escape(r)}</div>" for r in rest if r.startswith("  ") and "  " in r)
+        about = about if self.about or any(self.marked.values()) else ""
+        table = _table(self).to_html(index=False, border=0)
+        return f"<div><b>{escape(head)}</b>{about}{table}</div>"
+
+    def _needs(self, axis: str) -> None:
+        if axis not in self.axes:
+            raise ScoresError(
+                f"These scores have no axis {axis!r}; they have {list(self.axes)}."
+                + near_matches(axis, self.axes)
+            )
+
+    def _with(self, values: xr.DataArray) -> Self:
+        return replace(self, values=values)
+
+
+def scores(
+    values: np.ndarray, axes: Mapping[str, Sequence[Hashable]], rows: Sequence[int] | None = None,
+    **about: Any,
+) -> Scores:  # fmt: skip
+    """Scores from an array and its axes.
+
+    Args:
+        values: The numbers.
+        axes: Axis -> its coordinates, in the array's order.
+        rows: The activation's row of each position, for tower and projector.
+        **about: The other fields of `Scores`.
+    """
+    array = xr.DataArray(values, dims=list(axes), coords={k: (k, list(v)) for k, v in axes.items()})
+    if rows is not None:
+        array = array.assign_coords(row=("position", list(rows)))
+    return Scores(array, **about)
+
+
+def _table(found: Scores) -> pd.DataFrame:
+    signed = bool((found.values < 0).any())
+    table = found.top(10, largest="magnitude" if signed else "value")
+    keep = [c for c in table.columns if c != "pixels" and table[c].notna().any()]
+    table = table[keep].copy()
+    table[found.name] = table[found.name].map(lambda v: f"{v:.4g}")
+    return table
+
+
+def _view(found: Scores, *, pictures: bool) -> PictureView:
+    from vlm_lens.figures.picture_view import Cell, PictureView, Token
+
+    here = found.places()
+    if pictures and not any(p.patch for p in here):
+        reason = next((im.space(found.space).why_no_grid for im in found.layout.images), "")
+        raise ScoresError(
+            "No position of these scores is a patch of a picture"
+            + (f": {reason}." if reason else ".")
+            + (" The prompt has no picture." if not found.layout.images else "")
+        )
+    others = [a for a in found.axes if a != "position"]
+    values = found.values.transpose(*others, "position").to_numpy()
+    cells, tokens = [], []
+    index = {(p.row, p.position): i for i, p in enumerate(here)}
+    if pictures:
+        from vlm_lens.scores.places import grids
+
+        for of in grids(found.layout, found.space):
+            for i, position in enumerate(of.grid.positions):
+                key = index.get((of.grid.row, position))
+                if key is not None:
+                    cells.append(Cell(of.image, of.number, divmod(i, of.grid.cols), key))
+    if found.space == "text":
+        for i, (string, kind) in enumerate(_tokens_of(found.layout)):
+            tokens.append(Token(string, kind, index.get((found.layout.row, i)), i))
+    sliders = {axis: found._labels(axis) for axis in others if len(found._labels(axis)) > 1}
+    shape = [len(labels) for labels in sliders.values()]
+    return PictureView(
+        values=values.reshape(*shape, len(here)),
+        sliders=sliders,
+        cells=tuple(cells),
+        tokens=tuple(tokens),
+        grids={(of.image, of.number): of.grid for of in _grids(found)} if pictures else {},
+        pictures=found.pictures,
+        labels=tuple(f"position {p.position}, {p.label}" for p in here),
+        marked=tuple(i for i, p in enumerate(here) if any(
+            p.position in positions for positions in found.marked.values())),
+        name=found.name,
+        subtitle=found._subtitle(),
+    )  # fmt: skip
+
+
+def _grids(found: Scores) -> list:
+    from vlm_lens.scores.places import grids
+
+    return list(grids(found.layout, found.space))
+
+
+def _tokens_of(layout: Layout) -> list[tuple[str, str]]:
+    strings = layout.strings or tuple(f"#{t}" for t in layout.token_ids)
+    return [(s, str(k)) for s, k in zip(strings, layout.kinds, strict=True)]
+
+
+def _listed(wanted: Any) -> Any:
+    if isinstance(wanted, np.ndarray | range | tuple):
+        return list(wanted)
+    return wanted
+
+
+def _abridged(values: Sequence[Any]) -> str:
+    shown = ", ".join(map(str, values[:8]))
+    return shown + (f", ... ({len(values)} in all)" if len(values) > 8 else "")
