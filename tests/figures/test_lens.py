@@ -8,7 +8,6 @@ import torch
 
 from vlm_lens import At, Last, LogitLens, Patches
 from vlm_lens.errors import PositionError
-from vlm_lens.figures.lens import lens_figure, lens_image_figure
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageLayout, ImageSpace, Layout
@@ -53,7 +52,7 @@ def one_picture(rows, cols, first, pixel_map):
 
 
 def test_each_place_shows_its_top_token_and_probability(result):
-    fig = lens_figure(result)
+    fig = result.plot()
     found = {}
     for trace in fig.data:  # one heat map for each stretch of text or patches, left to right
         for column in range(len(trace.x) - 1):
@@ -72,7 +71,7 @@ def test_each_place_shows_its_top_token_and_probability(result):
 
 
 def test_text_columns_hold_top_tokens(result):
-    fig = lens_figure(result)
+    fig = result.plot()
     text = fig.data[0].text
     for layer in range(len(result.points)):
         for i in range(len(text[layer])):
@@ -81,7 +80,7 @@ def test_text_columns_hold_top_tokens(result):
 
 
 def test_block_0_is_at_the_bottom(result):
-    fig = lens_figure(result)
+    fig = result.plot()
     n = len(result.points)
     assert fig.layout.yaxis.ticktext == tuple(map(str, range(n)))
     assert fig.layout.yaxis.tickvals == tuple(range(n))
@@ -92,14 +91,14 @@ def test_block_0_is_at_the_bottom(result):
 
 def test_hover_says_what_was_asked(result):
     row = result.rows[0]
-    hover = lens_figure(result).data[0].hovertext[1][0]
+    hover = result.plot().data[0].hovertext[1][0]
     expected = f"asked: ':' {float(row.token_probs[1, 0, 0]):.2%}"
     assert f"{expected}, rank {int(row.token_ranks[1, 0, 0])}" in hover
 
 
 def test_columns_are_labelled_by_position_and_token(result):
     layout = result.rows[0].layout
-    ticks = lens_figure(result).layout.xaxis.ticktext
+    ticks = result.plot().layout.xaxis.ticktext
     assert ticks[0] == "0<br>&lt;s&gt;"  # plotly would strike the text through
     assert ticks[-1] == f"{layout.last}<br>:"
     assert any(t.endswith("<br>\\n") for t in ticks)
@@ -108,7 +107,7 @@ def test_columns_are_labelled_by_position_and_token(result):
 def test_few_patches_have_columns_of_their_own(clip, picture):
     prompt = clip.prompt(TEXT, [picture])
     result = LogitLens(at=Patches(0, rows=1)).run(clip, prompt)
-    fig = lens_figure(result)
+    fig = result.plot()
     positions = result.rows[0].positions
     assert fig.layout.xaxis.ticktext == tuple(f"{p}<br>(1, {c})" for c, p in enumerate(positions))
     assert fig.data[0].text is not None
@@ -118,7 +117,7 @@ def test_a_long_prompt_stays_narrow():
     image = one_picture(24, 24, 2, PixelMap((336, 336), (336, 336), (1.0, 1.0)))
     strings = ["Q", ":", *["<image>"] * 576, "A", ":"]
     kinds = ["text", "text", *["image 0"] * 576, "text", "text"]
-    fig = lens_figure(small_result(strings, kinds, [image]))
+    fig = small_result(strings, kinds, [image]).plot()
     assert [len(t.x) - 1 for t in fig.data] == [2, 576, 2]
     assert fig.layout.width < 900
     assert fig.layout.xaxis.ticktext[2] == "2..577<br>image 0<br>24 x 24 patches"
@@ -132,7 +131,7 @@ def test_a_long_prompt_stays_narrow():
 
 def test_one_position_shows_ranks(clip, picture):
     result = LogitLens(at=Last(), k=4, embedding=True).run(clip, clip.prompt(TEXT, [picture]))
-    fig = lens_figure(result)
+    fig = result.plot()
     (trace,) = fig.data
     assert fig.layout.yaxis.ticktext[:3] == ("input", "0", "1")
     for layer in range(clip.cfg.n_layers + 1):
@@ -143,15 +142,15 @@ def test_one_position_shows_ranks(clip, picture):
 def test_padding_is_left_out(clip, picture):
     batch = clip.prompt(["Q:A", "Q:Greece\nA:Athens\n\nQ:<image>\nA:"], [[], [picture]])
     result = LogitLens().run(clip, batch)
-    ticks = lens_figure(result, row=0).layout.xaxis.ticktext
+    ticks = result.plot(row=0).layout.xaxis.ticktext
     assert ticks[0] == f"{batch.layouts[0].start}<br>&lt;s&gt;"
     with pytest.raises(PositionError, match="2 row"):
-        lens_figure(result, row=2)
+        result.plot(row=2)
 
 
 def test_tokens_are_escaped():
     result = small_result(["<b>", "a&b"], ["text"] * 2, labels={0: "<i>x", 1: "$&"})
-    fig = lens_figure(result)
+    fig = result.plot()
     assert fig.data[0].text[0][0] == "&lt;i&gt;x"
     assert "&lt;i&gt;x" in fig.data[0].hovertext[0][0] and "$&amp;" in fig.data[0].hovertext[0][0]
     assert fig.layout.xaxis.ticktext == ("0<br>&lt;b&gt;", "1<br>a&amp;b")
@@ -162,7 +161,7 @@ def test_tokens_are_escaped():
 
 def test_boxes_of_the_grid_are_the_pixels_of_the_patches(result):
     image = result.rows[0].layout.image[0]
-    trace = lens_image_figure(result).data[0]
+    trace = result.plot_image().data[0]
     for position in image.grid.positions:
         row, col = image.grid.cell(position)
         box = (trace.x[col], trace.y[row], trace.x[col + 1], trace.y[row + 1])
@@ -171,7 +170,7 @@ def test_boxes_of_the_grid_are_the_pixels_of_the_patches(result):
 
 def test_each_patch_shows_its_own_token(result):
     row, image = result.rows[0], result.rows[0].layout.image[0]
-    fig = lens_image_figure(result)
+    fig = result.plot_image()
     assert len(fig.data) == len(result.points)
     for layer, trace in enumerate(fig.data):
         for position in image.grid.positions:
@@ -184,7 +183,7 @@ def test_each_patch_shows_its_own_token(result):
 
 
 def test_the_slider_shows_one_layer(result):
-    fig = lens_image_figure(result)
+    fig = result.plot_image()
     n = len(result.points)
     assert [t.visible for t in fig.data] == [*[False] * (n - 1), True]
     (slider,) = fig.layout.sliders
@@ -195,7 +194,7 @@ def test_the_slider_shows_one_layer(result):
 
 
 def test_the_picture_lies_under_its_grid_and_what_is_cut_away_is_dimmed(result, picture):
-    fig = lens_image_figure(result)
+    fig = result.plot_image()
     (shown,) = fig.layout.images
     assert (shown.x, shown.y, shown.sizex, shown.sizey) == (0, 0, *picture.size)
     assert shown.source.startswith("data:image/png;base64,") and shown.layer == "below"
@@ -209,7 +208,7 @@ def test_the_picture_lies_under_its_grid_and_what_is_cut_away_is_dimmed(result, 
 def test_only_what_was_decoded_is_coloured(clip, picture):
     prompt = clip.prompt(TEXT, [picture])
     result = LogitLens(at=Patches(0, rows=(1, 3))).run(clip, prompt)
-    z = lens_image_figure(result).data[-1].z
+    z = result.plot_image().data[-1].z
     assert [[v is not None for v in line] for line in z] == [
         [r in (1, 2)] * 4 for r in range(4)
     ]  # fmt: skip
@@ -218,7 +217,7 @@ def test_only_what_was_decoded_is_coloured(clip, picture):
 def test_a_padded_picture_keeps_its_patches_outside():
     square = PixelMap((400, 100), (336, 336), (0.84, 0.84), (0.0, 126.0))
     strings, kinds = ["<image>"] * 16, ["image 0"] * 16
-    fig = lens_image_figure(small_result(strings, kinds, [one_picture(4, 4, 0, square)]))
+    fig = small_result(strings, kinds, [one_picture(4, 4, 0, square)]).plot_image()
     assert fig.layout.yaxis.range == (250, -150)
     assert tuple(fig.data[0].y) == pytest.approx((-150, -50, 50, 150, 250))
     assert "padding around the picture" in fig.data[0].hovertext[0][0]
@@ -227,7 +226,7 @@ def test_a_padded_picture_keeps_its_patches_outside():
 
 def test_a_prompt_of_tensors_shows_the_grid_alone(clip, picture):
     tensors = clip.processor(text=TEXT, images=[picture], return_tensors="pt")
-    fig = lens_image_figure(LogitLens().run(clip, dict(tensors)))
+    fig = LogitLens().run(clip, dict(tensors)).plot_image()
     assert not fig.layout.images and "not known" in fig.layout.title.text
 
 
@@ -235,7 +234,7 @@ def test_the_second_picture_of_the_second_row(clip, picture):
     other = picture.rotate(180)
     batch = clip.prompt(["Q:A", "<image>:<image>"], [[], [picture, other]])
     result = LogitLens().run(clip, batch)
-    fig = lens_image_figure(result, image=1, row=1)
+    fig = result.plot_image(1, row=1)
     position = batch.layouts[1].image[1].patch(0, 0)
     assert f"position {position}<" in fig.data[0].hovertext[0][0]
 
@@ -243,11 +242,11 @@ def test_the_second_picture_of_the_second_row(clip, picture):
 def test_what_cannot_be_drawn_says_why(clip, picture):
     prompt = clip.prompt(TEXT, [picture])
     with pytest.raises(PositionError, match=r"decoded no position of image 0.*Patches\(0\)"):
-        lens_image_figure(LogitLens(at=Last()).run(clip, prompt))
+        LogitLens(at=Last()).run(clip, prompt).plot_image()
     with pytest.raises(PositionError, match="1 picture; image 1 was asked"):
-        lens_image_figure(LogitLens().run(clip, prompt), image=1)
+        LogitLens().run(clip, prompt).plot_image(1)
     with pytest.raises(PositionError, match="no picture"):
-        lens_image_figure(LogitLens(at=At((0, 1))).run(clip, "Q:A"))
+        LogitLens(at=At((0, 1))).run(clip, "Q:A").plot_image()
     whole = dataclasses.replace(
         small_result(["<image>"], ["image 0"]).rows[0],
         layout=Layout((4,), ("<image>",), ("image 0",), 0,
@@ -255,19 +254,14 @@ def test_what_cannot_be_drawn_says_why(clip, picture):
     )  # fmt: skip
     mixed = dataclasses.replace(small_result(["<image>"], ["image 0"]), rows=(whole,))
     with pytest.raises(PositionError, match="Its patches are mixed"):
-        lens_image_figure(mixed)
+        mixed.plot_image()
 
 
 # ------------------------------------------------------------------------------------- both
 
 
 def test_figures_need_no_network(result):
-    for fig in (lens_figure(result), lens_image_figure(result)):
+    for fig in (result.plot(), result.plot_image()):
         page = fig.to_html(include_plotlyjs=False)
         assert "http://" not in page.replace("http://www.w3.org", "")
         assert "src=" not in page
-
-
-def test_a_result_plots_itself(result):
-    assert result.plot().to_json() == lens_figure(result).to_json()
-    assert result.plot_image().to_json() == lens_image_figure(result).to_json()

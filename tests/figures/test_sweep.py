@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from vlm_lens import Ablate, Find, Last, VLMLensError
-from vlm_lens.figures.sweep import sweep_figure
 from vlm_lens.sweep import Grid, SweepResult, Variant
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -105,7 +104,7 @@ def test_errors_say_what_can_be_plotted(clip):
     with pytest.raises(VLMLensError, match="'token' is no measured number"):
         result.plot("token")
     with pytest.raises(VLMLensError, match="no records"):
-        sweep_figure(SweepResult([], {}))
+        SweepResult([], {}).plot()
     logits = swept(clip, Grid(POINT, at=Last(), vectors=VECTOR), measure="logits")
     with pytest.raises(VLMLensError, match="Nothing that was measured"):
         logits.plot()

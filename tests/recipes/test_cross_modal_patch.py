@@ -10,9 +10,10 @@ import torch
 from recipes.plain import QUERY, Plain, few_shot, right, small
 from vlm_lens import HookedVLM
 from vlm_lens.errors import VLMLensError
-from vlm_lens.recipes import CrossModalPatch, RecipeError, Result
-from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes import CrossModalPatch, RecipeError, Result, TransferResult
+from vlm_lens.recipes.parts.transfer_result import best_layer
 from vlm_lens.tasks import Task
+from vlm_lens.terms import BEST_TOKEN, MAJORITY, METHODS, NO_CONTEXT, PATCH, PROMPT
 
 TASK = "food-color"
 SEEDS = (2,)
@@ -40,12 +41,12 @@ def test_numbers_equal_plain_transformers(result):
             sweep[layer] += got
     layer = int(np.argmax(np.round(sweep, 9)))
     assert result.layer == layer
-    said = {t.NO_CONTEXT: [[plain.says(QUERY, [row.image]) for row in test]]}
-    said[t.PATCH] = [
+    said = {NO_CONTEXT: [[plain.says(QUERY, [row.image]) for row in test]]}
+    said[PATCH] = [
         [plain.says(QUERY, [r.image], outputs=[plain.put(layer, vectors[s][layer])]) for r in test]
         for s in SEEDS
     ]
-    said[t.PROMPT] = [
+    said[PROMPT] = [
         [
             plain.says(text, [row.image])
             for text, row in zip(few_shot(test, seed, QUERY), test, strict=True)
@@ -82,7 +83,7 @@ def test_balanced_accuracy_and_intervals_over_seeds(toy):
 
 def test_every_method_is_there_with_its_interval(result):
     table = result.table
-    assert list(dict.fromkeys(table["method"])) == list(t.METHODS)
+    assert list(dict.fromkeys(table["method"])) == list(METHODS)
     assert list(dict.fromkeys(table["task"])) == [TASK, "mean"]
     assert (table["low"] <= table["accuracy"] + 1e-12).all()
     assert (table["high"] >= table["accuracy"] - 1e-12).all()
@@ -98,8 +99,8 @@ def test_layer_ties_go_to_the_lowest_and_tasks_weigh_the_same():
     rows = [("a", 1, 0, 0.2), ("a", 1, 1, 0.7), ("a", 1, 2, 0.7), ("a", 2, 0, 0.2),
             ("a", 2, 1, 0.7), ("a", 2, 2, 0.7), ("b", 1, 0, 0.9), ("b", 1, 1, 0.4),
             ("b", 1, 2, 0.4)]  # fmt: skip
-    assert t.best_layer(pd.DataFrame(rows, columns=columns)) == 0
-    assert t.best_layer(pd.DataFrame(rows[:6], columns=columns)) == 1
+    assert best_layer(pd.DataFrame(rows, columns=columns)) == 0
+    assert best_layer(pd.DataFrame(rows[:6], columns=columns)) == 1
 
 
 def test_single_vector_instruction_and_given_layer(toy):
@@ -107,7 +108,7 @@ def test_single_vector_instruction_and_given_layer(toy):
     one = recipe.run(toy, progress=False)
     assert one.layer == 4 and one.layers.empty
     assert set(one.table["method"]) == {
-        t.NO_CONTEXT, t.PROMPT, t.PATCH, t.MAJORITY, t.BEST_TOKEN,
+        NO_CONTEXT, PROMPT, PATCH, MAJORITY, BEST_TOKEN,
     }  # fmt: skip
     assert len(recipe.vector(toy, Task.load(TASK), 1).prompts) == 1
     with pytest.raises(RecipeError, match="no sweep"):
@@ -183,12 +184,12 @@ def test_a_source_model_is_loaded_like_the_model_and_must_fit(toy, load, tmp_pat
 
 def test_files_figures_and_text(result, tmp_path):
     again = Result.load(result.save(tmp_path))
-    assert type(again) is t.TransferResult and again.layer == result.layer
+    assert type(again) is TransferResult and again.layer == result.layer
     assert repr(again) == repr(result)
     assert {p.name for p in tmp_path.glob("*.html")} == {
-        "transfer.html", "controls.html", "layer_sweep.html",
+        "transfer.html", "methods.html", "layer_sweep.html",
     }  # fmt: skip
     assert result.plot().layout.yaxis.title.text == "accuracy (prefix rule)"
     bars = {bar.name for bar in result.plot().data}
-    assert t.BEST_TOKEN in bars and len(bars) == 7  # more would be too thin to read
+    assert BEST_TOKEN in bars and len(bars) == 7  # more would be too thin to read
     assert len(result.plot_layers().data) == 1

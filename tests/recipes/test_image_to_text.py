@@ -7,7 +7,7 @@ import pytest
 
 from recipes.plain import Plain, right, small
 from vlm_lens.recipes import CrossModalPatch, ImageToText, RecipeError
-from vlm_lens.recipes.image_to_text import TEXT_PROMPT
+from vlm_lens.terms import TEXT_PROMPT
 
 LAYER, SEED = 4, 2
 TASK = small("food-color", 10, 12)

@@ -13,6 +13,7 @@ from vlm_lens import HookedVLM
 from vlm_lens.recipes import RecipeError, Result
 from vlm_lens.recipes import inter_model_transfer as m
 from vlm_lens.recipes.inter_model_transfer import InterModelTransfer
+from vlm_lens.terms import PATCH_BASE, PATCH_UNRELATED
 
 TASKS = tuple(map(small, ("food-color", "food-flavor")))
 LAYER = 4
@@ -42,10 +43,10 @@ def test_accuracy_and_cosine_equal_plain_transformers(result):
     edit = vlm.put(LAYER, vectors[task.name][0][LAYER])
     said = [vlm.says(QUERY, [row.image], outputs=[edit]) for row in task.test]
     got = [s.strip() for s in result.predictions.query(
-        "method == @m.BASE and task == @task.name")["prediction"]]  # fmt: skip
+        "method == @PATCH_BASE and task == @task.name")["prediction"]]  # fmt: skip
     assert got == said
     expected = np.mean([right(s, r.answers) for s, r in zip(said, task.test, strict=True)])
-    assert result.accuracy(m.BASE, task.name) == pytest.approx(expected, abs=1e-12)
+    assert result.accuracy(PATCH_BASE, task.name) == pytest.approx(expected, abs=1e-12)
     for one, two in ((task, task), (task, other), (other, task)):
         mine = result.cosine_table("base", LAYER).query(
             "llm_task == @one.name and vlm_task == @two.name")["cosine"].item()  # fmt: skip
@@ -56,9 +57,9 @@ def test_accuracy_and_cosine_equal_plain_transformers(result):
 
 def test_a_model_as_its_own_unrelated_model_gives_its_own_numbers(result):
     for task in (*(one.name for one in TASKS), "mean"):
-        assert result.accuracy(m.UNRELATED, task) == result.accuracy("Patch", task)
+        assert result.accuracy(PATCH_UNRELATED, task) == result.accuracy("Patch", task)
     assert result.cosine("unrelated")["matched"] == pytest.approx(1)
-    assert result.accuracy("Wrong task, same domain, base LLM") < result.accuracy(m.BASE)
+    assert result.accuracy("Wrong task, same domain, base LLM") < result.accuracy(PATCH_BASE)
 
 
 def test_centered_cosines_are_those_of_what_differs_between_tasks(toy, vicuna):
@@ -107,7 +108,7 @@ def test_an_instruction_runs_with_the_controls_that_it_has(toy, vicuna):
     recipe = InterModelTransfer(tasks=TASKS, source="instruction", layer=LAYER, source_model=vicuna)
     found = recipe.run(toy, progress=False)
     methods = set(found.table["method"])
-    assert {m.BASE, "Wrong task, same domain, base LLM"} <= methods
+    assert {PATCH_BASE, "Wrong task, same domain, base LLM"} <= methods
     assert "Shuffled labels, base LLM" not in methods
     llm, task = Plain("toy-vicuna"), TASKS[0]
     kept = []
@@ -115,5 +116,5 @@ def test_an_instruction_runs_with_the_controls_that_it_has(toy, vicuna):
     vlm = Plain("toy-llava")
     edit = vlm.put(LAYER, kept[0][0, -1])
     said = [vlm.says(QUERY, [row.image], outputs=[edit]) for row in task.test]
-    got = found.predictions.query("method == @m.BASE and task == @task.name")["prediction"]
+    got = found.predictions.query("method == @PATCH_BASE and task == @task.name")["prediction"]
     assert [text.strip() for text in got] == said

@@ -154,7 +154,7 @@ def test_a_grid_of_tasks_and_modalities(result, toy):
     from vlm_lens.figures.phases import phase_grid
 
     text = PhaseAnalysis("food-color", runs=2).run(toy, progress=False)
-    figure = phase_grid([result, text])
+    figure = phase_grid([result.curves, text.curves])
     said = [a.text for a in figure.layout.annotations]
     assert said == ["image examples", "text examples", "country-capital", "food-color"]
     assert len(figure.data) == 18

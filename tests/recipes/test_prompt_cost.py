@@ -8,6 +8,7 @@ from recipes.plain import Plain
 from vlm_lens.recipes import PromptCost, RecipeError, Result
 from vlm_lens.recipes import prompt_cost as m
 from vlm_lens.tasks import Task
+from vlm_lens.terms import PATCHING, PROMPTING, QUERY_ONLY
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def test_tokens_equal_the_processor_s(result):
         mine = passes.query("n_examples == @n and run == 2")["tokens"].item()
         assert mine == expected
     query = plain.inputs("Q:<image>\nA:", [task.test[0].image])["input_ids"].shape[1]
-    for way in (m.PATCHING, m.QUERY):
+    for way in (PATCHING, QUERY_ONLY):
         assert set(passes[passes["method"] == way]["tokens"]) == {query}
 
 
@@ -33,13 +34,13 @@ def test_ratios_are_of_medians_and_long_prompts_take_longer(result):
     assert passes.groupby(["method", "n_examples"]).size().tolist() == [5] * 4
     median = passes.groupby(["method", "n_examples"])["seconds"].median()
     long = table[table["n_examples"] == 60].iloc[0]
-    expected = median[m.PROMPTING, 60] / median[m.PATCHING, 0]
+    expected = median[PROMPTING, 60] / median[PATCHING, 0]
     assert long["time_ratio"] == pytest.approx(expected) and expected > 1
-    assert table[table["method"] == m.PATCHING]["time_ratio"].item() == 1
+    assert table[table["method"] == PATCHING]["time_ratio"].item() == 1
 
 
 def test_what_is_patched_is_the_query_at_the_middle_block(toy):
-    prompt, edit = PromptCost(n_examples=(1,)).ways(toy, 0)[m.PATCHING, 0]
+    prompt, edit = PromptCost(n_examples=(1,)).ways(toy, 0)[PATCHING, 0]
     assert edit.point == "blocks.4.hook_resid_post"
     _, cache = toy.run_with_cache(
         prompt, names_filter="blocks.4.hook_resid_post", interventions=edit

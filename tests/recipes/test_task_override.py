@@ -14,6 +14,13 @@ from vlm_lens.recipes import task_override as m
 from vlm_lens.recipes.parts.judges import JudgeError, Wanted
 from vlm_lens.recipes.parts.override_result import OverrideResult
 from vlm_lens.recipes.task_override import OverrideItem, TaskOverride
+from vlm_lens.terms import (
+    INSTRUCTION_PATCH,
+    INSTRUCTION_RANDOM,
+    ORIGINAL_TASK,
+    SYSTEM_PROMPT,
+    WRONG_INSTRUCTION_PATCH,
+)
 
 TASKS = tuple(small(name, 4, 6) for name in ("food-color", "food-flavor", "food-kind"))
 KNOWN = Wanted("b", ("d",))
@@ -30,26 +37,29 @@ def test_answers_equal_plain_transformers(result):
     plain, (color, flavor, _) = Plain("toy-llava"), TASKS
     vector = plain.vector([flavor.instruction], nth=-1)[4]
     asked = f"{color.instruction}\nQ:<image>\nA:"
-    expected = {m.ORIGINAL: [], m.SYSTEM: [], m.PATCH: []}
+    expected = {ORIGINAL_TASK: [], SYSTEM_PROMPT: [], INSTRUCTION_PATCH: []}
     for row in color.test:
-        expected[m.ORIGINAL].append(plain.generates(asked, [row.image]))
+        expected[ORIGINAL_TASK].append(plain.generates(asked, [row.image]))
         system = f"{flavor.instruction}\n\n{asked}"
-        expected[m.SYSTEM].append(plain.generates(system, [row.image]))
+        expected[SYSTEM_PROMPT].append(plain.generates(system, [row.image]))
         patched = plain.generates(asked, [row.image], patch=(4, vector))
-        expected[m.PATCH].append(patched)
+        expected[INSTRUCTION_PATCH].append(patched)
     answers = result.tables["predictions"].query("task == @PAIR")
     for method, texts in expected.items():
         assert answers[answers["method"] == method]["prediction"].tolist() == texts
-    patched = [row.answers[0] in text for row, text in zip(flavor.test, expected[m.PATCH])]  # noqa: B905
-    share = result.table.query("task == @PAIR and method == @m.PATCH")["strict"].item()
+    patched = [
+        row.answers[0] in text
+        for row, text in zip(flavor.test, expected[INSTRUCTION_PATCH], strict=True)
+    ]
+    share = result.table.query("task == @PAIR and method == @INSTRUCTION_PATCH")["strict"].item()
     assert share == pytest.approx(np.mean(patched))
 
 
 def test_the_vector_overrides_and_the_controls_do_not(result):
     mean = result.table[result.table["task"] == "mean"].set_index("method")
-    assert mean.loc[m.PATCH, "accuracy"] > 0.5 > mean.loc[m.ORIGINAL, "accuracy"]
-    for control in (m.WRONG, m.RANDOM):
-        assert mean.loc[control, "accuracy"] < mean.loc[m.PATCH, "accuracy"] - 0.3
+    assert mean.loc[INSTRUCTION_PATCH, "accuracy"] > 0.5 > mean.loc[ORIGINAL_TASK, "accuracy"]
+    for control in (WRONG_INSTRUCTION_PATCH, INSTRUCTION_RANDOM):
+        assert mean.loc[control, "accuracy"] < mean.loc[INSTRUCTION_PATCH, "accuracy"] - 0.3
     verdicts = mean[[c for c in mean if c.startswith("judged_")]]
     np.testing.assert_allclose(verdicts.sum(axis=1), 1)
     np.testing.assert_allclose(
@@ -93,7 +103,9 @@ def test_items_and_a_judge_of_ones_own(toy, tmp_path):
     result = recipe.run(toy, progress=False)
     assert set(result.table["accuracy"]) == {1.0} and len(seen) == 3 * 4
     assert set(result.table["task"]) == {"pictures", "names", "mean"}
-    assert m.WRONG not in set(result.table["method"])  # there is one instruction only
+    assert WRONG_INSTRUCTION_PATCH not in set(
+        result.table["method"]
+    )  # there is one instruction only
     about = json.loads(json.dumps(result.provenance))
     assert about["recipe"]["items"] == 3
     again = Result.load(result.save(tmp_path))

@@ -8,8 +8,8 @@ import pytest
 from vlm_lens import HookedVLM
 from vlm_lens.recipes import CrossModalPatch
 from vlm_lens.reproduce import make_plan
+from vlm_lens.reproduce.accuracies import accuracies, controls, joined
 from vlm_lens.reproduce.experiments.phases import _ordered
-from vlm_lens.reproduce.experiments.transfer import accuracies, controls, joined
 
 
 @pytest.fixture(scope="module")

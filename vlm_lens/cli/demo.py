@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_lens.cli.common import console, load, plain_errors, shown
+from vlm_lens.terms import INTERVALS, OTHER_RULES, PATCH
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,14 +61,14 @@ def transfer_table(result: TransferResult) -> Table:
 
     summary = result.summary()
     if console().width < 120:
-        summary = summary.drop(columns=["95 % queries", "95 % seeds", "strict", "balanced"])
+        summary = summary.drop(columns=[*(name for name, *_ in INTERVALS), *OTHER_RULES])
     title = f"{result.values['source']} -> {result.values['query']}, block {result.layer}"
     table = Table(title=title, box=None, header_style="bold", padding=(0, 1))
     for column in summary.columns:
         side = "left" if column == "method" else "right"
         table.add_column(str(column), justify=side, no_wrap=True)
     for row in summary.to_dict("records"):
-        style = "bold cyan" if row["method"] == "Patch" else None
+        style = "bold cyan" if row["method"] == PATCH else None
         table.add_row(*map(shown, row.values()), style=style)
     return table
 

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from vlm_lens.figures.style import GREY, PALETTE, SEQUENTIAL, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.inter_model_transfer import InterModelResult
 
 __all__ = ["cosine_layers", "cosine_matrix"]
 
 _COLOURS = {"base": PALETTE["blue"], "unrelated": PALETTE["vermillion"]}
 
 
-def cosine_matrix(result: InterModelResult, model: str = "base") -> go.Figure:
-    """Tasks of the language model by tasks of the VLM, mean over seeds, at the patched block.
+def cosine_matrix(table: pd.DataFrame, *, llm: str, vlm: str, layer: int) -> go.Figure:
+    """Tasks of the language model by tasks of the VLM, mean over seeds, at one block.
 
     Args:
-        result: The result of InterModelTransfer.
-        model: `"base"` or `"unrelated"`.
+        table: The cosines of one language model at the block: `llm_task`, `vlm_task`, `cosine`.
+        llm: The language model's name.
+        vlm: The VLM's name.
+        layer: The 0-based block.
 
     Returns:
         The figure.
     """
-    table = result.cosine_table(model, result.layer)
     tasks = list(dict.fromkeys(table["llm_task"]))
     matrix = table.pivot_table(index="llm_task", columns="vlm_task", values="cosine")
     matrix = matrix.loc[tasks, tasks]
-    means, names = result.cosine(model), result.values["models"]
+    same = table["llm_task"] == table["vlm_task"]
     heat = go.Heatmap(
         x=tasks,
         y=tasks,
@@ -44,11 +43,11 @@ def cosine_matrix(result: InterModelResult, model: str = "base") -> go.Figure:
     )
     style(
         fig := go.Figure(heat),
-        title=f"Task vectors of {names[model]} and {names['vlm']}",
-        subtitle=f"Block {result.layer} (0-based), mean over seeds; same task "
-        f"{means['matched']:.2f}, different tasks {means['mismatched']:.2f}",
-        x=f"vector of {names['vlm']}",
-        y=f"vector of {names[model]}",
+        title=f"Task vectors of {llm} and {vlm}",
+        subtitle=f"Block {layer} (0-based), mean over seeds; same task "
+        f"{table[same]['cosine'].mean():.2f}, different tasks {table[~same]['cosine'].mean():.2f}",
+        x=f"vector of {vlm}",
+        y=f"vector of {llm}",
         height=250 + 45 * len(tasks),
         width=max(640, 300 + 70 * len(tasks)),
     )
@@ -57,21 +56,23 @@ def cosine_matrix(result: InterModelResult, model: str = "base") -> go.Figure:
     return fig
 
 
-def cosine_layers(result: InterModelResult) -> go.Figure:
+def cosine_layers(table: pd.DataFrame, *, names: Mapping[str, str], layer: int) -> go.Figure:
     """Cosine by block, of the same task and of different tasks.
 
     Args:
-        result: The result of InterModelTransfer.
+        table: The cosines: `model` (`"base"`, `"unrelated"`), `llm_task`, `vlm_task`, `layer`,
+            `cosine`.
+        names: The names of the models, that of the VLM under `"vlm"`.
+        layer: The 0-based block that is patched.
 
     Returns:
         The figure.
     """
-    fig, names = go.Figure(), result.values["models"]
-    for model in dict.fromkeys(result.tables["cosine"]["model"]):
-        table = result.cosine_table(model)
-        same = table["llm_task"] == table["vlm_task"]
+    fig = go.Figure()
+    for model, mine in table.groupby("model", sort=False):
+        same = mine["llm_task"] == mine["vlm_task"]
         for what, rows, dash in (("same", same, "solid"), ("different", ~same, "dot")):
-            by_layer = table[rows].groupby("layer")["cosine"].mean()
+            by_layer = mine[rows].groupby("layer")["cosine"].mean()
             fig.add_scatter(
                 x=by_layer.index,
                 y=by_layer,
@@ -80,9 +81,9 @@ def cosine_layers(result: InterModelResult) -> go.Figure:
                 line={"color": _COLOURS[model], "width": 2.4, "dash": dash},
             )
     fig.add_vline(
-        x=result.layer,
+        x=layer,
         line={"color": GREY, "dash": "dash", "width": 1},
-        annotation={"text": f"patched: block {result.layer}", "textangle": 0},
+        annotation={"text": f"patched: block {layer}", "textangle": 0},
         annotation_position="bottom right",
     )
     style(
@@ -94,6 +95,6 @@ def cosine_layers(result: InterModelResult) -> go.Figure:
         height=420,
     )
     fig.update_layout(legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0})
-    fig.update_yaxes(range=[min(0.0, result.tables["cosine"]["cosine"].min()) - 0.03, 1.05])
-    fig.update_xaxes(dtick=1 if result.tables["cosine"]["layer"].max() <= 20 else 4)
+    fig.update_yaxes(range=[min(0.0, table["cosine"].min()) - 0.03, 1.05])
+    fig.update_xaxes(dtick=1 if table["layer"].max() <= 20 else 4)
     return fig

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.figures.style import GREY, PALETTE, style
 
-if TYPE_CHECKING:
-    from vlm_lens.recipes.prompt_cost import CostResult
-
 __all__ = ["cost_lines"]
 
 
-def cost_lines(result: CostResult) -> go.Figure:
+def cost_lines(table: pd.DataFrame, *, device: str) -> go.Figure:
     """Prompting by number of examples; patching and the query alone as level lines.
 
     Args:
-        result: The result of PromptCost.
+        table: Rows with `n_examples` (0 for patching, then for the query alone), `tokens`,
+            `seconds` with quartiles `seconds_low` and `seconds_high`, and `extra` bytes.
+        device: Where it was measured.
 
     Returns:
         The figure.
     """
-    table = result.table
     shown, rest = table[table["n_examples"] > 0], table[table["n_examples"] == 0]
     fig = make_subplots(1, 2, horizontal_spacing=0.13)
     columns = (
@@ -63,7 +60,7 @@ def cost_lines(result: CostResult) -> go.Figure:
     style(
         fig,
         title="What examples in the prompt cost",
-        subtitle=f"One forward pass on {result.values['device']}; medians, time with quartiles",
+        subtitle=f"One forward pass on {device}; medians, time with quartiles",
         x="examples in the prompt",
         height=430,
     )

@@ -3,68 +3,60 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.figures.style import SEQUENTIAL, style
-from vlm_lens.recipes.parts.transfer_result import short_names
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from vlm_lens.recipes.top_decodings import TopDecodingsResult
+from vlm_lens.terms import examples_of, short_names
 
 __all__ = ["commonest_tokens", "vector_tokens"]
 
 _LETTERS = 8
 
 
-def vector_tokens(result: TopDecodingsResult) -> go.Figure:
+def vector_tokens(table: pd.DataFrame) -> go.Figure:
     """The most likely token of each mean vector, by layer.
 
     Args:
-        result: The result of TopDecodings.
+        table: Rows with `task`, `source`, `layer`, `token` and `prob`, the likeliest first.
 
     Returns:
         The figure; the next tokens are shown by pointing.
     """
     return _cells(
-        result, result.table, "prob", title="What the mean vector decodes to",
+        table, "prob", title="What the mean vector decodes to",
         subtitle="The most likely token; colour: its probability",
         bar="probability",
     )  # fmt: skip
 
 
-def commonest_tokens(result: TopDecodingsResult) -> go.Figure:
+def commonest_tokens(table: pd.DataFrame) -> go.Figure:
     """The token that is most often the most likely of a single run, by layer.
 
     Args:
-        result: The result of TopDecodings.
+        table: Rows with `task`, `source`, `layer`, `token` and `share`, the commonest first.
 
     Returns:
         The figure; other tokens are shown by pointing.
     """
     return _cells(
-        result, result.tables["top_1"], "share", title="What single prompts decode to",
+        table, "share", title="What single prompts decode to",
         subtitle="The commonest first token over prompts; colour: the share of prompts",
         bar="share of prompts",
     )  # fmt: skip
 
 
-def _cells(
-    result: TopDecodingsResult, table: pd.DataFrame, value: str, *, title: str, subtitle: str,
-    bar: str,
-) -> go.Figure:  # fmt: skip
+def _cells(table: pd.DataFrame, value: str, *, title: str, subtitle: str, bar: str) -> go.Figure:
     tasks = list(dict.fromkeys(table["task"]))
     sources = list(dict.fromkeys(table["source"]))
     layers = sorted(set(table["layer"]))
     short = short_names(tasks)
     fig = make_subplots(
         rows=1, cols=len(sources), shared_yaxes=True, horizontal_spacing=0.02,
-        subplot_titles=[s if s == "instruction" else f"{s} examples" for s in sources],
+        subplot_titles=list(map(examples_of, sources)),
     )  # fmt: skip
     groups = {key: cell for key, cell in table.groupby(["source", "task", "layer"], sort=False)}
     for col, source in enumerate(sources, 1):

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.figures.style import GREY, PALETTE, fade, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.instruction_ensemble import EnsembleResult
+from vlm_lens.terms import AVERAGED, ENSEMBLE, EXAMPLES, IN_CONTEXT, INSTRUCTION, MEAN
 
 __all__ = ["ensemble_curves"]
 
-_COLOURS = {"Examples": PALETTE["blue"], "Ensemble": PALETTE["vermillion"]}
+_COLOURS = {EXAMPLES: PALETTE["blue"], ENSEMBLE: PALETTE["vermillion"]}
 _MEANINGS = {
-    "averaged": ("vectors of several prompts, averaged", "examples in all averaged prompts"),
-    "in context": ("one prompt of n examples", "examples in the prompt"),
+    AVERAGED: ("vectors of several prompts, averaged", "examples in all averaged prompts"),
+    IN_CONTEXT: ("one prompt of n examples", "examples in the prompt"),
 }
 
 
-def ensemble_curves(result: EnsembleResult) -> go.Figure:
+def ensemble_curves(table: pd.DataFrame, *, layer: int) -> go.Figure:
     """The mean over tasks against n, one panel a meaning of n.
 
     Args:
-        result: The result of InstructionEnsemble.
+        table: Rows with `method`, `meaning`, `n`, `task`, `accuracy`, and `sd` over seeds.
+        layer: The 0-based block that is patched.
 
     Returns:
         The figure; bands are one standard deviation over seeds, the dashed line the instruction.
     """
-    table = result.table[result.table["task"] == "mean"]
+    table = table[table["task"] == MEAN]
     meanings = [m for m in _MEANINGS if (table["meaning"] == m).any()]
     fig = make_subplots(
         rows=1, cols=len(meanings), shared_yaxes=True, horizontal_spacing=0.05,
         subplot_titles=[_MEANINGS[m][0] for m in meanings],
     )  # fmt: skip
-    told = float(table.loc[table["method"] == "Instruction", "accuracy"].iloc[0])
+    told = float(table.loc[table["method"] == INSTRUCTION, "accuracy"].iloc[0])
     for col, meaning in enumerate(meanings, 1):
         place = {"row": 1, "col": col}
         ends = table.loc[table["meaning"] == meaning, "n"]
@@ -60,8 +58,8 @@ def ensemble_curves(result: EnsembleResult) -> go.Figure:
                 "%{customdata:.3f})<extra></extra>",
             )  # fmt: skip
         fig.add_scatter(
-            x=[ends.min(), ends.max()], y=[told, told], name="Instruction", mode="lines",
-            legendgroup="Instruction", showlegend=col == 1, hoverinfo="name+y",
+            x=[ends.min(), ends.max()], y=[told, told], name=INSTRUCTION, mode="lines",
+            legendgroup=INSTRUCTION, showlegend=col == 1, hoverinfo="name+y",
             line={"color": GREY, "width": 2, "dash": "dash"}, **place,
         )  # fmt: skip
         fig.update_xaxes(
@@ -70,7 +68,7 @@ def ensemble_curves(result: EnsembleResult) -> go.Figure:
         )  # fmt: skip
     style(
         fig, title="Instruction, examples, and both",
-        subtitle=f"Patched after block {result.values['layer']} (0-based); test rows, mean over "
+        subtitle=f"Patched after block {layer} (0-based); test rows, mean over "
         "tasks and seeds; bands: one standard deviation over seeds",
         height=440,
     )  # fmt: skip

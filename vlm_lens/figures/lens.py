@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
@@ -12,10 +11,7 @@ from vlm_lens.errors import PositionError
 from vlm_lens.figures.lens_words import Words
 from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri
 from vlm_lens.figures.style import GREY, SEQUENTIAL, style
-
-if TYPE_CHECKING:
-    from vlm_lens.layout.geometry import Box, PatchGrid
-    from vlm_lens.lenses.result import LensResult
+from vlm_lens.layout.geometry import Box, PatchGrid
 
 _TOKEN_PX = 58  # width of a column with a token in it
 _LAYER_PX = 30
@@ -30,7 +26,7 @@ _OVER_PICTURE = [
 ]
 
 
-def lens_figure(result: LensResult, *, row: int = 0) -> go.Figure:
+def lens_figure(words: Words) -> go.Figure:
     """Layers by positions: in each place the top token, coloured by its probability.
 
     Block 0 is at the bottom. In long prompts the patches of a picture stand side by side in narrow
@@ -39,24 +35,19 @@ def lens_figure(result: LensResult, *, row: int = 0) -> go.Figure:
     tokens of each layer.
 
     Args:
-        result: What a lens has seen.
-        row: Which prompt of the batch.
+        words: What a lens says of a prompt.
 
     Returns:
         A figure with one heat map for each stretch of text or patches.
-
-    Raises:
-        PositionError: There is no such row, or nothing of it was decoded.
     """
-    words = Words(result, row)
-    if len(words.row.positions) == 1:
+    if len(words.positions) == 1:
         return _ranks_figure(words)
     fig = go.Figure()
     ticks: list[tuple[float, str]] = []
     left, borders = 0.0, []
     for image, indices in words.stretches():
         n = len(indices)
-        compact = image is not None and len(words.row.positions) > _FEW
+        compact = image is not None and len(words.positions) > _FEW
         width = min(max(n * 4, _RUN_PX[0]), _RUN_PX[1]) / _TOKEN_PX if compact else n
         xs = [left + width * i / n for i in range(n + 1)]
         depth = 10 if not compact else 3 if n <= 600 else 1  # hover texts add up to megabytes
@@ -64,7 +55,7 @@ def lens_figure(result: LensResult, *, row: int = 0) -> go.Figure:
             fig,
             words,
             xs,
-            z=[[float(words.row.top_probs[la, i, 0]) for i in indices] for la in words.layers],
+            z=[[float(words.top_probs[la, i, 0]) for i in indices] for la in words.layers],
             text=None if compact else [[words.top(la, i) for i in indices] for la in words.layers],
             hover=[[words.hover(la, i, depth) for i in indices] for la in words.layers],
         )
@@ -72,7 +63,7 @@ def lens_figure(result: LensResult, *, row: int = 0) -> go.Figure:
             ticks.append((left + width / 2, words.run(image, indices)))
             borders += [left, left + width]
         else:
-            at = words.row.positions
+            at = words.positions
             ticks += [(left + k + 0.5, words.column(at[i])) for k, i in enumerate(indices)]
         left += width
     for at in borders:
@@ -83,15 +74,12 @@ def lens_figure(result: LensResult, *, row: int = 0) -> go.Figure:
     return _by_layer(fig, words, left, x="position, and the token read there")
 
 
-def lens_image_figure(
-    result: LensResult, *, image: int = 0, row: int = 0, grid: int | None = None
-) -> go.Figure:
+def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) -> go.Figure:
     """Decodings over a picture: in each patch the top token, opaque where it is likely.
 
     Args:
-        result: What a lens has seen at the picture's positions.
+        words: What a lens says at the picture's positions.
         image: Which picture of the prompt.
-        row: Which prompt of the batch.
         grid: Which of the picture's grids, on families that also cut it into tiles; by default
             the first of which something was decoded.
 
@@ -102,7 +90,6 @@ def lens_image_figure(
         PositionError: The prompt has no such picture, no position of it holds a single patch, or
             the lens decoded none of them.
     """
-    words = Words(result, row)
     patches, cells = _decoded_grid(words, image, grid)
     xs, ys = cell_edges(patches)
     size = patches.pixels_of.picture
@@ -111,7 +98,7 @@ def lens_image_figure(
     font = max(8, min(12, round(min(xs[1] - xs[0], ys[1] - ys[0]) * zoom / 4)))
     letters = int((xs[1] - xs[0]) * zoom / (0.7 * font))
     depth = 10 if patches.rows * patches.cols <= 100 else 5
-    probs = words.row.top_probs
+    probs = words.top_probs
     fig = go.Figure()
     for la in words.layers:
         fig.add_heatmap(
@@ -132,8 +119,7 @@ def lens_image_figure(
             visible=la == words.layers[-1],
             name=words.layer(la),
         )  # fmt: skip
-    pictures = result.pictures[row] if row < len(result.pictures) else ()
-    picture = pictures[image] if image < len(pictures) else None
+    picture = words.pictures[image] if image < len(words.pictures) else None
     if picture is not None:
         fig.add_layout_image(
             source=picture_uri(picture, most=1024), x=0, y=0, sizex=size[0], sizey=size[1],
@@ -144,7 +130,7 @@ def lens_image_figure(
     style(
         fig,
         title=f"Top token in each patch of image {image}",
-        subtitle=f"{escape(result.model)}; coloured where the token is likely{known}",
+        subtitle=f"{escape(words.model)}; coloured where the token is likely{known}",
         width=max(480, round((box[2] - box[0]) * zoom) + 130),
         height=round((box[3] - box[1]) * zoom) + 200,
     )
@@ -163,14 +149,14 @@ def lens_image_figure(
 
 def _ranks_figure(words: Words) -> go.Figure:
     """One position: layers by rank."""
-    position, row = words.row.positions[0], words.row
-    ranks = range(min(10, row.top_ids.shape[-1]))
+    position = words.positions[0]
+    ranks = range(min(10, words.top_ids.shape[-1]))
     fig = go.Figure()
     _add_layers(
         fig,
         words,
         [k - 0.5 for k in range(len(ranks) + 1)],
-        z=[[float(row.top_probs[la, 0, k]) for k in ranks] for la in words.layers],
+        z=[[float(words.top_probs[la, 0, k]) for k in ranks] for la in words.layers],
         text=[[words.top(la, 0, rank=k) for k in ranks] for la in words.layers],
         hover=[[words.hover(la, 0)] * len(ranks) for la in words.layers],
     )
@@ -210,7 +196,7 @@ def _by_layer(fig: go.Figure, words: Words, columns: float, *, x: str) -> go.Fig
     style(
         fig,
         title="What each layer would say next",
-        subtitle=f"{escape(words.result.model)}; colour: probability of the token shown",
+        subtitle=f"{escape(words.model)}; colour: probability of the token shown",
         x=x,
         y=f"{words.of_layers} (0-based, first below)",
         width=max(520, round(columns * _TOKEN_PX) + 200),
@@ -219,7 +205,7 @@ def _by_layer(fig: go.Figure, words: Words, columns: float, *, x: str) -> go.Fig
     plain = {"showgrid": False, "zeroline": False}
     fig.update_xaxes(tickangle=0, tickfont={"size": 11}, **plain)
     fig.update_yaxes(tickvals=list(words.layers), ticktext=names, **plain)
-    coloraxis = _colours(words, range(len(words.row.positions)), SEQUENTIAL)
+    coloraxis = _colours(words, range(len(words.positions)), SEQUENTIAL)
     fig.update_layout(coloraxis=coloraxis, hoverlabel_align="left")
     return fig
 
@@ -230,7 +216,7 @@ def _decoded_grid(
     """A grid of a picture, and for each of its cells the index of its decoding, if any."""
     space = words.layout.image[image].text
     space.grid(number or 0)
-    index = {position: i for i, position in enumerate(words.row.positions)}
+    index = {position: i for i, position in enumerate(words.positions)}
     for grid in space.grids if number is None else [space.grid(number)]:
         rows, cols = range(grid.rows), range(grid.cols)
         cells = [[index.get(grid.patch(r, c)) for c in cols] for r in rows]
@@ -244,7 +230,7 @@ def _decoded_grid(
 
 def _colours(words: Words, indices: Iterable[int], scale: str | list) -> dict:
     """Colours from 0 to the largest probability shown, so that faint decodings differ too."""
-    top = max(float(words.row.top_probs[:, list(indices), 0].max()), 1e-6)
+    top = max(float(words.top_probs[:, list(indices), 0].max()), 1e-6)
     bar = {
         "title": {"text": "probability", "side": "right"},
         "thickness": 12,

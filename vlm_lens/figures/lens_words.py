@@ -3,60 +3,82 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING
+
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
 
 from vlm_lens.errors import PositionError
 from vlm_lens.figures.prompt_view import runs, visible
-
-if TYPE_CHECKING:
-    from vlm_lens.lenses.result import LensResult
+from vlm_lens.layout.layout import Layout
 
 LETTERS = 8  # of a token that fit into a column
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
+@dataclass(frozen=True, eq=False)
 class Words:
-    """One row of a LensResult as texts that plotly may show: escaped, and short where asked.
+    """What a lens says of one prompt, as texts that plotly may show: escaped, short where asked.
 
-    Args:
-        result: What a lens has seen.
-        row: Which prompt of the batch.
+    Attributes:
+        layout: The prompt's coordinates.
+        positions: The positions that were decoded.
+        points: The points that were decoded, one a layer.
+        top_ids: The most likely tokens.
+        top_probs: Their probabilities.
+        asked: Tokens whose probabilities are known too, likely or not.
+        asked_probs: Their probabilities.
+        asked_ranks: Their ranks in the whole vocabulary, 0 for the most likely.
+        labels: Token id -> its text.
+        pictures: The prompt's pictures, as far as they are known.
+        model: The model's name.
 
     Raises:
-        PositionError: There is no such row, or nothing of it was decoded.
+        PositionError: Nothing was decoded.
     """
 
-    def __init__(self, result: LensResult, row: int):
-        if not -len(result.rows) <= row < len(result.rows):
-            raise PositionError(f"This result has {len(result.rows)} row(s); row {row} was asked.")
-        self.result = result
-        self.row = result.rows[row]
-        self.layout = self.row.layout
-        self.layers = range(len(result.points))
-        if not self.row.positions:
-            raise PositionError(f"The lens decoded no position of row {row}.")
+    layout: Layout
+    positions: Sequence[int]
+    points: Sequence[str]
+    top_ids: Int[Tensor, "layers positions k"]
+    top_probs: Float[Tensor, "layers positions k"]
+    asked: Sequence[int]
+    asked_probs: Float[Tensor, "layers positions asked"]
+    asked_ranks: Int[Tensor, "layers positions asked"]
+    labels: Mapping[int, str]
+    pictures: Sequence[Image.Image] = ()
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.positions:
+            raise PositionError("The lens decoded no position of this prompt.")
+
+    @property
+    def layers(self) -> range:
+        """The numbers of the decoded points."""
+        return range(len(self.points))
 
     def top(self, layer: int, i: int, *, most: int = LETTERS, rank: int = 0) -> str:
         """A decoded token, cut to `most` letters."""
-        token = self.result.labels[int(self.row.top_ids[layer, i, rank])]
+        token = self.labels[int(self.top_ids[layer, i, rank])]
         return escape(visible(token, most), quote=False)
 
     def hover(self, layer: int, i: int, depth: int = 10) -> str:
         """Where, at which layer, and the most likely tokens with their probabilities."""
-        place, point = self._places[self.row.positions[i]], self.result.points[layer]
+        place, point = self._places[self.positions[i]], self.points[layer]
         return "<br>".join([place, escape(point), *self._decoded(layer, i, depth)])
 
     def _decoded(self, layer: int, i: int, depth: int) -> Iterator[str]:
-        row, labels = self.row, self.result.labels
-        ids, probs = row.top_ids[layer, i, :depth], row.top_probs[layer, i, :depth]
+        ids, probs = self.top_ids[layer, i, :depth], self.top_probs[layer, i, :depth]
         for token, prob in zip(ids.tolist(), probs.tolist(), strict=True):
-            yield f"{prob:6.1%}  {escape(repr(labels[token]), quote=False)}"
-        for t, token in enumerate(self.result.token_ids):
-            prob, rank = float(row.token_probs[layer, i, t]), int(row.token_ranks[layer, i, t])
-            yield f"asked: {escape(repr(labels[token]), quote=False)} {prob:.2%}, rank {rank}"
+            yield f"{prob:6.1%}  {escape(repr(self.labels[token]), quote=False)}"
+        for t, token in enumerate(self.asked):
+            prob, rank = float(self.asked_probs[layer, i, t]), int(self.asked_ranks[layer, i, t])
+            yield f"asked: {escape(repr(self.labels[token]), quote=False)} {prob:.2%}, rank {rank}"
 
     @cached_property
     def _places(self) -> dict[int, str]:
@@ -72,9 +94,7 @@ class Words:
                     seen = f"pixels ({x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f})"
                     seen = seen if x0 < x1 and y0 < y1 else "padding around the picture"
                     places[position] = f"{name}, patch {divmod(k, grid.cols)}{of}<br>{seen}"
-        return {
-            p: f"<b>position {p}</b>, {places.get(p) or self.token(p)}" for p in self.row.positions
-        }
+        return {p: f"<b>position {p}</b>, {places.get(p) or self.token(p)}" for p in self.positions}
 
     def token(self, position: int) -> str:
         """The prompt's own token, as Python writes it."""
@@ -95,7 +115,7 @@ class Words:
 
     def run(self, image: int, indices: Sequence[int]) -> str:
         """The label of a stretch of one picture's positions."""
-        first, last = self.row.positions[indices[0]], self.row.positions[indices[-1]]
+        first, last = self.positions[indices[0]], self.positions[indices[-1]]
         grid = self.layout.images[image].grid
         whole = grid is not None and len(indices) == len(grid.positions)
         size = f"{grid.rows} x {grid.cols} patches" if whole else f"{len(indices)} positions"
@@ -103,18 +123,18 @@ class Words:
 
     def stretches(self) -> Iterator[tuple[int | None, list[int]]]:
         """The decoded positions, cut where a picture's begin or end; `None` stands for text."""
-        kinds = [self.layout.kinds[p] for p in self.row.positions]
+        kinds = [self.layout.kinds[p] for p in self.positions]
         for kind, start, stop in runs([k if k.startswith("image") else "text" for k in kinds]):
             yield None if kind == "text" else int(kind.split()[1]), list(range(start, stop))
 
     def layer(self, number: int) -> str:
         """The label of a layer: its 0-based block."""
-        point = self.result.points[number]
+        point = self.points[number]
         match = _BLOCK.fullmatch(point)
         return match[1] if match else "input" if point == "hook_merged" else point
 
     @property
     def of_layers(self) -> str:
         """What the layers are."""
-        kinds = {m[2]: None for p in self.result.points if (m := _BLOCK.fullmatch(p))}
+        kinds = {m[2]: None for p in self.points if (m := _BLOCK.fullmatch(p))}
         return "output of block" if list(kinds) == ["hook_resid_post"] else ", ".join(kinds)

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 
 from vlm_lens.figures.style import GREY, PALETTE, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.noisy_instruction import NoisyResult
+from vlm_lens.terms import MEAN
 
 __all__ = ["noise_lines"]
 
 
-def noise_lines(result: NoisyResult) -> go.Figure:
+def noise_lines(table: pd.DataFrame, *, layer: int) -> go.Figure:
     """One line a task, and the mean over tasks with its interval.
 
     Args:
-        result: The result of NoisyInstruction.
+        table: Rows with `task` (and their mean), `swaps`, `accuracy`, `low` and `high`.
+        layer: The 0-based block that is patched.
 
     Returns:
         The figure.
     """
-    table, fig = result.by_swaps(), go.Figure()
+    fig = go.Figure()
     colours = list(PALETTE.values())
-    tasks = [name for name in dict.fromkeys(table["task"]) if name != "mean"]
+    tasks = [name for name in dict.fromkeys(table["task"]) if name != MEAN]
     for i, name in enumerate(tasks):
         mine = table[table["task"] == name]
         line = {"color": colours[i % len(colours)], "width": 1.6, "dash": "dot"}
         fig.add_scatter(x=mine["swaps"], y=mine["accuracy"], name=name, mode="lines+markers",
                         line=line)  # fmt: skip
-    mean = table[table["task"] == "mean"]
+    mean = table[table["task"] == MEAN]
     fig.add_scatter(
         x=mean["swaps"],
         y=mean["accuracy"],
@@ -50,7 +48,7 @@ def noise_lines(result: NoisyResult) -> go.Figure:
     style(
         fig,
         title="Instructions with typing errors",
-        subtitle=f"Vector of the instruction at block {result.layer} (0-based); test rows; mean "
+        subtitle=f"Vector of the instruction at block {layer} (0-based); test rows; mean "
         "over seeds of the swaps",
         x="swapped pairs of characters in the instruction",
         y="accuracy (prefix rule)",

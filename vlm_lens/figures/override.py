@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 
 from vlm_lens.figures.style import GREY, PALETTE, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.task_override import OverrideResult
+from vlm_lens.terms import BOTH, MEAN, NEITHER, ORIGINAL, OVERRIDING
 
 __all__ = ["override_bars"]
 
 _VERDICTS = {  # verdict: colours of bar and text
-    "overriding": (PALETTE["blue"], "#FFFFFF"),
-    "both": (PALETTE["sky"], "#222222"),
-    "original": (PALETTE["orange"], "#222222"),
-    "neither": (GREY, "#FFFFFF"),
+    OVERRIDING: (PALETTE["blue"], "#FFFFFF"),
+    BOTH: (PALETTE["sky"], "#222222"),
+    ORIGINAL: (PALETTE["orange"], "#222222"),
+    NEITHER: (GREY, "#FFFFFF"),
 }
 
 
-def override_bars(result: OverrideResult) -> go.Figure:
+def override_bars(table: pd.DataFrame, *, layer: int) -> go.Figure:
     """Shares of verdicts by method, mean over pairs of tasks.
 
     Args:
-        result: The result of TaskOverride.
+        table: Rows with `task` (and their mean), `method`, `judged_<verdict>` and `queries`.
+        layer: The 0-based block that is patched.
 
     Returns:
         The figure.
     """
-    table = result.table[result.table["task"] == "mean"]
+    table = table[table["task"] == MEAN]
     fig = go.Figure()
     for verdict, (colour, ink) in _VERDICTS.items():
         share = table[f"judged_{verdict}"]
@@ -52,7 +50,7 @@ def override_bars(result: OverrideResult) -> go.Figure:
         fig,
         title="Which task does the answer do?",
         subtitle=f"Judged of {counted} answers a method; mean over pairs of tasks; patched: block "
-        f"{result.values['layer']} (0-based)",
+        f"{layer} (0-based)",
         x="share of answers",
         height=190 + 42 * len(table),
     )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 
 from vlm_lens.figures.style import PALETTE, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.back_patching import BackPatchingResult
 
 __all__ = ["pair_map"]
 
@@ -17,18 +13,21 @@ __all__ = ["pair_map"]
 _DIVERGING = [[0.0, PALETTE["vermillion"]], [0.5, "#B8B8B8"], [1.0, PALETTE["blue"]]]
 
 
-def pair_map(result: BackPatchingResult, under: str) -> go.Figure:
+def pair_map(
+    accuracy: pd.DataFrame, *, without: float, chosen: tuple[int, int], under: str
+) -> go.Figure:
     """Gain in validation accuracy by target and source block.
 
     Args:
-        result: The result of BackPatching.
+        accuracy: Target blocks by source blocks.
+        without: The accuracy without back-patching.
+        chosen: Source and target block to frame.
         under: What was back-patched: `"prompt"` or `"patch"`.
 
     Returns:
         The figure.
     """
-    without = result.without(under)
-    gain = result.matrix(under) - without
+    gain = accuracy - without
     most = max(0.02, float(gain.abs().max().max()))
     small = len(gain) <= 12
     heat = go.Heatmap(
@@ -44,7 +43,7 @@ def pair_map(result: BackPatchingResult, under: str) -> go.Figure:
         colorbar={"title": {"text": "gain"}, "thickness": 12, "tickformat": "+.2f"},
         hovertemplate="block %{x} written over block %{y}: %{z:+.3f}<extra></extra>",
     )
-    source, target = result.values["pairs"][under]
+    source, target = chosen
     fig = go.Figure(heat)
     fig.add_shape(
         type="rect",

@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.figures.style import PALETTE, fade, style
+from vlm_lens.terms import ANSWER, INPUT, TASK
 
-if TYPE_CHECKING:
-    from vlm_lens.recipes.parts.phase_result import PhaseResult
+__all__ = ["Curves", "phase_curves", "phase_grid", "rank_curves"]
 
-__all__ = ["phase_curves", "phase_grid", "rank_curves"]
-
-COLOURS = {
-    "input": PALETTE["orange"],
-    "task": PALETTE["green"],
-    "answer": PALETTE["blue"],
-}
+COLOURS = {INPUT: PALETTE["orange"], TASK: PALETTE["green"], ANSWER: PALETTE["blue"]}
 _LAYERS = "layer: 0 is the embedding, k the output of block k - 1"
-_BEGINS = {"task_from": "task", "answer_from": "answer"}
+_BEGINS = {"task_from": TASK, "answer_from": ANSWER}
 _EDGE = 1.04  # the height at which a boundary's interval is drawn
 
 
-def phase_curves(result: PhaseResult) -> go.Figure:
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The curves of one task and one kind of examples.
+
+    Attributes:
+        table: A row a layer: `layer`, `where`, the `phase` that leads, and for each phase its mean,
+            `<phase>_low`, `<phase>_high` and `<phase>_rank`.
+        task: The task's name.
+        examples: What prompts hold.
+        tokens: What each phase's token is called in a legend.
+        counted: What is averaged over.
+    """
+
+    table: pd.DataFrame
+    task: str
+    examples: str
+    tokens: Mapping[str, str]
+    counted: str
+
+
+def phase_curves(curves: Curves, boundaries: pd.DataFrame) -> go.Figure:
     """The three tokens' renormalised probabilities by layer, with 25-75 % bands.
 
     Shaded is the phase that leads; the bars above are 95 % intervals of where a phase begins.
 
     Args:
-        result: The result of PhaseAnalysis.
+        curves: The curves.
+        boundaries: Rows with `boundary` (`task_from`, `answer_from`), `layer`, `low` and `high`.
 
     Returns:
         The figure.
     """
     fig = go.Figure()
-    _draw(fig, result, {}, legend=True)
-    _style(fig, result, len(result.table))
-    for row in result.boundaries.dropna().itertuples():
+    _draw(fig, curves, {}, legend=True)
+    _style(fig, curves)
+    for row in boundaries.dropna().itertuples():
         colour = COLOURS[_BEGINS[row.boundary]]
         fig.add_scatter(
             x=[row.low - 0.5, row.high - 0.5],
@@ -56,24 +72,24 @@ def phase_curves(result: PhaseResult) -> go.Figure:
     return fig
 
 
-def rank_curves(result: PhaseResult) -> go.Figure:
+def rank_curves(curves: Curves) -> go.Figure:
     """The median rank of the three tokens in the whole vocabulary, by layer.
 
     Args:
-        result: The result of PhaseAnalysis.
+        curves: The curves.
 
     Returns:
         The figure; the top is the most likely token, rank 1 (tables count from 0).
     """
-    table = result.table
+    table = curves.table
     fig = go.Figure()
     for phase, colour in COLOURS.items():
         fig.add_scatter(
-            x=table["layer"], y=table[f"{phase}_rank"] + 1, name=_said(result)[phase],
+            x=table["layer"], y=table[f"{phase}_rank"] + 1, name=curves.tokens[phase],
             mode="lines+markers", line={"color": colour, "width": 2.4}, customdata=table["where"],
             hovertemplate="%{customdata}: rank %{y:.0f}<extra></extra>",
         )  # fmt: skip
-    _style(fig, result, len(table), what="median")
+    _style(fig, curves, what="median")
     fig.update_yaxes(
         type="log", autorange="reversed", title_text="median rank in the vocabulary (1: first)",
         range=None, tickformat="d", dtick=1,
@@ -81,31 +97,31 @@ def rank_curves(result: PhaseResult) -> go.Figure:
     return fig
 
 
-def phase_grid(results: Sequence[PhaseResult]) -> go.Figure:
+def phase_grid(every: Sequence[Curves]) -> go.Figure:
     """Curves of several tasks and modalities: a row a task, a column a modality.
 
     Args:
-        results: Results of PhaseAnalysis on one model.
+        every: The curves, all of one model.
 
     Returns:
         The figure.
     """
-    tasks = list(dict.fromkeys(r.values["task"] for r in results))
-    kinds = list(dict.fromkeys(r.values["modality"] for r in results))
+    tasks = list(dict.fromkeys(one.task for one in every))
+    kinds = list(dict.fromkeys(one.examples for one in every))
     fig = make_subplots(
         rows=len(tasks), cols=len(kinds), shared_xaxes=True, shared_yaxes=True,
-        column_titles=[_examples(kind) for kind in kinds], row_titles=tasks,
+        column_titles=kinds, row_titles=tasks,
         horizontal_spacing=0.03, vertical_spacing=0.12 / len(tasks),
     )  # fmt: skip
-    for i, result in enumerate(results):
-        row, col = tasks.index(result.values["task"]), kinds.index(result.values["modality"])
-        _draw(fig, result, {"row": row + 1, "col": col + 1}, legend=i == 0, short=True)
+    for i, one in enumerate(every):
+        place = {"row": tasks.index(one.task) + 1, "col": kinds.index(one.examples) + 1}
+        _draw(fig, one, place, legend=i == 0, short=True)
     style(
         fig, title="What the last delimiter decodes to",
         subtitle="Mean over prompts, band 25-75 %; shaded: the token that leads",
         height=150 + 170 * len(tasks),
     )  # fmt: skip
-    layers = max(len(r.table) for r in results)
+    layers = max(len(one.table) for one in every)
     fig.update_yaxes(range=[0, 1.05], tickformat=".1f", dtick=0.5)
     fig.update_xaxes(range=[-0.5, layers - 0.5], dtick=_step(layers), showgrid=False)
     fig.update_xaxes(title_text="layer (0: embedding)", row=len(tasks))
@@ -116,11 +132,10 @@ def phase_grid(results: Sequence[PhaseResult]) -> go.Figure:
 
 
 def _draw(
-    fig: go.Figure, result: PhaseResult, place: Mapping[str, int], *, legend: bool,
-    short: bool = False,
-) -> None:  # fmt: skip
-    """Bands, curves and the shading of one result."""
-    table, said = result.table, _said(result)
+    fig: go.Figure, curves: Curves, place: Mapping[str, int], *, legend: bool, short: bool = False
+) -> None:
+    """Bands, curves and the shading of one task."""
+    table = curves.table
     for phase, colour in COLOURS.items():
         band = {"x": table["layer"], "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip",
                 "showlegend": False, "legendgroup": phase}  # fmt: skip
@@ -131,7 +146,7 @@ def _draw(
         fig.add_scatter(
             x=table["layer"],
             y=table[phase],
-            name=phase if short else said[phase],
+            name=phase if short else curves.tokens[phase],
             legendgroup=phase,
             showlegend=legend,
             mode="lines+markers",
@@ -139,7 +154,7 @@ def _draw(
             line={"color": colour, "width": 2 if short else 2.6},
             customdata=table[["where", f"{phase}_rank"]],
             hovertemplate=(
-                f"<b>{said[phase]}</b><br>%{{customdata[0]}}: %{{y:.3f}}<br>"
+                f"<b>{curves.tokens[phase]}</b><br>%{{customdata[0]}}: %{{y:.3f}}<br>"
                 "median rank in the vocabulary %{customdata[1]:.0f}<extra></extra>"
             ),
             **place,
@@ -158,34 +173,18 @@ def _draw(
         start = end
 
 
-def _style(
-    fig: go.Figure, result: PhaseResult, layers: int, *, what: str = "mean and 25-75 % band"
-) -> None:
-    values = result.values
-    counted = "answers" if values["modality"] == "instruction" else "prompts"
+def _style(fig: go.Figure, curves: Curves, *, what: str = "mean and 25-75 % band") -> None:
+    layers = len(curves.table)
     style(
         fig,
-        title=f"{values['task']}, {_examples(values['modality'])}",
-        subtitle=f"Last delimiter; {what} over {values['runs']} {counted}",
+        title=f"{curves.task}, {curves.examples}",
+        subtitle=f"Last delimiter; {what} over {curves.counted}",
         x=_LAYERS,
         height=420,
     )
     fig.update_layout(legend={"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0})
     fig.update_yaxes(range=[0, 1.12], tickformat=".1f", dtick=0.2)
     fig.update_xaxes(range=[-0.5, layers - 0.5], dtick=_step(layers), showgrid=False)
-
-
-def _said(result: PhaseResult) -> dict[str, str]:
-    values = result.values
-    return {
-        "input": f"input {values['input_token']!r}",
-        "task": f"task {values['task_token']!r}",
-        "answer": "answer",
-    }
-
-
-def _examples(modality: str) -> str:
-    return "instruction" if modality == "instruction" else f"{modality} examples"
 
 
 def _step(layers: int) -> int:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from vlm_lens.figures.style import GRID, INK, PALETTE, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.qualitative import QualitativeResult
 
 __all__ = ["outputs_figure", "outputs_html"]
 
@@ -31,18 +28,23 @@ class _Line:
     answer: str
 
 
-def outputs_html(result: QualitativeResult) -> str:
+def outputs_html(
+    table: pd.DataFrame, pictures: pd.DataFrame, *, title: str, notes: Sequence[str] = ()
+) -> str:
     """The table as HTML, pictures included.
 
     Args:
-        result: The result of Qualitative.
+        table: A row for each output: `task`, `input`, `method`, `output`, `answer`, `right`.
+        pictures: The pictures of the inputs that have one: `task`, `input`, and `picture` as a URI.
+        title: What stands above.
+        notes: What stands below.
 
     Returns:
         HTML that needs no other file; right outputs are bold and marked.
     """
-    head = "".join(f"<th>{escape(name)}</th>" for name in _head(result))
+    head = "".join(f"<th>{escape(name)}</th>" for name in _head(table))
     rows = []
-    for line in _lines(result):
+    for line in _lines(table, pictures):
         picture = (
             ""
             if line.picture is None
@@ -56,30 +58,35 @@ def outputs_html(result: QualitativeResult) -> str:
             f"<tr><td>{escape(line.task)}</td><td>{picture} {escape(line.given)}</td>{said}"
             f"<td>{escape(line.answer)}</td></tr>"
         )
-    notes = "".join(f"<div><small>{escape(note)}</small></div>" for note in result.notes)
+    notes = "".join(f"<div><small>{escape(note)}</small></div>" for note in notes)
     return (
-        f"<b>{escape(result.title)}</b><table><thead><tr>{head}</tr></thead>"
+        f"<b>{escape(title)}</b><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>{notes}"
     )
 
 
-def outputs_figure(result: QualitativeResult) -> go.Figure:
+def outputs_figure(
+    table: pd.DataFrame, pictures: pd.DataFrame, *, source: str, query: str, layer: int
+) -> go.Figure:
     """The table as a figure; pointing at an output shows the whole prompt.
 
     Args:
-        result: The result of Qualitative.
+        table: As of `outputs_html`, and `prompt`.
+        pictures: As of `outputs_html`.
+        source: Where the task is read from.
+        query: How queries are given.
+        layer: The 0-based block that is patched.
 
     Returns:
         The figure; right outputs are bold, coloured and marked.
     """
-    lines, head = list(_lines(result)), _head(result)
+    lines, head = list(_lines(table, pictures)), _head(table)
     count = len(lines)
     fig = go.Figure()
     xs = [0.0, 1.1, *(2.6 + 1.5 * i for i in range(len(head) - 2))]
     for x, name in zip(xs, head, strict=True):
         _write(fig, x, -0.75, f"<b>{escape(name)}</b>")
     hover: list[tuple[float, int, str]] = []
-    table = result.table
     for y, line in enumerate(lines):
         _write(fig, xs[0], y, escape(line.task))
         if line.picture is not None:
@@ -101,10 +108,9 @@ def outputs_figure(result: QualitativeResult) -> go.Figure:
         marker={"size": 36, "opacity": 0}, showlegend=False,
         customdata=[text for _, _, text in hover], hovertemplate="%{customdata}<extra></extra>",
     )  # fmt: skip
-    values = result.values
     style(
-        fig, title=f"What the model says: {values['source']} → {values['query']}",
-        subtitle=f"Patched after block {values['layer']} (0-based); ✓: the output begins as the "
+        fig, title=f"What the model says: {source} → {query}",
+        subtitle=f"Patched after block {layer} (0-based); ✓: the output begins as the "
         "answer does",
         height=150 + _LINE_PX * (count + 1),
     )  # fmt: skip
@@ -115,14 +121,13 @@ def outputs_figure(result: QualitativeResult) -> go.Figure:
     return fig
 
 
-def _head(result: QualitativeResult) -> list[str]:
-    return ["task", "query", *dict.fromkeys(result.table["method"]), "answer"]
+def _head(table: pd.DataFrame) -> list[str]:
+    return ["task", "query", *dict.fromkeys(table["method"]), "answer"]
 
 
-def _lines(result: QualitativeResult) -> Iterator[_Line]:
-    pictures = result.tables["pictures"]
+def _lines(table: pd.DataFrame, pictures: pd.DataFrame) -> Iterator[_Line]:
     known = {(p.task, p.input): p.picture for p in pictures.itertuples()}
-    for (task, given), mine in result.table.groupby(["task", "input"], sort=False):
+    for (task, given), mine in table.groupby(["task", "input"], sort=False):
         outputs = tuple(zip(mine["output"], mine["right"], strict=True))
         picture = known.get((task, given))
         yield _Line(task, given, picture, outputs, mine["answer"].iloc[0])

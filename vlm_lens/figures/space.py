@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.figures.style import GREY, PALETTE, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.task_space import TaskSpaceResult
+from vlm_lens.terms import CONTEXT, VECTORS, examples_of
 
 __all__ = ["space_maps"]
 
 _SHAPES = {"text": "circle", "image": "x-thin", "description": "square", "instruction": "star"}
-_ORDER = ("context", "task vectors")
+_ORDER = (CONTEXT, VECTORS)
 
 
-def space_maps(result: TaskSpaceResult) -> go.Figure:
+def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: int) -> go.Figure:
     """The t-SNE maps side by side; their titles give the silhouettes.
 
     Args:
-        result: The result of TaskSpace.
+        points: Rows with `set`, `task`, `source`, `input`, `x` and `y`.
+        silhouettes: Rows with `set`, `by`, `silhouette` and `p`.
+        layer: Where they were read.
 
     Returns:
         The figure.
     """
-    points = result.tables["points"]
-    titles = [f"{name}<br><sup>{_scores(result, name)}</sup>" for name in _ORDER]
+    titles = [f"{name}<br><sup>{_scores(silhouettes, name)}</sup>" for name in _ORDER]
     fig = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.04)
     colours = list(PALETTE.values())
     tasks = list(dict.fromkeys(points["task"]))
@@ -66,12 +64,12 @@ def space_maps(result: TaskSpaceResult) -> go.Figure:
         wide = {"line": {"width": 2, "color": GREY}} if source == "image" else {}
         fig.add_scatter(
             x=[None], y=[None], mode="markers",
-            name=source if source == "instruction" else f"{source} examples",
+            name=examples_of(source),
             marker={"color": GREY, "symbol": _SHAPES[source], "size": 10, **wide},
         )  # fmt: skip
     style(
         fig, title="Context lies by modality, vectors by task?",
-        subtitle=f"t-SNE of layer {result.values['layer']} (0: embedding, k: output of block k - 1)"
+        subtitle=f"t-SNE of layer {layer} (0: embedding, k: output of block k - 1)"
         ", after the final norm; distances have no unit",
         height=560,
     )  # fmt: skip
@@ -86,8 +84,8 @@ def space_maps(result: TaskSpaceResult) -> go.Figure:
     return fig
 
 
-def _scores(result: TaskSpaceResult, name: str) -> str:
-    mine = result.table[result.table["set"] == name]
+def _scores(silhouettes: pd.DataFrame, name: str) -> str:
+    mine = silhouettes[silhouettes["set"] == name]
     mine = mine[mine["by"].isin(("task", "modality"))]  # there is no room for more
     said = [f"by {row.by} {row.silhouette:.2f} (p {row.p:.3f})" for row in mine.itertuples()]
     return "silhouette " + ", ".join(said)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["GRID", "GREY", "INK", "PALETTE", "SEQUENTIAL", "fade", "style"]
+__all__ = ["GRID", "GREY", "INK", "PALETTE", "SEQUENTIAL", "fade", "legend_below", "style"]
 
 # Okabe and Ito 2008: told apart with every common form of colour blindness.
 PALETTE: dict[str, str] = {
@@ -37,6 +37,22 @@ def fade(colour: str, alpha: float) -> str:
     """
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def legend_below(fig: go.Figure, *, margin: int = 88) -> go.Figure:
+    """Puts the legend into a row of its own below the axes, in place.
+
+    Args:
+        fig: The figure, styled.
+        margin: Pixels below the axes, for ticks, title and legend.
+
+    Returns:
+        The same figure.
+    """
+    return fig.update_layout(
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        margin_b=margin,
+    )
 
 
 def style(

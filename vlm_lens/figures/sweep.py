@@ -6,16 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.errors import VLMLensError, near_matches
 from vlm_lens.figures.style import GREY, PALETTE, SEQUENTIAL, style
-
-if TYPE_CHECKING:
-    from vlm_lens.sweep.result import SweepResult
 
 __all__ = ["sweep_figure"]
 
@@ -34,23 +31,47 @@ _TITLES = {
 _ORDER = ("layer", "at", "head", "scale")  # which label goes along the x axis of lines
 
 
+Record = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class _Table:
-    """Records by the labels that vary."""
+    """Records by the labels that vary.
+
+    Attributes:
+        axes: The values of each such label.
+        cells: The record of each combination.
+        baseline: The records without intervention, one a row of the prompt.
+        places: Value of the label `at` -> position and token.
+        point: The point of all records, if it is one.
+    """
 
     axes: Mapping[str, list[Any]]
-    cells: Mapping[tuple, Mapping[str, Any]]
+    cells: Mapping[tuple, Record]
+    baseline: Sequence[Record]
+    places: Mapping[Any, tuple[int, str]]
+    point: str | None
 
     def record(self, **labels: Any) -> Mapping[str, Any] | None:
         return self.cells.get(tuple(labels[a] for a in self.axes))
 
 
-def sweep_figure(result: SweepResult, value: str | None = None) -> go.Figure:
+def sweep_figure(
+    records: Sequence[Record],
+    value: str | None = None,
+    *,
+    labels: Sequence[str],
+    baseline: Sequence[Record] = (),
+    places: Mapping[Any, tuple[int, str]] | None = None,
+) -> go.Figure:
     """A measurement of a sweep: lines against one label, or a heatmap over two.
 
     Args:
-        result: The sweep.
+        records: One a variant and row of the prompt: labels, then measurements.
         value: The column; by default the first measurement that is a number.
+        labels: Which columns are labels.
+        baseline: The measurements without intervention, one a row of the prompt.
+        places: Value of the label `at` -> position and token, where it is one position of the text.
 
     Returns:
         The figure; a dotted line, or the subtitle, gives the value without interventions.
@@ -58,8 +79,8 @@ def sweep_figure(result: SweepResult, value: str | None = None) -> go.Figure:
     Raises:
         VLMLensError: No such column, one without numbers, or more labels than a figure can show.
     """
-    value = _column(result, value)
-    table = _table(result)
+    value = _column(records, labels, value)
+    table = _table(records, labels, baseline, places or {})
     axes = sorted(table.axes, key=lambda a: _ORDER.index(a) if a in _ORDER else len(_ORDER))
     x, *rest = axes
     n_lines = 1
@@ -67,47 +88,49 @@ def sweep_figure(result: SweepResult, value: str | None = None) -> go.Figure:
         n_lines *= len(table.axes[axis])
     alike = all(axis in ("row", "vector", "kind") for axis in rest)
     if n_lines <= _FEW or (alike and n_lines <= len(PALETTE)):
-        return _lines(result, table, value, x, rest)
+        return _lines(table, value, x, rest)
     wide = max(rest, key=lambda a: (a in ("at", "head"), len(table.axes[a])))
     across, up = (wide, x) if x == "layer" else (x, wide)
     panels = [a for a in rest if a != wide]
-    return _heatmaps(result, table, value, across, up, panels)
+    return _heatmaps(table, value, across, up, panels)
 
 
-def _column(result: SweepResult, value: str | None) -> str:
-    if not result.records:
+def _column(records: Sequence[Record], labels: Sequence[str], value: str | None) -> str:
+    if not records:
         raise VLMLensError("This sweep has no records, so there is nothing to plot.")
-    labels = {*result.label_names, "row"}
+    columns = list(records[0])
     kinds: dict[str, type] = {}
-    for name in result.columns:
-        column = [r.get(name) for r in result.records]
-        if name not in labels and all(isinstance(v, int | float) for v in column):
+    for name in columns:
+        column = [r.get(name) for r in records]
+        if name not in (*labels, "row") and all(isinstance(v, int | float) for v in column):
             kinds[name] = float if any(isinstance(v, float) for v in column) else int
     if value is None:
         if not kinds:
-            raise VLMLensError(
-                f"Nothing that was measured is a number; the columns are {list(result.columns)}."
-            )
+            raise VLMLensError(f"Nothing that was measured is a number; the columns are {columns}.")
         return next((n for n, kind in kinds.items() if kind is float), next(iter(kinds)))
-    if value not in result.columns:
+    if value not in columns:
         raise VLMLensError(
-            f"There is no column {value!r}; there are {list(result.columns)}."
-            + near_matches(value, result.columns)
+            f"There is no column {value!r}; there are {columns}." + near_matches(value, columns)
         )
     if value not in kinds:
         raise VLMLensError(f"{value!r} is no measured number; these are: {list(kinds)}.")
     return value
 
 
-def _table(result: SweepResult) -> _Table:
-    rows = [_coordinates(r, result.label_names) for r in result.records]
+def _table(
+    records: Sequence[Record],
+    labels: Sequence[str],
+    baseline: Sequence[Record],
+    places: Mapping[Any, tuple[int, str]],
+) -> _Table:
+    rows = [_coordinates(r, labels) for r in records]
     names = [
         n for n in dict.fromkeys(k for r in rows for k in r) if len({r.get(n) for r in rows}) > 1
     ]
     names = names or ["layer"]
-    axes = {n: _sorted(list(dict.fromkeys(r.get(n) for r in rows)), n, result) for n in names}
+    axes = {n: _sorted(list(dict.fromkeys(r.get(n) for r in rows)), n, places) for n in names}
     cells: dict[tuple, Mapping[str, Any]] = {}
-    for row, record in zip(rows, result.records, strict=True):
+    for row, record in zip(rows, records, strict=True):
         place = tuple(row.get(n) for n in names)
         if place in cells:
             raise VLMLensError(
@@ -115,7 +138,8 @@ def _table(result: SweepResult) -> _Table:
                 "each its own, Variant(intervention, {'name': ...}), or plot to_dataframe()."
             )
         cells[place] = record
-    return _Table(axes, cells)
+    points = {row.get("kind") for row in rows}
+    return _Table(axes, cells, baseline, places, points.pop() if len(points) == 1 else None)
 
 
 def _coordinates(record: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -126,28 +150,28 @@ def _coordinates(record: Mapping[str, Any], labels: Sequence[str]) -> dict[str, 
     return found
 
 
-def _sorted(values: list[Any], name: str, result: SweepResult) -> list[Any]:
-    if name == "at" and all(v in result.places for v in values):
-        return sorted(values, key=lambda v: result.places[v][0])
+def _sorted(values: list[Any], name: str, places: Mapping[Any, Any]) -> list[Any]:
+    if name == "at" and all(v in places for v in values):
+        return sorted(values, key=lambda v: places[v][0])
     if all(isinstance(v, int | float) for v in values):
         return sorted(values)
     return values
 
 
-def _title(result: SweepResult, table: _Table, axis: str) -> str:
-    if axis == "at" and _known(result, table):
+def _title(table: _Table, axis: str) -> str:
+    if axis == "at" and _known(table):
         return "position (0-based) and token"
     return _TITLES.get(axis, axis)
 
 
-def _known(result: SweepResult, table: _Table) -> bool:
-    return "at" in table.axes and all(v in result.places for v in table.axes["at"])
+def _known(table: _Table) -> bool:
+    return "at" in table.axes and all(v in table.places for v in table.axes["at"])
 
 
-def _name(result: SweepResult, axis: str, entry: Any) -> str:
+def _name(table: _Table, axis: str, entry: Any) -> str:
     """What a value of a label is called on an axis, in a legend and when pointed at."""
-    if axis == "at" and entry in result.places:
-        position, token = result.places[entry]
+    if axis == "at" and entry in table.places:
+        position, token = table.places[entry]
         name = f"{position} {_seen(token)}"
         return name if str(entry) == str(position) else f"{entry}: {name}"
     return _seen(str(entry)) if entry is not None else "none"
@@ -158,18 +182,16 @@ def _seen(text: str) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _lines(
-    result: SweepResult, table: _Table, value: str, x: str, rest: Sequence[str]
-) -> go.Figure:
+def _lines(table: _Table, value: str, x: str, rest: Sequence[str]) -> go.Figure:
     fig, colours = go.Figure(), list(PALETTE.values())
     ticks = table.axes[x]
     numeric = all(isinstance(t, int | float) for t in ticks)
-    names = [_name(result, x, t) for t in ticks]
+    names = [_name(table, x, t) for t in ticks]
     combinations = list(product(*(table.axes[a] for a in rest)))
     for i, labels in enumerate(combinations):
         chosen = dict(zip(rest, labels, strict=True))
         records = [table.record(**{x: t}, **chosen) for t in ticks]
-        said = ", ".join(_called(result, a, v) for a, v in chosen.items())
+        said = ", ".join(_called(table, a, v) for a, v in chosen.items())
         colour = colours[i % len(colours)]
         fig.add_scatter(
             x=ticks if numeric else names,
@@ -187,7 +209,7 @@ def _lines(
                 + "<extra></extra>"
             ),
         )
-    plain = _plain(result, value)
+    plain = _plain(table, value)
     for i, (row, height) in enumerate(plain.items()):
         many = len(plain) > 1
         of_row = [c for c, labels in enumerate(combinations) if labels == (row,)]
@@ -201,7 +223,7 @@ def _lines(
                 showlegend=True, hoverinfo="skip",
             )  # fmt: skip
     rotated = not numeric and max(map(len, names)) * len(names) > 80
-    style(fig, title=_html(_headline(result, value)), x=_title(result, table, x),
+    style(fig, title=_html(_headline(table, value)), x=_title(table, x),
           y=_html(value), height=440 + 60 * rotated)  # fmt: skip
     fig.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
     fig.update_layout(margin_t=100)
@@ -215,9 +237,7 @@ def _lines(
     return fig
 
 
-def _heatmaps(
-    result: SweepResult, table: _Table, value: str, across: str, up: str, panels: Sequence[str]
-) -> go.Figure:
+def _heatmaps(table: _Table, value: str, across: str, up: str, panels: Sequence[str]) -> go.Figure:
     groups = list(product(*(table.axes[a] for a in panels)))
     if len(groups) > _PANELS:
         raise VLMLensError(
@@ -225,9 +245,9 @@ def _heatmaps(
             f"shows {_PANELS}: sweep fewer at once, or plot to_dataframe()."
         )
     columns, rows = table.axes[across], table.axes[up]
-    names, up_names = ([_name(result, a, v) for v in table.axes[a]] for a in (across, up))
+    names, up_names = ([_name(table, a, v) for v in table.axes[a]] for a in (across, up))
     said = [
-        ", ".join(_called(result, a, v) for a, v in zip(panels, group, strict=True))
+        ", ".join(_called(table, a, v) for a, v in zip(panels, group, strict=True))
         for group in groups
     ]
     fig = make_subplots(
@@ -255,11 +275,11 @@ def _heatmaps(
             row=i + 1,
             col=1,
         )
-    numbers = [len(result.baseline), *_plain(result, value).values()]
+    numbers = [len(table.baseline), *_plain(table, value).values()]
     subtitle = f"Without intervention: {numbers[1]:.3g}" if numbers[0] == 1 and numbers[1:] else ""
     slanted = max(map(len, names)) > 4
     height = len(groups) * (60 + min(max(28 * len(rows), 160), 640)) + 140 + 60 * slanted
-    style(fig, title=_html(_headline(result, value)), subtitle=subtitle or None, height=height)
+    style(fig, title=_html(_headline(table, value)), subtitle=subtitle or None, height=height)
     fig.update_annotations(font_size=13, x=0, xanchor="left")
     shown = [r[value] for r in table.cells.values()]
     low_high = {"cmin": 0, "cmax": max(shown)} if value.startswith("prob") else {}
@@ -271,10 +291,10 @@ def _heatmaps(
         **_ticks(columns, names),
     )  # fmt: skip
     fig.update_yaxes(
-        showgrid=False, zeroline=False, title_text=_title(result, table, up),
+        showgrid=False, zeroline=False, title_text=_title(table, up),
         **_ticks(rows, up_names),
     )  # fmt: skip
-    fig.update_xaxes(title_text=_title(result, table, across), row=len(groups), col=1)
+    fig.update_xaxes(title_text=_title(table, across), row=len(groups), col=1)
     return fig
 
 
@@ -288,18 +308,17 @@ def _step(n: int) -> int:
     return 1 if n <= 20 else 2 if n <= 40 else 4
 
 
-def _plain(result: SweepResult, value: str) -> dict[int, float]:
+def _plain(table: _Table, value: str) -> dict[int, float]:
     """The value without interventions, by row of the prompt."""
-    return {i: r[value] for i, r in enumerate(result.baseline) if value in r}
+    return {i: r[value] for i, r in enumerate(table.baseline) if value in r}
 
 
-def _headline(result: SweepResult, value: str) -> str:
-    kinds = {_coordinates(r, result.label_names).get("kind") for r in result.records}
-    return f"{value} by {kinds.pop()}" if len(kinds) == 1 and None not in kinds else value
+def _headline(table: _Table, value: str) -> str:
+    return value if table.point is None else f"{value} by {table.point}"
 
 
-def _called(result: SweepResult, axis: str, entry: Any) -> str:
-    name = _name(result, axis, entry)
+def _called(table: _Table, axis: str, entry: Any) -> str:
+    name = _name(table, axis, entry)
     return name if axis in ("kind", "vector", "intervention") else f"{_short(axis)} {name}"
 
 

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import pandas as pd
 import plotly.graph_objects as go
 
 from vlm_lens.figures.style import GREY, PALETTE, fade, style
-
-if TYPE_CHECKING:
-    from vlm_lens.recipes.parts.transfer_result import TransferResult
+from vlm_lens.terms import (
+    BEST_TOKEN,
+    NO_CONTEXT,
+    PATCH,
+    PROMPT,
+    RANDOM,
+    WRONG_OTHER,
+    WRONG_SAME,
+)
 
 __all__ = ["transfer_bars"]
 
 _METHOD_COLOURS = {
-    "No Context": GREY,
-    "Prompt": PALETTE["orange"],
-    "Patch": PALETTE["blue"],
-    "Wrong task, same domain": PALETTE["vermillion"],
-    "Wrong task, other domain": PALETTE["purple"],
-    "Random vector": PALETTE["sky"],
-    "Best constant token": fade(GREY, 0.4),  # the majority answer, mostly lower, is in the table
+    NO_CONTEXT: GREY,
+    PROMPT: PALETTE["orange"],
+    PATCH: PALETTE["blue"],
+    WRONG_SAME: PALETTE["vermillion"],
+    WRONG_OTHER: PALETTE["purple"],
+    RANDOM: PALETTE["sky"],
+    BEST_TOKEN: fade(GREY, 0.4),  # the majority answer, mostly lower, is in the table
 }
 
 
-def transfer_bars(result: TransferResult) -> go.Figure:
+def transfer_bars(table: pd.DataFrame, *, title: str) -> go.Figure:
     """Test accuracy by task, one bar a method, with bootstrap intervals.
 
     Args:
-        result: The result of CrossModalPatch.
+        table: A row a task and method: `accuracy`, `low`, `high`, `strict`, `queries`.
+        title: What is shown.
 
     Returns:
         The figure.
     """
-    table = result.table
     fig = go.Figure()
     for method, colour in _METHOD_COLOURS.items():
         mine = table[table["method"] == method]
@@ -62,7 +67,7 @@ def transfer_bars(result: TransferResult) -> go.Figure:
         )
     style(
         fig,
-        title=f"{_arrow(result)} transfer",
+        title=title,
         subtitle="Test rows; mean over seeds; lines: 95 % bootstrap interval over queries",
         y="accuracy (prefix rule)",
         height=470,
@@ -76,7 +81,3 @@ def transfer_bars(result: TransferResult) -> go.Figure:
     fig.update_yaxes(range=[0, 1.02], tickformat=".1f")
     fig.update_xaxes(showgrid=False)
     return fig
-
-
-def _arrow(result: TransferResult) -> str:
-    return f"{result.values['source']} → {result.values['query']}"

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from vlm_lens.errors import PositionError
 from vlm_lens.layout.layout import Layout
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+    from vlm_lens.figures.lens_words import Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +101,46 @@ class LensResult:
         return pd.DataFrame(records)
 
     def plot(self, *, row: int = 0) -> go.Figure:
-        """Layers by positions, coloured by the top token's probability; hover shows the top ten."""
+        """Layers by positions, coloured by the top token's probability; hover shows the top ten.
+
+        Args:
+            row: Which prompt.
+
+        Raises:
+            PositionError: There is no such row.
+        """
         from vlm_lens.figures.lens import lens_figure
 
-        return lens_figure(self, row=row)
+        return lens_figure(self._words(row))
 
-    def plot_image(self, image: int = 0, *, row: int = 0) -> go.Figure:
-        """Decodings drawn over one picture, with a slider over layers."""
+    def plot_image(self, image: int = 0, *, row: int = 0, grid: int | None = None) -> go.Figure:
+        """Decodings drawn over one picture, with a slider over layers.
+
+        Args:
+            image: Which picture of the prompt.
+            row: Which prompt.
+            grid: Which of the picture's grids, on families that also cut it into tiles; by default
+                the first of which something was decoded.
+
+        Raises:
+            PositionError: There is no such row or picture, or nothing of it was decoded.
+        """
         from vlm_lens.figures.lens import lens_image_figure
 
-        return lens_image_figure(self, image=image, row=row)
+        return lens_image_figure(self._words(row), image=image, grid=grid)
+
+    def _words(self, row: int) -> Words:
+        """What figures show of one prompt."""
+        from vlm_lens.figures.lens_words import Words
+
+        if not -len(self.rows) <= row < len(self.rows):
+            raise PositionError(f"This result has {len(self.rows)} row(s); row {row} was asked.")
+        mine = self.rows[row]
+        return Words(
+            mine.layout, mine.positions, self.points, mine.top_ids, mine.top_probs,
+            self.token_ids, mine.token_probs, mine.token_ranks, self.labels,
+            self.pictures[row] if self.pictures else (), self.model,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         places = sum(len(r.positions) for r in self.rows)

@@ -23,11 +23,12 @@ from vlm_lens.layout.positions import All, Images, Last, Position, Text
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
 from vlm_lens.recipes.parts.scoring import score
+from vlm_lens.recipes.parts.transfer_result import Run
 from vlm_lens.recipes.parts.vector_sources import TaskVectors, few_shot
 from vlm_lens.tasks import Task
+from vlm_lens.terms import PATCH, PROMPT
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,7 +37,7 @@ __all__ = ["BackPatching", "BackPatchingResult"]
 
 Pair = tuple[int, int]  # source block, target block
 _PLACES = {"images": Images(), "text": Text(), "last": Last(), "all": All()}
-_UNDER = {"prompt": t.PROMPT, "patch": t.PATCH}
+_UNDER = {"prompt": PROMPT, "patch": PATCH}
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class BackPatching(MethodRecipe):
                     rows.append((task.name, seed, *pair, float(correct.mean())))
         return pd.DataFrame(rows, columns=["task", "seed", "source", "target", "accuracy"])
 
-    def tested(self, vlm: HookedVLM, setup: Callable, under: str, pair: Pair) -> list[t.Run]:
+    def tested(self, vlm: HookedVLM, setup: Callable, under: str, pair: Pair) -> list[Run]:
         """The test rows, back-patched, with the controls."""
         name = f"{_UNDER[under]}, back-patched"
         ways: dict[str, tuple[Pair, int]] = {name: (pair, 0)}  # pair, rows further
@@ -146,7 +147,7 @@ class BackPatching(MethodRecipe):
                     ]
                 )
                 scores = self.scored(vlm, tokens, task, "test")
-                runs += [t.Run(task, way, seed, answers, scores[i]) for i, way in enumerate(ways)]
+                runs += [Run(task, way, seed, answers, scores[i]) for i, way in enumerate(ways)]
         return runs
 
     def predicted(
@@ -294,5 +295,10 @@ class BackPatchingResult(MethodResult):
         """The methods, and a map of pairs for each sweep."""
         from vlm_lens.figures.pairs import pair_map
 
-        maps = {f"pairs_{u}": pair_map(self, u) for u in self.values["pairs"]}
+        maps = {
+            f"pairs_{u}": pair_map(
+                self.matrix(u), without=self.without(u), chosen=tuple(pair), under=u
+            )
+            for u, pair in self.values["pairs"].items()
+        }
         return {**super().plots(), **maps}

@@ -43,6 +43,7 @@ from vlm_lens.recipes.parts.vector_sources import (
     writable_into,
 )
 from vlm_lens.tasks import PAPER_TASKS, Task
+from vlm_lens.terms import AS_DONOR, NO_CONTEXT, PATCH, PROMPT, WRONG_SAME
 
 __all__ = ["CrossModalPatch", "TransferResult"]
 
@@ -172,9 +173,9 @@ class CrossModalPatch(Recipe):
         """What the model says for each test row, by each method."""
         answers = [row.answers for row in task.test]
         queries = [task.query(row, self.query) for row in task.test]
-        patches: dict[tuple[str, int], Any] = {(t.NO_CONTEXT, 0): ()}
+        patches: dict[tuple[str, int], Any] = {(NO_CONTEXT, 0): ()}
         for seed in self.used_seeds():
-            patches[t.PATCH, seed] = self.patch(layer, vector(task, seed))
+            patches[PATCH, seed] = self.patch(layer, vector(task, seed))
             setting = self.setting(task, seed, layer, vector)
             for method, control in interventions(self.used_controls(), setting).items():
                 patches[method, seed] = control
@@ -182,12 +183,12 @@ class CrossModalPatch(Recipe):
         said = dict(zip(patches, tokens, strict=True))
         for seed in self.used_seeds():
             prompts = self.prompts(task, seed)
-            said[t.PROMPT, seed] = self._predict(vlm, prompts, [()], f"{task.name}: prompt")[0]
+            said[PROMPT, seed] = self._predict(vlm, prompts, [()], f"{task.name}: prompt")[0]
         constant = constant_answers(vlm, task, ignore_case=self.ignore_case)
         said |= {(method, 0): tokens for method, tokens in constant.items()}
         runs = self._scored(vlm, task, said, answers)
         donor, _ = donors(task, self.chosen_tasks())
-        wrong = {(t.AS_DONOR, s): said[m, s] for m, s in said if m == t.WRONG_SAME}
+        wrong = {(AS_DONOR, s): said[m, s] for m, s in said if m == WRONG_SAME}
         if wrong:  # does the other task's vector make the model do that task?
             runs += self._scored(vlm, task, wrong, [donor[row.input].answers for row in task.test])
         return runs

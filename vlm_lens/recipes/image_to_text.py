@@ -22,10 +22,9 @@ from vlm_lens.recipes.parts.scoring import score
 from vlm_lens.recipes.parts.transfer_result import Run, TransferResult
 from vlm_lens.recipes.parts.vector_sources import few_shot
 from vlm_lens.tasks import Task
+from vlm_lens.terms import TEXT_PROMPT
 
-__all__ = ["TEXT_PROMPT", "ImageToText"]
-
-TEXT_PROMPT = "Prompt, examples in text"
+__all__ = ["ImageToText"]
 
 
 @dataclass(frozen=True)

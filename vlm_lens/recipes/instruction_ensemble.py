@@ -25,14 +25,12 @@ from vlm_lens.recipes.parts.vector_sources import Query, TaskVectors
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
 from vlm_lens.tasks.draws import draw_one
+from vlm_lens.terms import AVERAGED, ENSEMBLE, EXAMPLES, IN_CONTEXT, INSTRUCTION, MEAN
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["EnsembleResult", "InstructionEnsemble"]
-
-INSTRUCTION, EXAMPLES, ENSEMBLE = "Instruction", "Examples", "Ensemble"
-AVERAGED, IN_CONTEXT = "averaged", "in context"
 
 
 @dataclass(frozen=True)
@@ -163,9 +161,7 @@ class EnsembleResult(Result):
     no meaning of n. `tables["seeds"]` has every seed.
     """
 
-    def accuracy(
-        self, method: str, n: int = 0, meaning: str = AVERAGED, task: str = t.MEAN
-    ) -> float:
+    def accuracy(self, method: str, n: int = 0, meaning: str = AVERAGED, task: str = MEAN) -> float:
         """One number of the table.
 
         Raises:
@@ -181,7 +177,7 @@ class EnsembleResult(Result):
 
     def summary(self) -> pd.DataFrame:
         """The mean over tasks by n, with the standard deviation over seeds."""
-        mean = self.table[self.table["task"] == t.MEAN]
+        mean = self.table[self.table["task"] == MEAN]
         rows = []
         for (method, meaning), mine in mean.groupby(["method", "meaning"], sort=False):
             spread = ["" if np.isnan(sd) else f" ±{sd:.3f}" for sd in mine["sd"]]
@@ -195,13 +191,13 @@ class EnsembleResult(Result):
         """Accuracy against the number of examples."""
         from vlm_lens.figures.ensemble import ensemble_curves
 
-        return {"ensemble": ensemble_curves(self)}
+        return {"ensemble": ensemble_curves(self.table, layer=self.values["layer"])}
 
 
 def _result(seeds: pd.DataFrame, layer: int) -> EnsembleResult:
     key = ["method", "meaning", "n"]
     mean = seeds.groupby([*key, "seed"], sort=False)["accuracy"].mean().reset_index()
-    both = pd.concat([seeds, mean.assign(task=t.MEAN)], ignore_index=True)
+    both = pd.concat([seeds, mean.assign(task=MEAN)], ignore_index=True)
     by = both.groupby([*key, "task"], sort=False)["accuracy"]
     table = by.agg(accuracy="mean", sd="std").reset_index()
     notes = (

@@ -21,14 +21,13 @@ from vlm_lens.recipes.parts.controls import Control, chosen_controls, interventi
 from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
 from vlm_lens.recipes.parts.vector_sources import TaskVectors, is_loaded, writable_into
 from vlm_lens.tasks import Task
+from vlm_lens.terms import PATCH_BASE, PATCH_UNRELATED
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["InterModelTransfer", "InterModelResult"]
 
-BASE = "Patch, base LLM"
-UNRELATED = "Patch, unrelated LLM"
 _CONTROLS = ("wrong-same", "wrong-other", "shuffled")  # of the base model's vectors
 _FIELDS = {"base": "source_model", "unrelated": "unrelated_model"}
 
@@ -82,9 +81,13 @@ class InterModelTransfer(MethodRecipe):
             }
             runs += self.runs(vlm, task, methods)
         tables = {"cosine": pd.concat([cosines(pairs, own, one, k) for k, one in theirs.items()])}
-        note = f"{BASE}: vectors of {names['base']} at the same block, with controls of its own."
+        note = (
+            f"{PATCH_BASE}: vectors of {names['base']} at the same block, with controls of its own."
+        )
         if "unrelated" in names:
-            note += f" {UNRELATED}: {names['unrelated']}, at the length of the VLM's own vector."
+            note += (
+                f" {PATCH_UNRELATED}: {names['unrelated']}, at the length of the VLM's own vector."
+            )
         return beside(
             reference, runs, self, kind=InterModelResult, tables=tables, notes=[note],
             values={"models": {"vlm": vlm.name, **names}},
@@ -97,12 +100,12 @@ class InterModelTransfer(MethodRecipe):
         paper = replace(self.paper(), source_model="another")  # a transfer is meant
         mine = paper.setting(task, seed, layer, own)
         base = paper.setting(task, seed, layer, theirs["base"])
-        written = {BASE: paper.patch(layer, theirs["base"](task, seed))}
+        written = {PATCH_BASE: paper.patch(layer, theirs["base"](task, seed))}
         made = interventions(self.base_controls(), base)
         written |= {f"{name}, base LLM": one for name, one in made.items()}
         if "unrelated" in theirs:
             other = theirs["unrelated"](task, seed).layer(layer)
-            written[UNRELATED] = paper.patch(layer, mine.as_long(other))
+            written[PATCH_UNRELATED] = paper.patch(layer, mine.as_long(other))
         return written
 
     def base_controls(self) -> tuple[Control, ...]:
@@ -212,5 +215,8 @@ class InterModelResult(MethodResult):
         """Methods, the cosine matrix at the patched block, and cosines by block."""
         from vlm_lens.figures.cosine import cosine_layers, cosine_matrix
 
-        mine = {"cosine_matrix": cosine_matrix(self), "cosine_layers": cosine_layers(self)}
-        return {**super().plots(), **mine}
+        names = self.values["models"]
+        at_block = self.cosine_table("base", self.layer)
+        matrix = cosine_matrix(at_block, llm=names["base"], vlm=names["vlm"], layer=self.layer)
+        by_block = cosine_layers(self.tables["cosine"], names=names, layer=self.layer)
+        return {**super().plots(), "cosine_matrix": matrix, "cosine_layers": by_block}

@@ -18,6 +18,7 @@ from vlm_lens.recipes.parts.scoring import accuracy
 from vlm_lens.recipes.parts.vector_sources import Form, Query, Source, few_shot, in_form
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
+from vlm_lens.terms import MEAN, short_names
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -132,7 +133,7 @@ class LayerSweepResult(Result):
             for said, column in ((f"{pair}, block {best}", "accuracy"), ("prompting", "prompting")):
                 rows.append({"": said, **dict(zip(mine["task"], mine[column], strict=True))})
         return pd.DataFrame(rows).rename(
-            columns=t.short_names(list(dict.fromkeys(self.table["task"])))
+            columns=short_names(list(dict.fromkeys(self.table["task"])))
         )
 
     def plots(self) -> dict[str, go.Figure]:
@@ -143,7 +144,7 @@ class LayerSweepResult(Result):
         for pair, best in self.values["best"].items():
             source, _, query = pair.partition(" -> ")
             mine = self.tables["seeds"].query("source == @source and query == @query")
-            told = self.table.query("source == @source and query == @query and task != @t.MEAN")
+            told = self.table.query("source == @source and query == @query and task != @MEAN")
             prompting = told.groupby("task")["prompting"].first().to_dict()
             panels.append(Panel(f"{source} → {query}", mine, best, prompting))
         title = "Where the patch works" + (f": {panels[0].title}" if len(panels) == 1 else "")
@@ -170,5 +171,5 @@ def _result(seeds: pd.DataFrame, prompting: pd.DataFrame) -> LayerSweepResult:
 
 def _with_mean(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """The table, and the mean over tasks as one task more."""
-    mean = table.groupby(by, sort=False)["accuracy"].mean().reset_index().assign(task=t.MEAN)
+    mean = table.groupby(by, sort=False)["accuracy"].mean().reset_index().assign(task=MEAN)
     return pd.concat([table, mean], ignore_index=True)

@@ -16,6 +16,7 @@ from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import RecipeError, seed_list
 from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.terms import PATCH, swapped
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,7 +54,7 @@ class NoisyInstruction(MethodRecipe):
         runs = []
         for task in self.chosen_tasks():
             mine = texts[texts["task"] == task.name]
-            keys = [(name_of(s), int(seed)) for s, seed in zip(mine.swaps, mine.seed, strict=True)]
+            keys = [(swapped(s), int(seed)) for s, seed in zip(mine.swaps, mine.seed, strict=True)]
             methods = {key: patches[i] for key, i in zip(keys, mine.index, strict=True)}
             runs += self.runs(vlm, task, methods, what="noisy instructions")
         return beside(reference, runs, self, kind=NoisyResult, tables={"instructions": texts})
@@ -78,14 +79,9 @@ class NoisyInstruction(MethodRecipe):
         if not self.swaps or min(self.swaps) < 1 or len(set(self.swaps)) < len(self.swaps):
             raise RecipeError(
                 f"NoisyInstruction.swaps is {self.swaps!r}; give different numbers from 1 on (no "
-                "swap is 'Patch')."
+                f"swap is {PATCH!r})."
             )
         self.instructions()
-
-
-def name_of(swaps: int) -> str:
-    """The method's name in tables."""
-    return f"Patch, {swaps} swap{'s' * (swaps > 1)}"
 
 
 def swap_characters(text: str, swaps: int, *, seed: int) -> str:
@@ -127,7 +123,7 @@ class NoisyResult(MethodResult):
     def by_swaps(self) -> pd.DataFrame:
         """The rows of the table that count swaps, with their number: `swaps`, 0 for none."""
         numbers = sorted(set(self.tables["instructions"]["swaps"]))
-        names = {"Patch": 0, **{name_of(n): n for n in numbers}}
+        names = {swapped(n): n for n in (0, *numbers)}
         rows = self.table[self.table["method"].isin(names)].copy()
         return rows.assign(swaps=rows["method"].map(names)).sort_values("swaps", kind="stable")
 
@@ -135,4 +131,4 @@ class NoisyResult(MethodResult):
         """Accuracy against swaps, and the methods."""
         from vlm_lens.figures.noise import noise_lines
 
-        return {"noise": noise_lines(self), **super().plots()}
+        return {"noise": noise_lines(self.by_swaps(), layer=self.layer), **super().plots()}

@@ -19,11 +19,12 @@ from vlm_lens.lenses import LogitLens
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError
-from vlm_lens.recipes.parts.phase_result import PHASES, PhaseResult, phases
+from vlm_lens.recipes.parts.phase_result import PhaseResult, phases
 from vlm_lens.recipes.parts.scoring import answer_token
 from vlm_lens.tasks import Task
+from vlm_lens.terms import PHASES
 
-__all__ = ["PHASES", "PhaseAnalysis", "PhaseResult", "delimiter_decoding"]
+__all__ = ["PhaseAnalysis", "PhaseResult", "delimiter_decoding"]
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,12 @@ from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.parts.cost_meter import Meter
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
+from vlm_lens.terms import PATCHING, PROMPTING, QUERY_ONLY
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["CostResult", "PromptCost"]
-
-PROMPTING = "Prompting (examples + query)"
-PATCHING = "Patching (vector + query)"
-QUERY = "Query only"
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class PromptCost(Recipe):
         vector = read_each(vlm, [task.instruction], at=Last(), points=point)[0, 0]
         patch = ActivationPatch(point, at=Last(), value=vector)
         prompting = {(PROMPTING, n): (vlm.prompt(raw), ()) for n, raw in shown.items()}
-        return {**prompting, (PATCHING, 0): (query, patch), (QUERY, 0): (query, ())}
+        return {**prompting, (PATCHING, 0): (query, patch), (QUERY_ONLY, 0): (query, ())}
 
     def chosen_task(self) -> Task:
         """The task that the field `task` means."""
@@ -182,4 +179,4 @@ class CostResult(Result):
         """Time and memory against the number of examples."""
         from vlm_lens.figures.cost import cost_lines
 
-        return {"cost": cost_lines(self)}
+        return {"cost": cost_lines(self.table, device=self.values["device"])}

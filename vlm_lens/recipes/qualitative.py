@@ -21,6 +21,7 @@ from vlm_lens.recipes.parts.vector_sources import Query, Source
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
 from vlm_lens.tasks.rows import Row
+from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -78,7 +79,7 @@ class Qualitative(Recipe):
             prompts = [self.asked(shown[task.test.index(row)], row) for row in rows]
             patch = recipe.patch(layer, vector(task, self.seed))
             for method, given, edit in (
-                (t.NO_CONTEXT, queries, ()), (t.PROMPT, prompts, ()), (t.PATCH, queries, patch),
+                (NO_CONTEXT, queries, ()), (PROMPT, prompts, ()), (PATCH, queries, patch),
             ):  # fmt: skip
                 for row, prompt, said in zip(rows, given, self.said(vlm, given, edit), strict=True):
                     right = prefix_match(said.partition("\n")[0], row.answers)
@@ -172,12 +173,13 @@ class QualitativeResult(Result):
         """The table with its pictures."""
         from vlm_lens.figures.qualitative import outputs_figure
 
-        return {"outputs": outputs_figure(self)}
+        return {"outputs": outputs_figure(self.table, self.tables["pictures"], **self.values)}
 
     def _repr_html_(self) -> str:
         from vlm_lens.figures.qualitative import outputs_html
 
-        return outputs_html(self)
+        pictures = self.tables["pictures"]
+        return outputs_html(self.table, pictures, title=self.title, notes=self.notes)
 
 
 def _uri(row: Row) -> str:

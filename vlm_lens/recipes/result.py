@@ -167,8 +167,6 @@ class Result:
             raise RecipeError(f"{folder} holds no saved result: {error}.") from None
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise RecipeError(f"{folder / _ABOUT} was not written by Result.save.")
-        import vlm_lens.recipes  # noqa: F401  registers the package's own results
-
         kind = Result._kinds.get(about["result"], Result)
         if not issubclass(kind, cls):
             raise RecipeError(

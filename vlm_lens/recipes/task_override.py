@@ -27,14 +27,15 @@ from vlm_lens.recipes.parts.identity import digest
 from vlm_lens.recipes.parts.judges import Case, Endpoint, ExactRules, Judge, Wanted, as_judge
 from vlm_lens.recipes.parts.override_result import OverrideItem, OverrideResult, result, verdicts
 from vlm_lens.tasks import Task
+from vlm_lens.terms import (
+    INSTRUCTION_PATCH,
+    INSTRUCTION_RANDOM,
+    ORIGINAL_TASK,
+    SYSTEM_PROMPT,
+    WRONG_INSTRUCTION_PATCH,
+)
 
 __all__ = ["OverrideItem", "OverrideResult", "TaskOverride"]
-
-ORIGINAL = "Original Task"
-SYSTEM = "+ System Prompt"
-PATCH = "+ Instruction Patch"
-WRONG = "+ Wrong Instruction Patch"
-RANDOM = "+ Random Vector"
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class TaskOverride(Recipe):
             for item, p in zip(items, prompts, strict=True)
         ]
         said = {
-            ORIGINAL: self.answers(vlm, prompts, None, layer, ORIGINAL),
-            SYSTEM: self.answers(vlm, system, None, layer, SYSTEM),
+            ORIGINAL_TASK: self.answers(vlm, prompts, None, layer, ORIGINAL_TASK),
+            SYSTEM_PROMPT: self.answers(vlm, system, None, layer, SYSTEM_PROMPT),
         }
         for method, vectors in self.vectors(vlm, items, layer).items():
             said[method] = self.answers(vlm, prompts, vectors, layer, method)
@@ -130,14 +131,16 @@ class TaskOverride(Recipe):
             vlm, [RawPrompt(name) for name in names], at=Last(), batch_size=self.batch_size
         )[:, layer]
         mine = [names.index(item.overriding.question) for item in items]
-        found = {PATCH: read[mine]}
+        found = {INSTRUCTION_PATCH: read[mine]}
         if self.controls:
             third = [_third(i, names, item) for i, item in zip(mine, items, strict=True)]
             if None not in third:
-                found[WRONG] = _as_long(read[third], found[PATCH])
+                found[WRONG_INSTRUCTION_PATCH] = _as_long(read[third], found[INSTRUCTION_PATCH])
             generator = torch.Generator().manual_seed(self.seed)
             noise = torch.randn(read.shape[-1], generator=generator)
-            found[RANDOM] = _as_long(noise.expand(len(items), -1), found[PATCH])
+            found[INSTRUCTION_RANDOM] = _as_long(
+                noise.expand(len(items), -1), found[INSTRUCTION_PATCH]
+            )
         return found
 
     def answers(

@@ -19,13 +19,12 @@ from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.parts.vector_sources import Source, last_rows, open_prompts, relative_layer
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
+from vlm_lens.terms import CONTEXT, VECTORS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["TaskSpace", "TaskSpaceResult"]
-
-CONTEXT, VECTORS = "context", "task vectors"
 
 
 @dataclass(frozen=True)
@@ -253,4 +252,4 @@ class TaskSpaceResult(Result):
         """The two maps."""
         from vlm_lens.figures.space import space_maps
 
-        return {"maps": space_maps(self)}
+        return {"maps": space_maps(self.tables["points"], self.table, layer=self.values["layer"])}

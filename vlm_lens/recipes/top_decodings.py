@@ -152,7 +152,8 @@ class TopDecodingsResult(Result):
         """The first token by layer: of the mean vectors, and the commonest over runs."""
         from vlm_lens.figures.decodings import commonest_tokens, vector_tokens
 
-        return {"decodings": vector_tokens(self), "runs": commonest_tokens(self)}
+        runs = commonest_tokens(self.tables["top_1"])
+        return {"decodings": vector_tokens(self.table), "runs": runs}
 
 
 def _decoded(vlm: HookedVLM, hidden: Tensor, k: int) -> dict[str, pd.DataFrame]:

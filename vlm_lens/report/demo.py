@@ -17,6 +17,7 @@ from vlm_lens.report.page import (
     settings,
     write_page,
 )
+from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import CrossModalPatch, PhaseResult, TransferResult
@@ -88,7 +89,7 @@ def _about_zoo(vlm: HookedVLM) -> str:
 
 
 def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
-    table = data_table(transfer.summary(), mark=lambda row: row["method"] == "Patch")
+    table = data_table(transfer.summary(), mark=lambda row: row["method"] == PATCH)
     before = (
         "the instruction"
         if recipe.source == "instruction"
@@ -96,8 +97,8 @@ def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
     )
     sweep = "" if transfer.layers.empty else figure(transfer.plot_layers())
     body = (
-        f"<p><b>No Context</b> is the query alone, <b>Prompt</b> puts {before} before it, "
-        "<b>Patch</b> is the query alone with the task vector written at its last position. The "
+        f"<p><b>{NO_CONTEXT}</b> is the query alone, <b>{PROMPT}</b> puts {before} before it, "
+        f"<b>{PATCH}</b> is the query alone with the task vector written at its last position. The "
         "controls write something else there, just as long: the vector of another task, or a "
         "random direction. If the other task's vector makes the model do <em>that</em> task "
         "(“as that task”), the vector carries the task itself.</p>"
@@ -132,7 +133,7 @@ def _examples(vlm: HookedVLM, recipe: CrossModalPatch, transfer: TransferResult)
                 cells.append(f'<td class="{kind}">{escape(method[i]) or "–"}</td>')
             cells.append(f'<td class="text">{escape(" / ".join(row.answers[:3]))}</td>')
             lines.append(cells)
-    head = ("task", "query", "No Context", "Prompt", "Patch", "right answer")
+    head = ("task", "query", NO_CONTEXT, PROMPT, PATCH, "right answer")
     body = (
         f"<p>The first {_SHOWN} test rows of each task, not chosen. Up to {_NEW_TOKENS} tokens, "
         "most likely token first, cut at the end of the line; right answers are coloured.</p>"

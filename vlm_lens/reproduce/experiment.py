@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from vlm_lens.terms import BESIDE_ACCURACY, MEAN
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -18,10 +20,7 @@ __all__ = ["Comparison", "Experiment", "Finding", "Results", "always", "numbers"
 
 Results = Mapping[str, "Result"]
 
-NUMBERS = [
-    "method", "task", "quantity", "here", "low", "high", "seeds_low", "seeds_high", "strict",
-    "balanced", "paper", "paper_model",
-]  # fmt: skip
+NUMBERS = ["method", "task", "quantity", "here", *BESIDE_ACCURACY, "paper", "paper_model"]
 TEXTS = ["what", "here", "paper", "paper_model"]
 
 
@@ -111,7 +110,7 @@ def always(*lines: str) -> Callable[[Setup], Sequence[str]]:
 
 def numbers(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows of `Comparison.numbers`; what a row leaves out is not known, accuracy is assumed."""
-    empty = {"task": "mean", "quantity": "accuracy", "paper_model": ""}
+    empty = {"task": MEAN, "quantity": "accuracy", "paper_model": ""}
     table = pd.DataFrame([{**empty, **row} for row in rows], columns=NUMBERS)
     known = [c for c in NUMBERS if c not in ("method", "task", "quantity", "paper_model")]
     return table.astype(dict.fromkeys(known, "float64"))

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.errors import VLMLensError, near_matches
+from vlm_lens.terms import MEAN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,7 @@ def table(name: str, model: str | None = None) -> pd.DataFrame:
 
 
 def lookup(
-    name: str, model: str, method: str, task: str = "mean", quantity: str = "accuracy"
+    name: str, model: str, method: str, task: str = MEAN, quantity: str = "accuracy"
 ) -> float | None:
     """One number; None where the paper has none.
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from vlm_lens.recipes.parts.transfer_result import short_names
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.document import Beside, Document, Figures, Part, Table, to_html, to_markdown
 from vlm_lens.reproduce.experiment import Comparison, Experiment
 from vlm_lens.reproduce.experiments import experiments
 from vlm_lens.reproduce.runner import Outcome
 from vlm_lens.reproduce.store import write_text
+from vlm_lens.terms import INTERVALS, MEAN, OTHER_RULES, short_names
 
 __all__ = ["make_document", "write_report"]
 
@@ -137,7 +137,7 @@ def _wide(numbers: pd.DataFrame) -> Table:
     further = {
         head: show
         for head, column, show in _FURTHER
-        if numbers.loc[numbers["task"] == "mean", column].notna().any()
+        if numbers.loc[numbers["task"] == MEAN, column].notna().any()
     }
     rows = []
     for (method, quantity), mine in numbers.groupby(["method", "quantity"], sort=False):
@@ -149,7 +149,7 @@ def _wide(numbers: pd.DataFrame) -> Table:
             else ""
             for t in tasks
         ]
-        mean = by_task.get("mean")
+        mean = by_task.get(MEAN)
         rows.append((label, *cells, *("" if mean is None else f(mean) for f in further.values())))
     return Table(("", *(names[t] for t in tasks), *further), rows)
 
@@ -170,10 +170,8 @@ def _known(column: str) -> Callable[[dict[str, Any]], str]:
 
 # Of the mean over tasks: heading, the column that says whether it is known, how it is written.
 _FURTHER = (
-    ("95 % queries", "low", _interval("low", "high")),
-    ("95 % seeds", "seeds_low", _interval("seeds_low", "seeds_high")),
-    ("strict", "strict", _known("strict")),
-    ("balanced", "balanced", _known("balanced")),
+    *((name, low, _interval(low, high)) for name, low, high in INTERVALS),
+    *((name, name, _known(name)) for name in OTHER_RULES),
 )
 
 

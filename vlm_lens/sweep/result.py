@@ -78,7 +78,10 @@ class SweepResult:
         """
         from vlm_lens.figures.sweep import sweep_figure
 
-        return sweep_figure(self, value)
+        return sweep_figure(
+            self.records, value, labels=self.label_names, baseline=self.baseline,
+            places=self.places,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         used = ", ".join(f"{n} by {engine}" for engine, n in self.engines.items())

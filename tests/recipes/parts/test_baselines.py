@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from vlm_lens.recipes import CrossModalPatch
-from vlm_lens.recipes.parts.baselines import BEST_TOKEN, MAJORITY, best_token, majority_token
+from vlm_lens.recipes.parts.baselines import best_token, majority_token
 from vlm_lens.tasks import Task
 from vlm_lens.tasks.rows import Row
+from vlm_lens.terms import BEST_TOKEN, MAJORITY
 
 
 def right(text, answers):

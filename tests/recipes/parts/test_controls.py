@@ -8,11 +8,11 @@ import torch
 from recipes.plain import small
 from vlm_lens import Find, Last, TaskVector
 from vlm_lens.recipes import Control, CrossModalPatch, RecipeError
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.controls import CONTROLS, chosen_controls, donors, interventions
 from vlm_lens.recipes.parts.vector_sources import TaskVectors
 from vlm_lens.tasks import Task
 from vlm_lens.tasks.rows import Row
+from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT, WRONG_OTHER, WRONG_SAME
 
 TASK, LAYER = "food-color", 3
 
@@ -40,8 +40,8 @@ def test_what_controls_write(toy, setting, made):
     mine = read(toy, task)
     torch.testing.assert_close(setting.value(), mine, rtol=1e-4, atol=1e-4)
     expected = {
-        t.WRONG_SAME: read(toy, Task.load("food-flavor")),
-        t.WRONG_OTHER: read(toy, Task.load("country-capital")),
+        WRONG_SAME: read(toy, Task.load("food-flavor")),
+        WRONG_OTHER: read(toy, Task.load("country-capital")),
         "Random vector": torch.randn(mine.shape, generator=torch.Generator().manual_seed(1)),
         "Shuffled labels": read(toy, task.shuffled(1)),
     }
@@ -117,9 +117,9 @@ def test_a_control_of_ones_own_is_a_row_of_the_table(toy):
     result = recipe.run(toy, progress=False)
     methods = list(dict.fromkeys(result.table["method"]))
     assert methods == [
-        t.NO_CONTEXT,
-        t.PROMPT,
-        t.PATCH,
+        NO_CONTEXT,
+        PROMPT,
+        PATCH,
         "Random vector",
         "Majority answer",
         "Best constant token",

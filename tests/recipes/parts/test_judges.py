@@ -10,6 +10,7 @@ import pytest
 
 from vlm_lens.recipes.parts import judges as j
 from vlm_lens.recipes.parts.judges import Case, Endpoint, ExactRules, JudgeError, Wanted, as_judge
+from vlm_lens.terms import VERDICTS
 
 CAPITAL = Wanted("The capital:", ("Paris",), ("Paris", "Bern", "Washington", "Washington, D.C."))
 CURRENCY = Wanted("The currency:", ("Euro",), ("Euro", "Franc", "Dollar"))
@@ -146,4 +147,4 @@ def test_what_a_judge_may_be():
         as_judge("http://localhost:1/v1")
     with pytest.raises(JudgeError, match="begins with http"):
         Endpoint("localhost:1", "m")
-    assert {j.choice(a, b) for a in (True, False) for b in (True, False)} == set(j.CHOICES)
+    assert {j.choice(a, b) for a in (True, False) for b in (True, False)} == set(VERDICTS)

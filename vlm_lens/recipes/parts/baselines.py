@@ -15,11 +15,9 @@ from torch import Tensor
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.scoring import answer_token, as_compared, round_trip
 from vlm_lens.tasks import Task
+from vlm_lens.terms import BEST_TOKEN, MAJORITY
 
-__all__ = ["BEST_TOKEN", "MAJORITY", "best_token", "constant_answers", "majority_token"]
-
-MAJORITY = "Majority answer"
-BEST_TOKEN = "Best constant token"
+__all__ = ["best_token", "constant_answers", "majority_token"]
 
 
 def constant_answers(vlm: HookedVLM, task: Task, *, ignore_case: bool = False) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlm_lens.recipes.result import RecipeError
 from vlm_lens.tasks import Task
+from vlm_lens.terms import ADDED, RANDOM, SHUFFLED, SINGLE, WRONG_OTHER, WRONG_SAME
 
 __all__ = ["CONTROLS", "Control", "Setting", "chosen_controls", "donors", "interventions"]
 
@@ -132,18 +133,15 @@ def _added(setting: Setting) -> Any:
     return None if setting.add is None else setting.add(setting.value())
 
 
-WRONG_SAME = "Wrong task, same domain"
-WRONG_OTHER = "Wrong task, other domain"
-
 # The first four replace what is there by something of the patch's norm; the last two use the
 # task's own vector in another way.
 CONTROLS = (
     Control("wrong-same", WRONG_SAME, _wrong(0)),
     Control("wrong-other", WRONG_OTHER, _wrong(1)),
-    Control("random", "Random vector", _random),
-    Control("shuffled", "Shuffled labels", _shuffled),
-    Control("single", "Single prompt", _single),
-    Control("added", "Added, not replaced", _added),
+    Control("random", RANDOM, _random),
+    Control("shuffled", SHUFFLED, _shuffled),
+    Control("single", SINGLE, _single),
+    Control("added", ADDED, _added),
 )
 
 

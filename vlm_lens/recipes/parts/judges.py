@@ -19,11 +19,9 @@ from typing import Any
 
 from vlm_lens.recipes.parts.scoring import prefix_match
 from vlm_lens.recipes.result import RecipeError
+from vlm_lens.terms import BOTH, NEITHER, ORIGINAL, OVERRIDING, VERDICTS
 
-__all__ = ["CHOICES", "Case", "Endpoint", "ExactRules", "Judge", "JudgeError", "Wanted", "as_judge"]
-
-ORIGINAL, OVERRIDING, BOTH, NEITHER = "original", "overriding", "both", "neither"
-CHOICES = (ORIGINAL, OVERRIDING, BOTH, NEITHER)
+__all__ = ["Case", "Endpoint", "ExactRules", "Judge", "JudgeError", "Wanted", "as_judge"]
 
 
 class JudgeError(RecipeError):
@@ -81,7 +79,7 @@ class ExactRules:
     ignore_case: bool = True
 
     def __call__(self, case: Case) -> str:
-        """One of `CHOICES`.
+        """One of `VERDICTS`.
 
         Raises:
             JudgeError: Nothing is known of one of the tasks.
@@ -141,7 +139,7 @@ C: both
 D: neither
 
 Reply with JSON of one key, {{"choice": "A"}}, "B", "C" or "D"."""
-_LETTERS = dict(zip("ABCD", CHOICES, strict=True))
+_LETTERS = dict(zip("ABCD", VERDICTS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ class Endpoint:
             raise JudgeError("A judge behind an endpoint needs the name of a model.")
 
     def __call__(self, case: Case) -> str:
-        """One of `CHOICES`.
+        """One of `VERDICTS`.
 
         Raises:
             JudgeError: No reply, or one that holds no choice.

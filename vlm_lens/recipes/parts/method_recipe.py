@@ -134,10 +134,9 @@ class MethodResult(TransferResult):
     """Accuracies of methods, those of CrossModalPatch first; see `TransferResult`."""
 
     def plots(self) -> dict[str, go.Figure]:
-        """Methods one below another, and the layer sweep where there is one."""
-        from vlm_lens.figures.methods import method_dots
-
-        return {"methods": method_dots(self), **super().plots()}
+        """Methods one below another, then bars by task, and the layer sweep where there is one."""
+        plots = super().plots()
+        return {"methods": plots.pop("methods"), **plots}
 
 
 def beside(

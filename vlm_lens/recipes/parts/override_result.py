@@ -12,11 +12,7 @@ from PIL import Image
 
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.judges import (
-    BOTH,
-    CHOICES,
-    OVERRIDING,
     Case,
     Judge,
     JudgeError,
@@ -24,6 +20,7 @@ from vlm_lens.recipes.parts.judges import (
 )
 from vlm_lens.recipes.parts.scoring import bootstrap, prefix_match
 from vlm_lens.recipes.result import Result
+from vlm_lens.terms import BOTH, MEAN, OVERRIDING, VERDICTS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -70,8 +67,8 @@ def verdicts(
             found = judge(Case(text, item.original, item.overriding))
         except JudgeError:  # one verdict is worth less than all answers
             found = MISSING
-        if found not in (*CHOICES, MISSING):
-            raise RecipeError(f"A judge gives one of {', '.join(CHOICES)}; this gave {found!r}.")
+        if found not in (*VERDICTS, MISSING):
+            raise RecipeError(f"A judge gives one of {', '.join(VERDICTS)}; this gave {found!r}.")
         line = text.strip().split("\n")[0]
         right = prefix_match(line, item.overriding.answers, ignore_case=True)
         rows.append((item.group, method, item.name, item.original.question,
@@ -91,7 +88,7 @@ def result(answers: pd.DataFrame, layer: int, judge: Judge) -> OverrideResult:
     groups, rows = list(dict.fromkeys(answers["task"])), []
     for method in dict.fromkeys(answers["method"]):
         mine = [answers[(answers["method"] == method) & (answers["task"] == g)] for g in groups]
-        for name, parts in [*((g, [p]) for g, p in zip(groups, mine, strict=True)), (t.MEAN, mine)]:
+        for name, parts in [*((g, [p]) for g, p in zip(groups, mine, strict=True)), (MEAN, mine)]:
             judged = [p[p["choice"] != MISSING] for p in parts]
             judged = [p for p in judged if len(p)]
             row = {"task": name, "method": method, "accuracy": np.nan, "low": np.nan,
@@ -101,7 +98,7 @@ def result(answers: pd.DataFrame, layer: int, judge: Judge) -> OverrideResult:
                 row["accuracy"] = float(np.mean([d.mean() for d in done]))
                 row["low"], row["high"] = bootstrap(done)
             row["strict"] = float(np.mean([p["right"].mean() for p in parts]))
-            for one in CHOICES:
+            for one in VERDICTS:
                 share = [(p["choice"] == one).mean() for p in judged]
                 row[f"judged_{one}"] = float(np.mean(share)) if share else np.nan
             missing = sum(map(len, parts)) - sum(map(len, judged))
@@ -133,7 +130,7 @@ class OverrideResult(Result):
         methods = list(dict.fromkeys(self.table["method"]))
         wide = self.table.pivot(index="method", columns="task", values="accuracy")
         wide = wide.loc[methods, groups].round(3)
-        mean = self.table[self.table["task"] == t.MEAN].set_index("method").loc[methods]
+        mean = self.table[self.table["task"] == MEAN].set_index("method").loc[methods]
         bounds = zip(mean["low"], mean["high"], strict=True)
         wide["95 %"] = [f"{low:.2f}-{high:.2f}" for low, high in bounds]
         wide["strict"] = mean["strict"].round(3)
@@ -143,4 +140,4 @@ class OverrideResult(Result):
         """The verdicts by method."""
         from vlm_lens.figures.override import override_bars
 
-        return {"override": override_bars(self)}
+        return {"override": override_bars(self.table, layer=self.values["layer"])}

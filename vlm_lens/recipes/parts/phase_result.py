@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 
 from vlm_lens.recipes.result import Result
+from vlm_lens.terms import ANSWER, INPUT, PHASES, TASK, examples_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["PHASES", "PhaseResult", "phases"]
+    from vlm_lens.figures.phases import Curves
 
-PHASES = ("input", "task", "answer")
+__all__ = ["PhaseResult", "phases"]
+
 BOUNDARIES = ("task_from", "answer_from")
 _RESAMPLES = 2000
 
@@ -56,7 +58,23 @@ class PhaseResult(Result):
         """The three curves with their bands, and the ranks in the whole vocabulary."""
         from vlm_lens.figures.phases import phase_curves, rank_curves
 
-        return {"phases": phase_curves(self), "ranks": rank_curves(self)}
+        return {
+            "phases": phase_curves(self.curves, self.boundaries), "ranks": rank_curves(self.curves),
+        }  # fmt: skip
+
+    @property
+    def curves(self) -> Curves:
+        """What figures of phases draw."""
+        from vlm_lens.figures.phases import Curves
+
+        values = self.values
+        counted = "answers" if values["modality"] == "instruction" else "prompts"
+        tokens = {
+            INPUT: f"input {values['input_token']!r}", TASK: f"task {values['task_token']!r}",
+            ANSWER: ANSWER,
+        }  # fmt: skip
+        examples = examples_of(values["modality"])
+        return Curves(self.table, values["task"], examples, tokens, f"{values['runs']} {counted}")
 
     def summary(self) -> pd.DataFrame:
         """Layer by layer: the three means, the ranks, the phase."""

@@ -9,33 +9,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from vlm_lens.recipes.parts.baselines import BEST_TOKEN, MAJORITY
-from vlm_lens.recipes.parts.controls import CONTROLS, WRONG_OTHER, WRONG_SAME, donors
+from vlm_lens.recipes.parts.controls import CONTROLS
 from vlm_lens.recipes.parts.scoring import Scores, balanced, bootstrap, over_seeds
 from vlm_lens.recipes.result import RecipeError, Result
 from vlm_lens.tasks import Task
+from vlm_lens.terms import (
+    BEST_TOKEN,
+    INTERVALS,
+    MAJORITY,
+    MEAN,
+    METHODS,
+    OTHER_RULES,
+    PATCH,
+    SCORES,
+    short_names,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = [
-    "WRONG_OTHER",
-    "WRONG_SAME",
-    "Difference",
-    "Run",
-    "TransferResult",
-    "best_layer",
-    "donors",
-    "result",
-]
-
-NO_CONTEXT = "No Context"
-PROMPT = "Prompt"
-PATCH = "Patch"
-AS_DONOR = "Wrong task, as that task"
-_NAMES = [control.name for control in CONTROLS]
-METHODS = (NO_CONTEXT, PROMPT, PATCH, _NAMES[0], AS_DONOR, *_NAMES[1:], MAJORITY, BEST_TOKEN)
-MEAN = "mean"
+__all__ = ["Difference", "Run", "TransferResult", "best_layer", "result"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +75,11 @@ class TransferResult(Result):
     def layer(self) -> int:
         """The 0-based block whose output is patched."""
         return self.values["layer"]
+
+    @property
+    def direction(self) -> str:
+        """From which modality to which the task goes."""
+        return f"{self.values['source']} → {self.values['query']}"
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -148,22 +146,22 @@ class TransferResult(Result):
         methods = list(dict.fromkeys(self.table["method"]))
         wide = wide.loc[methods, tasks].round(3)
         mean = self.table[self.table["task"] == MEAN].set_index("method").loc[methods]
-        for name, low, high in (
-            ("95 % queries", "low", "high"), ("95 % seeds", "seeds_low", "seeds_high"),
-        ):  # fmt: skip
+        for name, low, high in INTERVALS:
             bounds = zip(mean[low], mean[high], strict=True)
             wide[name] = ["-" if np.isnan(lo) else f"{lo:.2f}-{hi:.2f}" for lo, hi in bounds]
-        for name in ("strict", "balanced"):
+        for name in OTHER_RULES:
             wide[name] = mean[name].round(3)
         return wide.rename(columns=short_names(tasks)).reset_index().rename_axis(columns=None)
 
     def plots(self) -> dict[str, go.Figure]:
         """Bars by task, every method and control, and the layer sweep where there is one."""
+        from vlm_lens.figures.methods import method_dots
         from vlm_lens.figures.transfer_bars import transfer_bars
-        from vlm_lens.figures.transfer_dots import methods_figure
 
         sweep = {} if self.layers.empty else {"layer_sweep": self.plot_layers()}
-        return {"transfer": transfer_bars(self), "controls": methods_figure(self), **sweep}
+        bars = transfer_bars(self.table, title=f"{self.direction} transfer")
+        dots = method_dots(self.table, title=f"{self.direction}, by method")
+        return {"transfer": bars, "methods": dots, **sweep}
 
     def plot_layers(self) -> go.Figure:
         """Validation accuracy by layer.
@@ -175,15 +173,9 @@ class TransferResult(Result):
 
         if self.layers.empty:
             raise RecipeError("There is no sweep: the recipe named its layer. Leave layer=None.")
-        title = f"Where the patch works: {self.values['source']} → {self.values['query']}"
+        title = f"Where the patch works: {self.direction}"
         subtitle = "Validation rows; mean over seeds, band: one standard deviation over seeds"
         return layer_figure([Panel(title, self.layers, self.layer)], title=title, subtitle=subtitle)
-
-
-def short_names(tasks: Sequence[str]) -> dict[str, str]:
-    """Task names without their domain, where that leaves them different."""
-    short = {task: task.rpartition("-")[2] for task in tasks}
-    return short if len(set(short.values())) == len(short) else {task: task for task in tasks}
 
 
 def best_layer(layers: pd.DataFrame) -> int:
@@ -282,9 +274,7 @@ class _Numbers:
     strict: float
     balanced: float
 
-    columns: ClassVar = (
-        "accuracy", "low", "high", "seeds_low", "seeds_high", "strict", "balanced", "queries",
-    )  # fmt: skip
+    columns: ClassVar = (*SCORES, "queries")
 
     @classmethod
     def of(cls, mine: pd.DataFrame) -> _Numbers:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import InterModelTransfer
 from vlm_lens.reproduce import paper
+from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, better, blocks, controls
 from vlm_lens.reproduce.experiment import (
     Comparison,
     Experiment,
@@ -16,7 +17,7 @@ from vlm_lens.reproduce.experiment import (
     numbers,
     texts,
 )
-from vlm_lens.reproduce.experiments.transfer import CHOSEN, accuracies, blocks, controls
+from vlm_lens.terms import MEAN, PATCH, PATCH_BASE, PATCH_UNRELATED
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import InterModelResult, Recipe
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENTS"]
 
-RUN, OWN, BASE = "inter-model", "Patch", "Patch, base LLM"
-UNRELATED = "Patch, unrelated LLM"
+RUN = "inter-model"
 
 
 def _run(setup: Setup) -> dict[str, Recipe]:
@@ -36,10 +36,8 @@ def _run(setup: Setup) -> dict[str, Recipe]:
 
 def _cosines(result: InterModelResult) -> tuple[float, float]:
     """Mean cosine of the same task's vectors, and of different tasks', at the patched block."""
-    table = result.tables["cosine"]
-    mine = table[(table["model"] == "base") & (table["layer"] == result.layer)]
-    same = mine["llm_task"] == mine["vlm_task"]
-    return float(mine[same]["cosine"].mean()), float(mine[~same]["cosine"].mean())
+    means = result.cosine("base")
+    return means["matched"], means["mismatched"]
 
 
 def _compare(table: str, setup: Setup, results: Results) -> Comparison:
@@ -58,11 +56,11 @@ def _compare(table: str, setup: Setup, results: Results) -> Comparison:
                     "paper_model": owner,
                 }
             )
-    for method, name in ((OWN, "VLM-VLM"), (BASE, "LLM-VLM")):
+    for method, name in ((PATCH, "VLM-VLM"), (PATCH_BASE, "LLM-VLM")):
         rows += accuracies(result, method, "table11", model, name)
-    rows += controls(result, shown=(BASE,))
+    rows += controls(result, shown=(PATCH_BASE,))
     if table == "table3":
-        rows = [row for row in rows if row.get("task", "mean") == "mean"]
+        rows = [row for row in rows if row.get("task", MEAN) == MEAN]
     findings = _findings(model, result, same, other) if table == "table3" else ()  # said once
     said = texts(blocks(model, {"its own vectors and the language model's": result}))
     return Comparison(numbers(rows), said, tuple(findings))
@@ -77,22 +75,22 @@ def _findings(model: str, result: Any, same: float, other: float) -> Iterator[Fi
         f"{same:.2f} against {other:.2f}",
         same > other,
     )
-    own, base = result.accuracy(OWN), result.accuracy(BASE)
     there = [paper.lookup("table3", model, name) for name in ("LLM-VLM", "VLM-VLM")]
-    yield Finding(
+    yield better(
         "The language model's vectors do better in the VLM than the VLM's own.",
         f"{model}: {there[0]:.2f} against {there[1]:.2f}",
-        f"{base:.2f} against {own:.2f}: {result.difference(BASE, OWN)}",
-        result.difference(BASE, OWN).low > 0,
+        result,
+        PATCH_BASE,
+        PATCH,
     )
-    if UNRELATED in set(result.table["method"]):
-        yield Finding(
+    if PATCH_UNRELATED in set(result.table["method"]):
+        yield better(
             "(not in the paper) The language model's vectors do better than those of one that the "
             "VLM was not made from.",
             "not measured",
-            f"{base:.2f} against {result.accuracy(UNRELATED):.2f}: "
-            f"{result.difference(BASE, UNRELATED)}",
-            result.difference(BASE, UNRELATED).low > 0,
+            result,
+            PATCH_BASE,
+            PATCH_UNRELATED,
         )
 
 

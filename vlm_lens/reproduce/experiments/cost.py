@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import PromptCost
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
+from vlm_lens.terms import PATCHING, PROMPTING, QUERY_ONLY
 
 if TYPE_CHECKING:
     from vlm_lens.reproduce.setup import Setup
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS"]
 
 RUN, MODEL, EXAMPLES = "prompt-cost", "Idefics2", 30
-WAYS = ("Prompting", "Patching", "Query only")
+WAYS = {"Prompting": PROMPTING, "Patching": PATCHING, "Query only": QUERY_ONLY}  # as printed
 
 
 def _printed(method: str, quantity: str) -> float:
@@ -25,8 +26,8 @@ def _compare(setup: Setup, results: Results) -> Comparison:
     table = results[RUN].table
     rows: list[dict[str, Any]] = []
     here: dict[str, Any] = {}
-    for name in WAYS:
-        mine = table[table["method"].str.startswith(name)]
+    for name, method in WAYS.items():
+        mine = table[table["method"] == method]
         here[name] = mine.sort_values("n_examples").iloc[-1]
         for quantity, value in (
             ("seconds", here[name]["seconds"]),

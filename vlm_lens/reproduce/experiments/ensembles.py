@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import InstructionEnsemble
 from vlm_lens.recipes.parts.scoring import over_seeds
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
+from vlm_lens.terms import AVERAGED, ENSEMBLE, EXAMPLES, INSTRUCTION, MEAN
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import EnsembleResult, Recipe
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS"]
 
 RUN, MODEL = "instruction-ensemble", "Idefics2"
-MEAN = "mean"
 COUNTS = (5, 10, 15, 20, 25, 30)
 
 
@@ -47,8 +47,8 @@ def _by_seed(result: EnsembleResult, one: dict[str, Any]) -> list[float]:
 
 
 def _findings(result: EnsembleResult) -> Iterator[Finding]:
-    told, shown = result.accuracy("Instruction"), result.accuracy("Examples", 5)
-    both = result.accuracy("Ensemble", 5)
+    told, shown = result.accuracy(INSTRUCTION), result.accuracy(EXAMPLES, 5)
+    both = result.accuracy(ENSEMBLE, 5)
     gain = f"{100 * (both / shown - 1):+.0f} %" if shown else "no examples' accuracy to compare"
     yield Finding(
         "The ensemble of the instruction and 5 examples does better than the 5 examples.",
@@ -62,14 +62,15 @@ def _findings(result: EnsembleResult) -> Iterator[Finding]:
         f"{told:.2f} against {shown:.2f}",
         told > 0 and abs(told - shown) <= 0.05,
     )
-    table = result.table.query("task == 'mean' and meaning == 'averaged' and n == 5")
+    table = result.table[result.table["task"] == MEAN]
+    table = table[(table["meaning"] == AVERAGED) & (table["n"] == 5)]
     spread = table.set_index("method")["sd"]
     if spread.notna().all():
         yield Finding(
             "The ensemble varies less over seeds than the examples do.",
             f"{MODEL}: shown, not numbered",
-            f"standard deviation {spread['Ensemble']:.3f} against {spread['Examples']:.3f}",
-            bool(spread["Ensemble"] < spread["Examples"]),
+            f"standard deviation {spread[ENSEMBLE]:.3f} against {spread[EXAMPLES]:.3f}",
+            bool(spread[ENSEMBLE] < spread[EXAMPLES]),
         )
 
 

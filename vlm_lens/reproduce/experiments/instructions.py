@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import NoisyInstruction, TaskOverride
 from vlm_lens.reproduce import paper
+from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, blocks, controls
 from vlm_lens.reproduce.experiment import (
     Comparison,
     Experiment,
@@ -16,7 +17,7 @@ from vlm_lens.reproduce.experiment import (
     numbers,
     texts,
 )
-from vlm_lens.reproduce.experiments.transfer import CHOSEN, accuracies, blocks, controls
+from vlm_lens.terms import INSTRUCTION_PATCH, MEAN, ORIGINAL_TASK, SYSTEM_PROMPT, swapped
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -29,7 +30,7 @@ MODEL = "Idefics2"
 # ---------------------------------------------------------------------- Table 9
 
 NOISY = "noisy-instruction"
-SWAPS = {"Patch": "0 swaps", "Patch, 1 swap": "1 swaps", "Patch, 2 swaps": "2 swaps"}
+SWAPS = {swapped(n): f"{n} swaps" for n in range(3)}  # as the paper calls them
 
 
 def _noise(setup: Setup, results: Results) -> Comparison:
@@ -89,7 +90,7 @@ def _override(setup: Setup, results: Results) -> Comparison:
                 "here": one["accuracy"],
                 "low": one["low"],
                 "high": one["high"],
-                "paper": _nearest(one["method"]) if one["task"] == "mean" else None,
+                "paper": _nearest(one["method"]) if one["task"] == MEAN else None,
                 "paper_model": MODEL,
             }
         )
@@ -101,8 +102,8 @@ def _nearest(method: str) -> float | None:
 
 
 def _override_findings(table: Any) -> Iterator[Finding]:
-    means = table[table["task"] == "mean"].set_index("method")["accuracy"]
-    names = ("Original Task", "+ System Prompt", "+ Instruction Patch")
+    means = table[table["task"] == MEAN].set_index("method")["accuracy"]
+    names = (ORIGINAL_TASK, SYSTEM_PROMPT, INSTRUCTION_PATCH)
     there = ", ".join(f"{_nearest(name):.2f}" for name in names)
     here = ", ".join(f"{means[name]:.2f}" for name in names)
     yield Finding(

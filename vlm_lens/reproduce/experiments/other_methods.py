@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import BackPatching, FunctionVectors, MultimodalTaskVectors
-from vlm_lens.recipes.parts.transfer_result import METHODS as METHODS_OF_PATCH
+from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, blocks
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers, texts
-from vlm_lens.reproduce.experiments.transfer import CHOSEN, accuracies, blocks
+from vlm_lens.terms import METHODS, PATCH
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENTS"]
 
-METHODS = {
+RECIPES = {
     "function-vectors": FunctionVectors,
     "head-vectors": MultimodalTaskVectors,
     "back-patching": BackPatching,
@@ -30,7 +30,7 @@ def _recipes(setup: Setup) -> dict[str, Recipe]:
     own = {"function-vectors": {"trials": trials, "heads": _HEADS, "corruption": spoiled}}
     return {
         name: setup.make(recipe, seeds=1, controls=("random",), **own.get(name, {}))
-        for name, recipe in METHODS.items()
+        for name, recipe in RECIPES.items()
     }
 
 
@@ -42,12 +42,12 @@ def _compare(setup: Setup, results: Results) -> Comparison:
                 rows += accuracies(result, method, "", "", method)
                 means[method] = result.accuracy(method)
     own = {m: v for m, v in means.items()
-           if m not in METHODS_OF_PATCH and "random" not in m.lower()}  # fmt: skip
+           if m not in METHODS and "random" not in m.lower()}  # fmt: skip
     best = max(own, key=own.get)
     finding = Finding(
         "(not in the paper) Other methods beside the paper's patch, in one table.",
         "not measured",
-        f"Patch {means['Patch']:.2f}; the highest of the {len(own)} others, controls left out (a "
+        f"{PATCH} {means[PATCH]:.2f}; the highest of the {len(own)} others, controls left out (a "
         f"maximum taken on the test rows): {best}, {own[best]:.2f}",
     )
     return Comparison(numbers(rows), texts(blocks("", results)), (finding,))

@@ -16,6 +16,7 @@ from vlm_lens.reproduce.experiment import (
     numbers,
     texts,
 )
+from vlm_lens.terms import ANSWER, INPUT, PHASES, TASK, examples_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENTS"]
 
-PHASES = {"input": "input", "task": "task_word", "answer": "answer"}
+PAPER_COLUMNS = {INPUT: "input", TASK: "task_word", ANSWER: "answer"}
 MODALITIES = ("text", "image")
 MODEL = "Idefics2"
 
@@ -49,7 +50,7 @@ def _printed(task: str, modality: str) -> Any:
 
 def _order(curves: Any) -> str:
     """The dominant phase of each layer in one letter."""
-    return "".join(p[0].upper() for p in curves[list(PHASES.values())].idxmax(axis=1))
+    return "".join(p[0].upper() for p in curves[list(PAPER_COLUMNS.values())].idxmax(axis=1))
 
 
 def _compare(setup: Setup, results: Results) -> Comparison:
@@ -63,7 +64,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
         for phase in PHASES:
             rows.append(
                 {
-                    "method": f"{_said(modality)}: {phase} leads",
+                    "method": f"{examples_of(modality)}: {phase} leads",
                     "task": task,
                     "quantity": "share of the layers",
                     "here": result.phases.count(phase[0].upper()) / len(result.phases),
@@ -73,18 +74,14 @@ def _compare(setup: Setup, results: Results) -> Comparison:
             )
         said.append(
             {
-                "what": f"{task}, {_said(modality)}: which of input, task and answer leads, from "
-                "the embedding to the last block",
+                "what": f"{task}, {examples_of(modality)}: which of input, task and answer leads, "
+                "from the embedding to the last block",
                 "here": result.phases,
                 "paper": order,
                 "paper_model": MODEL,
             }
         )
     return Comparison(numbers(rows), texts(said), tuple(_findings(here_all, there_all)))
-
-
-def _said(modality: str) -> str:
-    return modality if modality == "instruction" else f"{modality} examples"
 
 
 def _findings(here: list[str], there: list[str]) -> Iterator[Finding]:
@@ -129,7 +126,7 @@ def _overlay(result: Any) -> go.Figure:
         return fig
     scale = (len(result.table) - 1) / (len(there) - 1)
     colours = {t.legendgroup: t.line.color for t in fig.data if t.mode == "lines+markers"}
-    for phase, column in PHASES.items():
+    for phase, column in PAPER_COLUMNS.items():
         fig.add_scatter(
             x=there["layer"] * scale,
             y=there[column],

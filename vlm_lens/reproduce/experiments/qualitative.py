@@ -6,17 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import ImageToText, Qualitative
 from vlm_lens.reproduce import paper
+from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, better, blocks, controls
 from vlm_lens.reproduce.experiment import (
     Comparison,
     Experiment,
-    Finding,
     Results,
     always,
     numbers,
     texts,
 )
 from vlm_lens.reproduce.experiments.instructions import OVERRIDE, override_run
-from vlm_lens.reproduce.experiments.transfer import CHOSEN, accuracies, blocks, controls
+from vlm_lens.terms import (
+    INSTRUCTION_PATCH,
+    NO_CONTEXT,
+    ORIGINAL_TASK,
+    PATCH,
+    PROMPT,
+    TEXT_PROMPT,
+)
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -60,7 +67,7 @@ def _shown(setup: Setup, results: Results) -> Comparison:
 
 def _overridden(setup: Setup, results: Results) -> Comparison:
     table = results[OVERRIDE].tables["predictions"]
-    kept = ("Original Task", "+ Instruction Patch")
+    kept = (ORIGINAL_TASK, INSTRUCTION_PATCH)
     first = table[table["method"].isin(kept)].groupby(["task", "method"], sort=False).head(1)
     rows = [
         {
@@ -88,16 +95,17 @@ def _image_text(setup: Setup) -> dict[str, Recipe]:
 
 def _described(setup: Setup, results: Results) -> Comparison:
     result, rows = results[COUNTED], []
-    for method in ("No Context", "Prompt, examples in text", "Prompt", "Patch"):
-        name = f"Image {method}" if method in ("Prompt", "Patch") else method
+    for method in (NO_CONTEXT, TEXT_PROMPT, PROMPT, PATCH):
+        name = f"Image {method}" if method in (PROMPT, PATCH) else method
         rows += accuracies(result, method, "", "", name)
-    rows += controls(result, shown=("Prompt, examples in text",))
-    patch, prompt = result.accuracy("Patch"), result.accuracy("Prompt")
-    finding = Finding(
+    rows += controls(result, shown=(TEXT_PROMPT,))
+    finding = better(
         "The vector of pictures also works on texts.",
         f"{MODEL}: 3 of 3 shown cases, prompting with pictures 1 of 3",
-        f"Patch {patch:.2f}, Prompt {prompt:.2f}: {result.difference('Patch', 'Prompt')}",
-        result.difference("Patch", "Prompt").low > 0,
+        result,
+        PATCH,
+        PROMPT,
+        named=True,
     )
     said = [
         *blocks(MODEL, {"image examples": result}),

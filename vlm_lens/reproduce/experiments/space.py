@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import TaskSpace
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
+from vlm_lens.terms import CONTEXT, VECTORS
 
 if TYPE_CHECKING:
     from vlm_lens.reproduce.setup import Setup
@@ -30,14 +31,14 @@ def _compare(setup: Setup, results: Results) -> Comparison:
     by = {(one["set"], one["by"]): one["silhouette"] for one in table.to_dict("records")}
     findings = []
     for points, more, less in (
-        ("context", "modality", "task"),
-        ("task vectors", "task", "modality"),
+        (CONTEXT, "modality", "task"),
+        (VECTORS, "task", "modality"),
     ):
         if (points, more) in by and (points, less) in by:
             here = by[points, more], by[points, less]
             findings.append(
                 Finding(
-                    f"{points.capitalize()}{' embeddings' if points == 'context' else ''} cluster "
+                    f"{points.capitalize()}{' embeddings' if points == CONTEXT else ''} cluster "
                     f"by {more}, not by {less}.",
                     "shown in a map, not counted",
                     f"silhouette by {more} {here[0]:.2f}, by {less} {here[1]:.2f}",

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from vlm_lens.recipes import CrossModalPatch, LayerSweep
-from vlm_lens.recipes.parts.baselines import BEST_TOKEN, MAJORITY
 from vlm_lens.reproduce import paper
+from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, better, blocks, controls, joined
 from vlm_lens.reproduce.experiment import (
     Comparison,
     Experiment,
@@ -20,6 +17,16 @@ from vlm_lens.reproduce.experiment import (
     numbers,
     texts,
 )
+from vlm_lens.terms import (
+    BEST_TOKEN,
+    MAJORITY,
+    NO_CONTEXT,
+    PATCH,
+    PROMPT,
+    RANDOM,
+    WRONG_OTHER,
+    WRONG_SAME,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,26 +34,11 @@ if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe, TransferResult
     from vlm_lens.reproduce.setup import Setup
 
-__all__ = [
-    "CHOSEN",
-    "EXPERIMENTS",
-    "PAIRS",
-    "accuracies",
-    "blocks",
-    "controls",
-    "joined",
-    "pair",
-    "transfer",
-]
+__all__ = ["EXPERIMENTS"]
 
-_KNOWN = ("low", "high", "seeds_low", "seeds_high", "strict", "balanced")
-_SHOWN = ("No Context", "Prompt", "Patch", MAJORITY, BEST_TOKEN)
 PAIRS = (("text", "image"), ("image", "image"), ("text", "text"), ("image", "text"))
 TEXT_IMAGE = "transfer-text-image"
-CHOSEN = (
-    "The block is chosen on the validation rows for every source, query and form of its own, and "
-    "listed; the paper patches one block a model."
-)
+MODEL = "Idefics2"  # of the tables of one model
 
 
 def transfer(setup: Setup, source: str, query: str, **changes: Any) -> CrossModalPatch:
@@ -59,89 +51,16 @@ def pair(setup: Setup, source: str, query: str) -> dict[str, Recipe]:
     return {f"transfer-{source}-{query}": transfer(setup, source, query)}
 
 
-def accuracies(
-    result: TransferResult,
-    method: str,
-    table: str,
-    model: str,
-    row: str,
-    *,
-    paper_method: str | None = None,
-) -> Iterator[dict[str, Any]]:
-    """One method's accuracies by task, with all that is known of each, beside a row of the paper.
-
-    Args:
-        result: What CrossModalPatch gave.
-        method: The method in the result.
-        table: The paper's table; empty where the paper has no such row.
-        model: The paper's model.
-        row: What the row is called in the comparison.
-        paper_method: The row in the paper; `row` if None.
-    """
-    mine = result.table[result.table["method"] == method]
-    for one in mine.to_dict("records"):
-        yield {
-            "method": row,
-            "task": one["task"],
-            "here": one["accuracy"],
-            **{key: one[key] for key in _KNOWN},
-            "paper": paper.lookup(table, model, paper_method or row, one["task"])
-            if table
-            else None,
-            "paper_model": model if table else "",
-        }
-
-
-def controls(
-    result: TransferResult, of: str = "", *, shown: Sequence[str] = ()
-) -> Iterator[dict[str, Any]]:
-    """The accuracies of every control of a run.
-
-    Args:
-        result: The run.
-        of: Which run, where a comparison has several.
-        shown: Methods that stand in the comparison under names of their own.
-    """
-    for method in dict.fromkeys(result.table["method"]):
-        if method not in (*_SHOWN, *shown):
-            where = f", {of}" if of else ""
-            yield from accuracies(result, method, "", "", f"control{where}: {method}")
-
-
-def blocks(model: str, results: Mapping[str, TransferResult]) -> Iterator[dict[str, str]]:
-    """Which block each run patched, beside the paper's: rows of `Comparison.texts`.
-
-    Args:
-        model: The paper's model.
-        results: The runs, under what they are called in the comparison.
-    """
-    there = paper.source()["layers"].get(model)
-    for name, result in results.items():
-        yield {
-            "what": f"{name}: block that is patched (0-based)",
-            "here": f"{result.layer} of {result.provenance['model']['layers']}",
-            "paper": f"{there['patched']} of {there['layers']}" if there else "",
-            "paper_model": model,
-        }
-
-
-def joined(results: Mapping[str, TransferResult]) -> TransferResult:
-    """Runs on the same queries as one, so that differences between them are paired.
-
-    Args:
-        results: The runs by name; a method of one is called `"<name>: <method>"` in the whole.
-    """
-
-    def put(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-        named = zip(results, tables, strict=True)
-        return pd.concat([t.assign(method=f"{name}: " + t["method"]) for name, t in named])
-
-    first, *_ = results.values()
-    tables = {"predictions": put(one.predictions for one in results.values())}
-    return replace(first, table=put(one.table for one in results.values()), tables=tables)
-
-
 # ---------------------------------------------------------------------- Table 2
+
+
+def _five(table: str, model: str, text: TransferResult, image: TransferResult) -> list[dict]:
+    """The five methods of Tables 2, 4 and 10."""
+    rows = list(accuracies(text, NO_CONTEXT, table, model, NO_CONTEXT))
+    for name, result in (("Image", image), ("Text", text)):
+        for method in (PROMPT, PATCH):
+            rows += accuracies(result, method, table, model, f"{name} Examples {method}")
+    return rows
 
 
 def _main(setup: Setup, results: Results) -> Comparison:
@@ -150,12 +69,8 @@ def _main(setup: Setup, results: Results) -> Comparison:
     rows = [
         *accuracies(text, MAJORITY, "table2", "", MAJORITY, paper_method="Random"),
         *accuracies(text, BEST_TOKEN, "", "", BEST_TOKEN),
-        *accuracies(text, "No Context", "table2", model, "No Context"),
-        *accuracies(image, "Prompt", "table2", model, "Image Examples Prompt"),
-        *accuracies(image, "Patch", "table2", model, "Image Examples Patch"),
-        *accuracies(text, "Prompt", "table2", model, "Text Examples Prompt"),
-        *accuracies(text, "Patch", "table2", model, "Text Examples Patch"),
-    ]  # fmt: skip
+        *_five("table2", model, text, image),
+    ]
     both = {"text examples": text, "image examples": image}
     for name, result in both.items():
         rows += controls(result, name)
@@ -167,43 +82,45 @@ def _main_findings(model: str, text: TransferResult, image: TransferResult) -> I
     def printed(method: str) -> float | None:
         return paper.lookup("table2", model, method)
 
-    patch, prompt = text.accuracy("Patch"), text.accuracy("Prompt")
-    yield Finding(
+    yield better(
         "On queries with a picture, the vector of text examples does better than the text "
         "examples in the prompt.",
-        f"{model}: Patch {printed('Text Examples Patch'):.2f}, "
-        f"Prompt {printed('Text Examples Prompt'):.2f}",
-        f"Patch {patch:.2f}, Prompt {prompt:.2f}: {text.difference('Patch', 'Prompt')}",
-        text.difference("Patch", "Prompt").low > 0,
+        f"{model}: {PATCH} {printed(f'Text Examples {PATCH}'):.2f}, "
+        f"{PROMPT} {printed(f'Text Examples {PROMPT}'):.2f}",
+        text,
+        PATCH,
+        PROMPT,
+        named=True,
     )
-    guess = text.accuracy(MAJORITY)
+    patch, prompt, guess = map(text.accuracy, (PATCH, PROMPT, MAJORITY))
     yield Finding(
         "Prompting across modalities fails: at most .04 above the commonest answer.",
-        f"{model}: {printed('Text Examples Prompt'):.2f} against .14",
+        f"{model}: {printed(f'Text Examples {PROMPT}'):.2f} against .14",
         f"{prompt:.2f} against {guess:.2f}",
         prompt <= guess + 0.04,
     )
-    best = max(("Prompt", "Patch"), key=image.accuracy)
-    ahead = joined({"text": text, "image": image}).difference("text: Patch", f"image: {best}")
-    there = [printed(f"Image Examples {m}") for m in ("Prompt", "Patch")]
+    best = max((PROMPT, PATCH), key=image.accuracy)
+    both = joined({"text": text, "image": image})
+    ahead = both.difference(f"text: {PATCH}", f"image: {best}")
+    there = [printed(f"Image Examples {m}") for m in (PROMPT, PATCH)]
     yield Finding(
         "The vector of text examples does better than picture examples, prompted or patched.",
-        f"{model}: {printed('Text Examples Patch'):.2f} against "
+        f"{model}: {printed(f'Text Examples {PATCH}'):.2f} against "
         + (f"{max(there):.2f}" if None not in there else "no picture examples"),
         f"{patch:.2f} against {image.accuracy(best):.2f} ({best}): {ahead}",
         ahead.low > 0,
     )
-    wrong = [m for m in dict.fromkeys(text.table["method"]) if m.startswith(("Wrong task, s",
-             "Wrong task, o", "Random vector"))]  # fmt: skip
+    known = set(text.table["method"])
+    wrong = {m: text.difference(PATCH, m) for m in (WRONG_SAME, WRONG_OTHER, RANDOM) if m in known}
     if wrong:
         highest = max(wrong, key=text.accuracy)
         yield Finding(
             "(not in the paper) The task's own vector does better than that of another task and "
             "than a random one of the same length.",
             "not measured",
-            f"Patch {patch:.2f}; the highest of {len(wrong)} controls, {highest}: "
-            f"{text.accuracy(highest):.2f}; {text.difference('Patch', highest)}",
-            all(text.difference("Patch", one).low > 0 for one in wrong),
+            f"{PATCH} {patch:.2f}; the highest of {len(wrong)} controls, {highest}: "
+            f"{text.accuracy(highest):.2f}; {wrong[highest]}",
+            all(gain.low > 0 for gain in wrong.values()),
         )
 
 
@@ -238,7 +155,7 @@ def _pairs(setup: Setup, results: Results) -> Comparison:
     rows, means, runs = [], {}, {}
     for source, query in PAIRS:
         result, name = results[f"transfer-{source}-{query}"], f"{source} -> {query}"
-        rows += accuracies(result, "Patch", "table12", model, name)
+        rows += accuracies(result, PATCH, "table12", model, name)
         means[name] = (result.accuracy(), paper.lookup("table12", model, name))
         runs[name] = result
     for name, result in runs.items():
@@ -250,15 +167,15 @@ def _pairs(setup: Setup, results: Results) -> Comparison:
 def _pair_findings(
     model: str, means: dict[str, Sequence[float | None]], runs: Mapping[str, TransferResult]
 ) -> Iterator[Finding]:
-    for query, cross, own, better in (
+    for query, cross, own, claim in (
         ("a picture", "text -> image", "image -> image", "gain from text examples"),
         ("text", "image -> text", "text -> text", "lose by picture examples"),
     ):
         both = joined({name: runs[name] for name in (cross, own)})
-        here = both.difference(f"{cross}: Patch", f"{own}: Patch")
+        here = both.difference(f"{cross}: {PATCH}", f"{own}: {PATCH}")
         there = [means[name][1] for name in (cross, own)]
         yield Finding(
-            f"Queries of {query} {better}.",
+            f"Queries of {query} {claim}.",
             f"{model}: {there[0] - there[1]:+.2f}" if None not in there else "not measured",
             str(here),
             here.low > 0 if query == "a picture" else here.high < 0,
@@ -290,7 +207,8 @@ def _pair_bars(results: Results) -> go.Figure:
 
     fig = go.Figure()
     for source, query in PAIRS:
-        mine = results[f"transfer-{source}-{query}"].table.query("method == 'Patch'")
+        table = results[f"transfer-{source}-{query}"].table
+        mine = table[table["method"] == PATCH]
         fig.add_bar(x=mine["task"], y=mine["accuracy"], name=f"{source} → {query}")
     style(fig, title="Patching between modalities", y="accuracy (prefix rule)", height=400,
           subtitle="Source of the vector → query; test rows, mean over seeds")  # fmt: skip
@@ -344,34 +262,20 @@ LAYERS = Experiment(
 # ---------------------------------------------------------------------- Tables 4 and 10
 
 
-def _five_rows(table: str, model: str, text: TransferResult, image: TransferResult) -> list[dict]:
-    """The five methods of Tables 4 and 10, and the controls."""
-    return [
-        *accuracies(text, "No Context", table, model, "No Context"),
-        *accuracies(image, "Prompt", table, model, "Image Examples Prompt"),
-        *accuracies(image, "Patch", table, model, "Image Examples Patch"),
-        *accuracies(text, "Prompt", table, model, "Text Examples Prompt"),
-        *accuracies(text, "Patch", table, model, "Text Examples Patch"),
-        *controls(text, "text examples"),
-        *controls(image, "image examples"),
-    ]
-
-
-def _five(table: str, text: TransferResult, image: TransferResult) -> Comparison:
-    rows = _five_rows(table, "Idefics2", text, image)
-    said = texts(blocks("Idefics2", {"text examples": text, "image examples": image}))
-    return Comparison(numbers(rows), said, (_better("Idefics2", table, text),))
-
-
-def _better(model: str, table: str, text: TransferResult) -> Finding:
-    there = [paper.lookup(table, model, f"Text Examples {m}") for m in ("Patch", "Prompt")]
-    patch, prompt = text.accuracy("Patch"), text.accuracy("Prompt")
-    return Finding(
+def _compare(table: str, text: TransferResult, image: TransferResult) -> Comparison:
+    both = {"text examples": text, "image examples": image}
+    rows = _five(table, MODEL, text, image)
+    for name, result in both.items():
+        rows += controls(result, name)
+    there = [paper.lookup(table, MODEL, f"Text Examples {m}") for m in (PATCH, PROMPT)]
+    finding = better(
         "Here too the vector of text examples does better than the text examples in the prompt.",
-        f"{model}: {there[0]:.2f} against {there[1]:.2f}",
-        f"{patch:.2f} against {prompt:.2f}: {text.difference('Patch', 'Prompt')}",
-        text.difference("Patch", "Prompt").low > 0,
+        f"{MODEL}: {there[0]:.2f} against {there[1]:.2f}",
+        text,
+        PATCH,
+        PROMPT,
     )
+    return Comparison(numbers(rows), texts(blocks(MODEL, both)), (finding,))
 
 
 CHAT = Experiment(
@@ -383,7 +287,7 @@ CHAT = Experiment(
         f"chat-{source}-image": transfer(s, source, "image", form="chat")
         for source in ("text", "image")
     },
-    compare=lambda s, results: _five(
+    compare=lambda s, results: _compare(
         "table10", results["chat-text-image"], results["chat-image-image"]
     ),
     figures=lambda s, results: [results["chat-text-image"].plot()],
@@ -409,7 +313,7 @@ FURTHER = Experiment(
         f"further-{source}-image": transfer(s, source, "image", tasks=s.further)
         for source in ("text", "image")
     },
-    compare=lambda s, results: _five(
+    compare=lambda s, results: _compare(
         "table4", results["further-text-image"], results["further-image-image"]
     ),
     figures=lambda s, results: [results["further-text-image"].plot()],
