@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +13,16 @@ from torch import Tensor
 
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.hooked.identity import run_identity
 from vlm_lens.interventions.base import compose
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.prompts.template import IMAGE
-from vlm_lens.serial import FrozenTensor, pack
+from vlm_lens.storage.files import FileError, read_json, write_tensors
+from vlm_lens.storage.folder import MANIFEST, RunFolder
 from vlm_lens.tokens import tokenizer_of
 
-_INDEX = "readings.json"
+_HOLDS = "readings"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Readings(Sequence):
     folder: Path
 
     def __len__(self) -> int:
-        return json.loads((self.folder / _INDEX).read_text())["rows"]
+        return read_json(self.folder / MANIFEST)["rows"]
 
     def __getitem__(self, row: Any) -> Tensor:
         """One prompt's `[layers, ...]`, or a list of them for a slice."""
@@ -170,13 +169,18 @@ def read_each(
                 for number, value in zip(batch.rows, read(batch), strict=True):
                     rows[number] = value
         return torch.stack(rows)  # type: ignore[arg-type]
-    folder = Path(save)
-    identity = _identity(vlm, listed, names, at, interventions)
-    done = _open(folder, {"identity": identity, "rows": n_rows, "points": names})
-    with vlm.reusing_pictures():
-        for batch in _batches(vlm, listed, batch_size, done):
-            _write(folder, batch.rows, read(batch))
-    return Readings(folder)
+    identity = run_identity(
+        vlm, prompts=[_content(p) for p in listed], points=names, position=at, interventions=edits
+    )
+    about = {"rows": n_rows, "points": names}
+    with RunFolder(save, identity, holds=_HOLDS, about=about, error=VectorError) as folder:
+        done = frozenset(row for path in _shards(folder.path) for row in _rows_of(path))
+        if len(done) < n_rows:
+            folder.must_be_writable()
+        with vlm.reusing_pictures():
+            for batch in _batches(vlm, listed, batch_size, done):
+                _write(folder.path, batch.rows, read(batch))
+    return Readings(folder.path)
 
 
 def _batches(
@@ -231,54 +235,16 @@ def text_of(prompt: Any) -> str:
 # ---------------------------------------------------------------------- the folder
 
 
-def _identity(
-    vlm: HookedModel, prompts: Sequence[Any], names: Sequence[str], at: Position, interventions: Any
-) -> str:
-    tensors: dict[str, Tensor] = {}
-    edits = pack(compose(interventions), tensors)
-    facts = (vlm.name, vlm.facts.unembed_hash, vlm.cfg.n_layers, str(vlm.dtype))
-    digest = hashlib.sha256(repr((facts, list(names), at)).encode())
-    digest.update(json.dumps(edits, sort_keys=True).encode())
-    for tensor in tensors.values():
-        digest.update(FrozenTensor(tensor).digest.encode())
-    for prompt in prompts:
-        digest.update(text_of(prompt).encode() + b"\0")
-        if isinstance(prompt, Prompt):
-            for key in sorted(prompt.inputs):
-                digest.update(FrozenTensor(prompt.inputs[key]).digest.encode())
-        else:
-            for picture in getattr(prompt, "images", ()):
-                digest.update(repr((picture.mode, picture.size)).encode() + picture.tobytes())
-    return digest.hexdigest()
-
-
-def _open(folder: Path, about: Mapping[str, Any]) -> frozenset[int]:
-    """Makes the folder, or tells which rows it holds already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    index = folder / _INDEX
-    if index.exists():
-        if json.loads(index.read_text())["identity"] != about["identity"]:
-            raise VectorError(
-                f"{folder} holds what was read from another model, other prompts, points or "
-                "positions: give another folder, or delete this one."
-            )
-        return frozenset(row for path in _shards(folder) for row in _rows_of(path))
-    if any(folder.iterdir()):
-        raise VectorError(f"{folder} is not empty and holds no readings: give another folder.")
-    partial = index.with_suffix(".partial")
-    partial.write_text(json.dumps(about, indent=1))
-    os.replace(partial, index)
-    return frozenset()
+def _content(prompt: Any) -> Any:
+    """What a prompt is read from: tensors and layouts, or text and pictures."""
+    if isinstance(prompt, Prompt):
+        return prompt.inputs, prompt.layouts
+    return text_of(prompt), tuple(getattr(prompt, "images", ()))
 
 
 def _write(folder: Path, rows: Sequence[int], values: Tensor) -> None:
-    """Writes one shard; the file is there whole or not at all."""
-    from safetensors.torch import save_file
-
-    path = folder / f"rows-{min(rows):08d}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file({"rows": torch.tensor(rows), "values": values.contiguous()}, partial)
-    os.replace(partial, path)
+    held = {"rows": torch.tensor(rows), "values": values}
+    write_tensors(folder / f"rows-{min(rows):08d}.safetensors", held)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -291,6 +257,11 @@ def _rows_of(path: Path) -> list[int]:
 
 
 def _opened(path: Path) -> Any:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    return safe_open(path, framework="pt")
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise FileError(
+            f"{path} is damaged ({error}): delete it, and its prompts are read again."
+        ) from None

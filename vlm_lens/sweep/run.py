@@ -51,24 +51,12 @@ def sweep(
     listed = expand(variants, vlm.architecture.points)
     target = Target(vlm.architecture.points, prompt.layouts, vlm.facts)
     lowered = Lowered(listed, target)  # what does not fit is refused before the first forward pass
-    records: dict[int, list[dict[str, Any]]] = {}
-    runner, store = _Runner(vlm, prompt, lowered, measure, engine, memory), None
-    if save is not None:
-        store = SweepStore(save, identity(vlm, prompt, listed, measure))
-        records, runner.plain = store.load(), store.load_plain()
-    todo = [i for i in range(len(listed)) if i not in records]
-    complete = True
-    bar = tqdm(total=len(listed), initial=len(records), disable=not progress, unit="variant")
-    try:
-        with bar:
-            for finished in runner.run(todo):
-                records.update(finished)
-                if store is not None:
-                    store.add(finished)
-                    store.add_plain(runner.plain)
-                bar.update(len(finished))
-    except KeyboardInterrupt:
-        complete = False
+    runner = _Runner(vlm, prompt, lowered, measure, engine, memory)
+    if save is None:
+        records, complete = _measure_all(runner, len(listed), None, progress)
+    else:
+        with SweepStore(save, identity(vlm, prompt, listed, measure)) as store:
+            records, complete = _measure_all(runner, len(listed), store, progress)
     rows = [
         {**dict(listed[i].labels), **({"row": r} if len(prompt) > 1 else {}), **measured}
         for i in sorted(records)
@@ -79,6 +67,30 @@ def sweep(
         rows, dict(runner.engines), dict(runner.reasons), runner.plain, labels, complete,
         lowered.places,
     )  # fmt: skip
+
+
+def _measure_all(
+    runner: _Runner, n_variants: int, store: SweepStore | None, progress: bool
+) -> tuple[dict[int, list[dict[str, Any]]], bool]:
+    """The records of every variant that is finished, and whether these are all."""
+    records: dict[int, list[dict[str, Any]]] = {}
+    if store is not None:
+        records, runner.plain = store.load(), store.load_plain()
+    todo = [i for i in range(n_variants) if i not in records]
+    if store is not None and todo:
+        store.must_be_writable()
+    bar = tqdm(total=n_variants, initial=len(records), disable=not progress, unit="variant")
+    try:
+        with bar:
+            for finished in runner.run(todo):
+                records.update(finished)
+                if store is not None:
+                    store.add_plain(runner.plain)
+                    store.add(finished)
+                bar.update(len(finished))
+    except KeyboardInterrupt:
+        return records, False
+    return records, True
 
 
 class _Runner:

@@ -2,119 +2,145 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.hooked.identity import run_identity
 from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.serial import FrozenTensor, pack
+from vlm_lens.storage.files import read_tensors, write_tensors
+from vlm_lens.storage.folder import RunFolder
 from vlm_lens.sweep.variants import Variant
 
-_MANIFEST, _PLAIN = "sweep.json", "plain.json"
+_PLAIN = "plain"
+_RECORDS = "records"
+
+Records = Mapping[int, Sequence[Mapping[str, Any]]]
 
 
 class StoreError(VLMLensError):
-    """A folder that belongs to another sweep."""
+    """A folder that cannot hold this sweep: it is another's, or cannot be written to."""
 
 
 def identity(
     vlm: HookedModel, prompt: Prompt, variants: Sequence[Variant], measure: Any
 ) -> dict[str, str]:
-    """Hashes that tell one sweep from another: model, prompt, variants, measure."""
-    digest = hashlib.sha256()
-    for variant in variants:
-        tensors: dict[str, Tensor] = {}
-        data = pack(variant.intervention, tensors)
-        digest.update(json.dumps([data, _plain(variant.labels)], sort_keys=True).encode())
-        for tensor in tensors.values():
-            digest.update(FrozenTensor(tensor).digest.encode())
-    inputs = "".join(FrozenTensor(prompt.inputs[k]).digest for k in sorted(prompt.inputs))
-    facts = (vlm.name, vlm.facts.unembed_hash, vlm.cfg.n_layers, str(vlm.dtype))
-    return {
-        "model": _hash(repr(facts)),
-        "prompt": _hash(inputs),
-        "variants": digest.hexdigest()[:16],
-        "measure": _hash(repr(measure)),
-    }
+    """What tells one sweep from another: the run's identity, prompt, variants, measure."""
+    return run_identity(
+        vlm,
+        prompt=(prompt.inputs, prompt.layouts),
+        variants=[(v.intervention, {k: str(x) for k, x in v.labels.items()}) for v in variants],
+        measure=measure,
+    )
 
 
 class SweepStore:
-    """A folder of finished chunks.
+    """A folder of finished chunks, a context manager: see `RunFolder`.
 
     Args:
         folder: The folder; made if it is not there.
         identity: What the sweep is; see `identity`.
 
     Raises:
-        StoreError: The folder holds another sweep.
+        StoreError: The folder holds another sweep, or another process is at work in it.
     """
 
-    def __init__(self, folder: str | Path, identity: dict[str, str]):
-        self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        manifest = self._folder / _MANIFEST
-        if manifest.exists():
-            found = json.loads(manifest.read_text())
-            other = [k for k, v in identity.items() if found.get(k) != v]
-            if other:
-                raise StoreError(
-                    f"{folder} holds a sweep with another {' and '.join(other)}: give another "
-                    "folder, or delete this one."
-                )
-        elif any(self._folder.iterdir()):
-            raise StoreError(f"{folder} is not empty and holds no sweep: give another folder.")
-        else:
-            _write(manifest, json.dumps(identity, indent=1).encode())
+    def __init__(self, folder: str | Path, identity: Mapping[str, str]):
+        self._folder = RunFolder(folder, identity, holds="a sweep", error=StoreError)
+
+    def __enter__(self) -> SweepStore:
+        self._folder.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._folder.close()
+
+    def must_be_writable(self) -> None:
+        """Refuses a folder that cannot be written to, before anything is computed."""
+        self._folder.must_be_writable()
 
     def load(self) -> dict[int, list[dict[str, Any]]]:
         """Variant number -> its records, for every variant that was finished."""
         done: dict[int, list[dict[str, Any]]] = {}
-        for path in sorted(self._folder.glob("chunk-*.json")):
-            for number, records in json.loads(path.read_text()).items():
-                done[int(number)] = records
+        for path in self._folder.files("chunk-*.safetensors"):
+            done.update(_read(path))
         return done
 
     def load_plain(self) -> list[dict[str, Any]]:
         """The measurements of the plain run, none if they were not written."""
-        path = self._folder / _PLAIN
-        return json.loads(path.read_text()) if path.exists() else []
+        path = self._folder.path / f"{_PLAIN}.safetensors"
+        return _read(path)[0] if path.exists() else []
 
-    def add_plain(self, records: list[dict[str, Any]]) -> None:
-        """Writes the measurements of the plain run, once."""
-        if records and not (self._folder / _PLAIN).exists():
-            _write(self._folder / _PLAIN, json.dumps(records).encode())
+    def add_plain(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the measurements of the plain run, once.
 
-    def add(self, records: dict[int, list[dict[str, Any]]]) -> None:
+        Raises:
+            StoreError: The measure gives what cannot be written.
+        """
+        path = self._folder.path / f"{_PLAIN}.safetensors"
+        if records and not path.exists():
+            _write(path, {0: records})
+
+    def add(self, records: Records) -> None:
         """Writes finished variants; the file is there whole or not at all.
 
         Raises:
-            StoreError: The measure gives tensors, which are not written.
+            StoreError: The measure gives what cannot be written.
         """
-        if any(isinstance(v, Tensor) for rs in records.values() for r in rs for v in r.values()):
-            raise StoreError("save= keeps numbers and text; this measure gives tensors.")
-        name = f"chunk-{min(records):08d}-{max(records):08d}.json"
-        _write(self._folder / name, json.dumps(records).encode())
+        _write(
+            self._folder.path / f"chunk-{min(records):08d}-{max(records):08d}.safetensors", records
+        )
 
 
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def _write(path: Path, records: Records) -> None:
+    """Numbers and texts as JSON in the file's header, tensors as its tensors."""
+    tensors: dict[str, Tensor] = {}
+    data = {n: [_columns(row, tensors) for row in rows] for n, rows in records.items()}
+    write_tensors(path, tensors, {_RECORDS: json.dumps(data)})
 
 
-def _plain(labels: Any) -> dict[str, str]:
-    return {str(k): str(v) for k, v in labels.items()}
+def _read(path: Path) -> dict[int, list[dict[str, Any]]]:
+    tensors, about = read_tensors(path)
+    if _RECORDS not in about:
+        raise StoreError(f"{path} is not of a sweep: delete it, and its variants run again.")
+
+    def value(kept: Any) -> Any:
+        return tensors[kept["tensor"]] if isinstance(kept, dict) else kept
+
+    return {
+        int(number): [{k: value(v) for k, v in row.items()} for row in rows]
+        for number, rows in json.loads(about[_RECORDS]).items()
+    }
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _columns(row: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {str(name): _column(name, value, tensors) for name, value in row.items()}
+
+
+def _column(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
+        value = torch.from_numpy(value.copy())
+    if isinstance(value, Tensor):
+        key = f"t{len(tensors)}"
+        tensors[key] = value.detach().cpu().clone()
+        return {"tensor": key}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(v, str | int | float) for v in value):
+        return list(value)
+    raise StoreError(
+        f"save= keeps numbers, texts, lists of them and tensors; the measure's column {name!r} "
+        f"holds a {type(value).__name__}."
+    )
+
+
+__all__ = ["StoreError", "SweepStore", "identity"]
