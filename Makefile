@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo notebook test lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vlm-lens demo --out demo
+
+notebook: $(VENV)/.notebook
+	$(BIN)/jupyter lab tutorials/01_first_look.ipynb
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto
@@ -35,8 +38,12 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e .
 	touch $@
 
+$(VENV)/.notebook: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[notebook]"
+	touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e ".[dev,docs,tutorials]"
+	$(PIP) -e ".[dev,docs,interop]"
 	touch $@ $(VENV)/.demo
 
 clean:
