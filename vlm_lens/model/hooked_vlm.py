@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from vlm_lens.attention import attention
 from vlm_lens.errors import ModelError
-from vlm_lens.hooked.hooked_model import HookedModel, Pictures, Promptable
+from vlm_lens.hooked.hooked_model import HookedModel, Interventions, Pictures, Promptable
+from vlm_lens.layout.positions import Position
 from vlm_lens.model.loading import load
+from vlm_lens.scores import Scores
 from vlm_lens.sweep import sweep
 from vlm_lens.sweep.result import SweepResult
 
@@ -54,6 +58,41 @@ class HookedVLM(HookedModel):
         vlm = cls(model if device is None else model.to(device), processor)
         vlm.__dict__["name"] = str(name)
         return vlm
+
+    def attention(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        at: Position | int | Sequence[int] | None = None,
+        layers: Sequence[int] | int | None = None,
+        heads: Sequence[int] | int | None = None,
+        part: str = "language",
+        weigh: str = "pattern",
+        interventions: Interventions = (),
+    ) -> Scores:
+        """Where the last position, or others, look; see `vlm_lens.attention.attention`.
+
+        Args:
+            prompt: One prompt: a Prompt of one row, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            at: The queries; the last position by default.
+            layers: Blocks, 0-based; all by default.
+            heads: Heads, 0-based; all by default.
+            part: `"language"`, `"vision"` or `"cross"`.
+            weigh: `"pattern"` (shares, summing to 1 over keys), `"value"` or `"output"`.
+            interventions: What to change in the run.
+
+        Returns:
+            Scores by `layer`, `head`, `query` (left out where there is one) and `position`.
+
+        Raises:
+            VLMLensError: A part, block, head or position that there is not.
+        """
+        return attention(
+            self, prompt, images, at=at, layers=layers, heads=heads, part=part, weigh=weigh,
+            interventions=interventions,
+        )  # fmt: skip
 
     def sweep(
         self,

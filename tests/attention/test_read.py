@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import tiny_gemma3, tiny_idefics2, tiny_mllama, tiny_qwen2_vl
+from PIL import Image
+
+from vlm_lens import HookedVLM, Last, Patches, Text, VLMLensError
+from vlm_lens.attention import attention, entropy, on_patches
+from vlm_lens.layout.positions import as_position
+from vlm_lens.reading.resampled import patch_weights
+
+PICTURES = [Image.effect_noise((48, 36), 90).convert("RGB"), Image.new("RGB", (40, 40), "teal")]
+FAMILIES = {
+    "gemma3": tiny_gemma3, "idefics2": tiny_idefics2, "qwen2-vl": tiny_qwen2_vl,
+    "mllama": tiny_mllama,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wrapped(tmp_path_factory, load):
+    made = {"clip": load("clip-llama")}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            FAMILIES[name].save(folder=folder)
+            made[name] = HookedVLM.from_pretrained(folder)
+        return made[name]
+
+    return get
+
+
+def eager_patterns(vlm, prompt):
+    """Every block's pattern as plain transformers gives it, `[block, head, query, key]`."""
+    before = vlm.hf_model.config._attn_implementation
+    vlm.hf_model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            out = vlm.hf_model(**prompt.inputs, output_attentions=True)
+    finally:
+        vlm.hf_model.set_attn_implementation(before)
+    return [a[0].float() for a in out.attentions]
+
+
+@pytest.mark.parametrize("name", ["clip", "gemma3", "idefics2", "qwen2-vl"])
+@pytest.mark.parametrize("at", [Last(), Text(), 3])
+def test_rows_are_those_of_the_eager_model(wrapped, name, at):
+    vlm = wrapped(name)
+    prompt = vlm.prompt("<image> or <image>\nA:", images=PICTURES)
+    expected = torch.stack(eager_patterns(vlm, prompt))
+    found = attention(vlm, prompt, at=at)
+    queries = [p for _, p in as_position(at).resolve(prompt.layout)]
+    values = found.values.to_numpy()
+    values = values[:, :, None] if len(queries) == 1 else values
+    np.testing.assert_allclose(values, expected[:, :, queries].numpy(), atol=2e-6)
+    np.testing.assert_allclose(found.sum("position").values, 1, atol=1e-5)
+    kinds = found.by_kind()
+    for k in kinds.values["kind"].to_numpy():
+        mine = [i for i, kind in enumerate(prompt.layout.kinds) if str(kind) == k]
+        np.testing.assert_allclose(
+            np.moveaxis(kinds.sel(kind=k).values.to_numpy().reshape(*values.shape[:3]), 2, 2),
+            expected[:, :, queries][..., mine].sum(-1).numpy(), atol=3e-6,
+        )  # fmt: skip
+
+
+def test_blocks_and_heads_can_be_chosen(wrapped):
+    vlm = wrapped("clip")
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    whole, some = attention(vlm, prompt), attention(vlm, prompt, layers=[-1, 0], heads=1)
+    last = vlm.cfg.n_layers - 1
+    assert some.axes == ("layer", "head", "position") and some.shape[:2] == (2, 1)
+    np.testing.assert_array_equal(
+        some.values.to_numpy(), whole.sel(layer=[last, 0], head=[1]).values.to_numpy()
+    )
+
+
+def test_the_tower_s_rows(wrapped):
+    vlm = wrapped("clip")
+    prompt = vlm.prompt("<image> or <image>\nA:", images=PICTURES)
+    names = [f"vision.blocks.{n}.attn.hook_pattern" for n in range(vlm.cfg.vision.n_layers)]
+    _, cache = vlm.run_with_cache(prompt, names_filter=names)
+    query = prompt.layout.image[1].vision.grid().patch(0, 1)
+    found = attention(vlm, prompt, at=Patches(1, rows=[0, 1], cols=[1, 2]), part="vision")
+    assert found.space == "vision"
+    for layer, name in enumerate(names):
+        np.testing.assert_allclose(
+            found.sel(layer=layer).values, cache[name][1, :, query].numpy(), atol=1e-6
+        )
+    assert set(found.by_kind().values["kind"].to_numpy()) == {"image 1"}
+
+
+def test_attention_from_text_to_pictures_of_another_sequence(wrapped):
+    vlm = wrapped("mllama")
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    found = attention(vlm, prompt, part="cross")
+    crossing = found.values["layer"].to_numpy().tolist()
+    assert crossing == list(vlm.hf_model.config.text_config.cross_attention_layers)
+    for layer in crossing:
+        name = f"blocks.{layer}.attn.hook_pattern"
+        _, cache = vlm.run_with_cache(prompt, names_filter=name)
+        np.testing.assert_allclose(
+            found.sel(layer=layer).values, cache[name][0, :, -1].numpy(), atol=1e-6
+        )
+    assert not set(crossing) & set(attention(vlm, prompt).values["layer"].to_numpy().tolist())
+
+
+@pytest.mark.parametrize("weigh", ["value", "output"])
+def test_weights_are_the_norms_of_what_is_moved(wrapped, weigh):
+    vlm = wrapped("clip")
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    found = attention(vlm, prompt, weigh=weigh, layers=1)
+    block = vlm.hf_model.model.language_model.layers[1].self_attn
+    _, cache = vlm.run_with_cache(
+        prompt, names_filter=["blocks.1.attn.hook_pattern", "blocks.1.ln1.hook_normalized"]
+    )
+    pattern = cache["blocks.1.attn.hook_pattern"][0, :, -1]
+    v = block.v_proj(cache["blocks.1.ln1.hook_normalized"][0])
+    groups = vlm.cfg.n_heads // vlm.cfg.n_key_value_heads
+    d = vlm.cfg.d_head
+    for head in range(vlm.cfg.n_heads):
+        mine = v[:, (head // groups) * d : (head // groups + 1) * d]
+        if weigh == "output":
+            mine = mine @ block.o_proj.weight[:, head * d : (head + 1) * d].T
+        expected = pattern[head] * mine.norm(dim=-1)
+        np.testing.assert_allclose(
+            found.sel(layer=1, head=head).values, expected.detach().numpy(), atol=1e-6
+        )
+
+
+def test_latents_are_spread_over_the_patches_that_they_read(wrapped):
+    vlm = wrapped("idefics2")
+    prompt = vlm.prompt("<image> or <image>\nA:", images=PICTURES)
+    _, cache = vlm.run_with_cache(prompt, names_filter="projector.*hook_pattern")
+    maps = {i: patch_weights(cache, i) for i in range(2)}
+    found = attention(vlm, prompt, layers=0)
+    spread = on_patches(found, maps)
+    assert spread.space == "vision" and any(p.patch for p in spread.places())
+    image = prompt.layout.image[1]
+    values = found.values.to_numpy()[0][:, list(image.positions)]
+    expected = np.einsum("hl,lrc->hrc", values, maps[1].numpy()).reshape(len(values), -1)
+    grid = image.vision.grid()
+    keys = [(p.row, p.position) for p in spread.places()]
+    columns = [keys.index((grid.row, p)) for p in grid.positions]
+    np.testing.assert_allclose(spread.values.to_numpy()[0][:, columns], expected, atol=1e-6)
+    assert "data-i" in spread.over_picture()._repr_html_()
+    with pytest.raises(VLMLensError, match="Image 1 has no map"):
+        on_patches(found, {0: maps[0]})
+
+
+def test_entropy_is_that_of_the_row(wrapped):
+    vlm = wrapped("clip")
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    found = attention(vlm, prompt)
+    rows = found.values.to_numpy().astype("float64")
+    expected = -np.where(rows > 0, rows * np.log(np.where(rows > 0, rows, 1)), 0).sum(-1)
+    np.testing.assert_allclose(entropy(found).values, expected, rtol=1e-4)
+    mine = rows[..., list(prompt.layout.image[0].positions)]
+    mine = mine / mine.sum(-1, keepdims=True)
+    np.testing.assert_allclose(
+        entropy(found, within="image 0").values, -(mine * np.log(mine)).sum(-1), rtol=1e-4
+    )
+    with pytest.raises(VLMLensError, match="kind 'image 4'"):
+        entropy(found, within="image 4")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"layers": 99},
+            r"block 99 was asked; language attention of this model is in blocks 0\.\.",
+        ),
+        ({"layers": []}, "no block was asked"),
+        ({"heads": [0, 44]}, r"head 44 was asked; language attention has heads 0\.\."),
+        ({"part": "tower"}, "part is one of language, vision, cross"),
+        ({"part": "cross"}, "no blocks of cross-attention: its pictures stand in the text"),
+        ({"part": "vision"}, "Say whose attention in the tower"),
+        ({"weigh": "norm"}, "weigh is one of pattern, value, output"),
+        ({"at": 5000}, "5000"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_any_run(wrapped, no_forward, options, message):
+    vlm = wrapped("clip")
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    no_forward(vlm)
+    with pytest.raises(VLMLensError, match=message):
+        attention(vlm, prompt, **options)
+
+
+def test_a_batch_and_a_model_without_tower_are_refused(wrapped, load):
+    vlm = wrapped("clip")
+    with pytest.raises(VLMLensError, match="batch of 2 rows"):
+        attention(vlm, ["a", "b c"])
+    with pytest.raises(VLMLensError, match="no vision tower"):
+        attention(load("llama"), "Q:Peru\nA:", at=0, part="vision")

@@ -1,0 +1,129 @@
+"""Which attention is meant: the language model's, the tower's, or that from text to a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vlm_lens.errors import VLMLensError
+from vlm_lens.hooked.hooked_model import HookedModel
+
+PARTS = ("language", "vision", "cross")
+
+
+class AttentionError(VLMLensError):
+    """Attention asked of a part, a block or a head that the model does not have."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The blocks of one kind of attention.
+
+    Attributes:
+        name: `"language"`, `"vision"` or `"cross"`.
+        prefix: What its points' names start with.
+        layers: Its blocks, 0-based.
+        n_heads: Heads of a block.
+        n_key_value_heads: Key and value heads of a block.
+        queries: Whose positions its queries are: `"text"` or `"vision"`.
+        keys: Whose positions its keys are: `"text"`, `"vision"` or `"projector"`.
+    """
+
+    name: str
+    prefix: str
+    layers: tuple[int, ...]
+    n_heads: int
+    n_key_value_heads: int
+    queries: str
+    keys: str
+
+    def point(self, layer: int, name: str) -> str:
+        """The full name of a point of a block."""
+        return f"{self.prefix}blocks.{layer}.{name}"
+
+    def chosen(self, layers: Iterable[int] | int | None) -> list[int]:
+        """The blocks asked for; a negative one counts from the last.
+
+        Raises:
+            AttentionError: A block that this part does not have.
+        """
+        if layers is None:
+            return list(self.layers)
+        count = max(self.layers) + 1
+        asked = [layers] if isinstance(layers, int) else list(layers)
+        found = [n + count if n < 0 else n for n in asked]
+        lost = [a for a, n in zip(asked, found, strict=True) if n not in self.layers]
+        if lost or not found:
+            what = f"block {lost[0]}" if lost else "no block"
+            raise AttentionError(
+                f"{what} was asked; {self.name} attention of this model is in blocks "
+                f"{_spans(self.layers)}."
+            )
+        return found
+
+    def chosen_heads(self, heads: Iterable[int] | int | None) -> list[int]:
+        """The heads asked for; a negative one counts from the last.
+
+        Raises:
+            AttentionError: A head that there is not.
+        """
+        if heads is None:
+            return list(range(self.n_heads))
+        asked = [heads] if isinstance(heads, int) else list(heads)
+        found = [h + self.n_heads if h < 0 else h for h in asked]
+        lost = [a for a, h in zip(asked, found, strict=True) if not 0 <= h < self.n_heads]
+        if lost or not found:
+            what = f"head {lost[0]}" if lost else "no head"
+            raise AttentionError(
+                f"{what} was asked; {self.name} attention has heads 0..{self.n_heads - 1}."
+            )
+        return found
+
+
+def part_of(vlm: HookedModel, name: str) -> Part:
+    """The part of a model that a name means.
+
+    Raises:
+        AttentionError: Another name, or the model lacks it (with its reason).
+    """
+    if name not in PARTS:
+        raise AttentionError(f"part is one of {', '.join(PARTS)}, not {name!r}.")
+    points = vlm.architecture.points
+    prefix = "vision." if name == "vision" else ""
+    size = vlm.cfg.vision if name == "vision" else vlm.cfg
+    if size is None:
+        raise AttentionError("This model has no vision tower with points, so no attention in it.")
+    layers, why = [], ""
+    for layer in range(size.n_layers):
+        pattern = f"{prefix}blocks.{layer}.attn.hook_pattern"
+        if pattern not in points:
+            why = why or _why_not(points, pattern)
+            continue
+        crosses = points[pattern].needs_pictures and name != "vision"
+        if crosses == (name == "cross"):
+            layers.append(layer)
+    if not layers:
+        raise AttentionError(
+            why
+            or "This model has no blocks of cross-attention: its pictures stand in the text, where "
+            "part='language' reads attention to them."
+        )
+    keys = {"language": "text", "vision": "vision", "cross": "projector"}[name]
+    return Part(
+        name, prefix, tuple(layers), size.n_heads, size.n_key_value_heads,
+        "vision" if name == "vision" else "text", keys,
+    )  # fmt: skip
+
+
+def _why_not(points, name: str) -> str:
+    try:
+        points[name]
+    except VLMLensError as error:
+        return str(error)
+    return ""
+
+
+def _spans(layers: Sequence[int]) -> str:
+    if list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}..{layers[-1]}"
+    return ", ".join(map(str, layers))
