@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 from families import tiny_llava_next, tiny_qwen2_vl
 from PIL import Image
+from storage.kills import at_every_operation
 
 from vlm_lens import HookedVLM, VLMLensError
 from vlm_lens.scores import Scores
@@ -169,3 +170,17 @@ def test_scores_without_patches_have_no_picture(load):
         scores(np.zeros(3), {"position": range(3)})
     with pytest.raises(VLMLensError, match="axes among"):
         scores(np.zeros(3), {"block": range(3)})
+
+
+@pytest.mark.slow
+def test_a_save_that_is_killed_leaves_the_old_scores_or_the_new(prompts, tmp_path):
+    _, prompt = prompts["crop"]
+    old, new = by_head(prompt, seed=1), by_head(prompt, seed=2)
+    folder = tmp_path / "scores"
+    seen = set()
+    for _ in at_every_operation(lambda: old.save(folder), lambda: new.save(folder)):
+        found = Scores.load(folder).values
+        which = "old" if found.equals(old.values) else "new"
+        seen.add(which)
+        assert which == "old" or found.equals(new.values)
+    assert seen == {"old", "new"} and Scores.load(folder).values.equals(new.values)

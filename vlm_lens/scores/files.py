@@ -12,21 +12,26 @@ import torch
 import xarray as xr
 from PIL import Image
 
-from vlm_lens.errors import VLMLensError
 from vlm_lens.serial import pack, unpack
+from vlm_lens.storage.files import (
+    FileError,
+    current,
+    read_json,
+    read_tensors,
+    write_tensors,
+    write_whole,
+    written_together,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NAME = "scores.json"
+_AS_THEY_ARE = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes that a PNG holds
+_NAME, _VALUES, _SET = "scores.json", "values.safetensors", "scores"
 
 
 def save(found: Any, folder: str | Path) -> Path:
     """Writes the fields of `Scores`; see `Scores.save`."""
-    from safetensors.torch import save_file
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     values = found.values
     coords = {
         str(name): {"dims": [str(d) for d in c.dims], "values": c.to_numpy().tolist()}
@@ -45,31 +50,33 @@ def save(found: Any, folder: str | Path) -> Path:
         "pictures": len(found.pictures),
     }
     numbers = torch.from_numpy(np.ascontiguousarray(values.to_numpy()))
-    save_file({"values": numbers}, folder / "values.safetensors")
-    for i, picture in enumerate(found.pictures):
-        picture.save(folder / f"picture-{i}.png")
-    (folder / _NAME).write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-    return folder
+    with written_together(folder, _SET) as whole:
+        write_tensors(whole / _VALUES, {"values": numbers})
+        for i, picture in enumerate(found.pictures):
+            shown = picture if picture.mode in _AS_THEY_ARE else picture.convert("RGB")
+            shown.save(whole / f"picture-{i}.png")
+        write_whole(whole / _NAME, json.dumps(data, indent=1, ensure_ascii=False))
+    return Path(folder)
 
 
 def load(folder: str | Path) -> dict[str, Any]:
     """The fields of `Scores`; see `Scores.load`."""
-    from safetensors.torch import load_file
-
     folder = Path(folder)
-    if not (folder / _NAME).is_file():
-        raise VLMLensError(f"{folder} holds no scores: they are written by Scores.save(folder).")
+    described = current(folder / _NAME, _SET)
+    if not described.is_file():
+        raise FileError(f"{folder} holds no scores: they are written by Scores.save(folder).")
+    data = read_json(described)
+    numbers = read_tensors(current(folder / _VALUES, _SET))[0]
     try:
-        data = json.loads((folder / _NAME).read_text(encoding="utf-8"))
-        numbers = load_file(folder / "values.safetensors")["values"].numpy()
+        numbers = numbers["values"].numpy()
         coords = {k: (c["dims"], c["values"]) for k, c in data["coords"].items()}
         values = xr.DataArray(numbers, dims=data["dims"], coords=coords)
         pictures = []
         for i in range(data["pictures"]):
-            with Image.open(folder / f"picture-{i}.png") as picture:
+            with Image.open(current(folder / f"picture-{i}.png", _SET)) as picture:
                 pictures.append(picture.copy())
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
-        raise VLMLensError(f"The scores in {folder} are damaged: {error}.") from None
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise FileError(f"The scores in {folder} are damaged: {error!r}.") from None
     return {
         "values": values,
         "name": data["name"],
