@@ -19,7 +19,7 @@ from vlm_lens import (
     LogitLens,
     TaskVector,
 )
-from vlm_lens.hooked.device import input_device
+from vlm_lens.prompts.inputs import input_device
 
 TEXT = "model.language_model"
 MAPS = {

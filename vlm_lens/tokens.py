@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm_lens.errors import PromptError
 
+IMAGE = "<image>"  # marks a picture's place in a text, on every family
 _SPACE = "\u2581"  # how sentencepiece writes a space
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import GenerationConfig
+from typecheck import unchecked
 
-from vlm_lens import Ablate, ActivationPatch, All, At, Find, Generated, Images, Last, Steer
-from vlm_lens.errors import InterventionError, PromptError
+from vlm_lens import (
+    Ablate,
+    ActivationPatch,
+    All,
+    At,
+    Find,
+    Generated,
+    HookedVLM,
+    Images,
+    Last,
+    Steer,
+)
+from vlm_lens.errors import InterventionError, PromptError, VLMLensError
 from vlm_lens.hooked.generation import Generation
 
 TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:Greece\nA:", "What is the colour of <image>?"]
@@ -203,3 +217,102 @@ def test_prints_itself():
     assert str(Generation(tokens, ("a", "b"))) == "a\nb"
     assert repr(Generation(tokens)) == "Generation([[1, 2]])"
     assert len(Generation(tokens)) == 1
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_without_a_number_it_is_the_configurations_or_twenty(llama, monkeypatch):
+    assert llama.generate("Q:", eos_token_id=None).tokens.shape == (1, 20)
+    config = GenerationConfig(max_new_tokens=3, eos_token_id=None)
+    assert llama.generate("Q:", generation_config=config, eos_token_id=None).tokens.shape == (1, 3)
+    monkeypatch.setattr(llama.hf_model.generation_config, "max_new_tokens", 4)
+    assert llama.generate("Q:", eos_token_id=None).tokens.shape == (1, 4)
+    assert llama.generate("Q:", max_new_tokens=np.int64(2), eos_token_id=None).tokens.shape[1] == 2
+
+
+MOVING = {
+    "num_return_sequences": 3, "num_beams": 2, "prompt_lookup_num_tokens": 2,
+    "prefill_chunk_size": 2, "guidance_scale": 1.5, "token_healing": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", MOVING)
+def test_every_door_of_what_moves_places_is_watched(llama, no_forward, monkeypatch, option):
+    """As a keyword, in a configuration passed, and in the model's own."""
+    value = MOVING[option]
+    steer = Steer("blocks.0.hook_resid_post", at=Last(), vector=1.0)
+    config = GenerationConfig(**{option: value}, do_sample=True)
+    no_forward(llama)
+    with pytest.raises(InterventionError, match=option):
+        llama.generate("Q:", interventions=steer, **{option: value})
+    with pytest.raises(InterventionError, match=option):
+        llama.generate("Q:", interventions=steer, generation_config=config)
+    with llama.intervening(steer), pytest.raises(InterventionError, match=option):
+        llama.generate("Q:", **{option: value})
+    with (
+        llama.hooks([("blocks.0.hook_resid_post", lambda x, hook: None)]),
+        pytest.raises(InterventionError, match=option),
+    ):
+        llama.generate("Q:", **{option: value})
+    monkeypatch.setattr(llama.hf_model.generation_config, option, value)
+    with pytest.raises(InterventionError, match=option):
+        llama.generate("Q:", interventions=steer)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_attentions": True}, "output_attentions= would be ignored"),
+        ({"return_dict_in_generate": True}, "read activations with run_with_cache"),
+        ({"generation_config": GenerationConfig(output_scores=True)}, "output_scores"),
+        ({"max_new_token": 3}, "Did you mean 'max_new_tokens'"),
+        ({"max_length": 30}, "max_new_tokens="),
+        ({"attention_mask": None}, "input_ids and attention_mask"),
+        ({"position_ids": None}, "part of the prompt"),
+        ({"generation_config": {"num_beams": 2}}, "transformers.GenerationConfig"),
+        ({"stop_at_eos": False}, "eos_token_id"),
+        ({"temprature": 0.5}, "Did you mean 'temperature'"),
+        ({"do_sample": True, "temperature": -1.0}, "temperature"),
+        ({"num_return_sequences": 3}, "do not support"),
+        ({"num_beams": 0}, "num_beams"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(llama, no_forward, options, message):
+    no_forward(llama)
+    with pytest.raises(VLMLensError, match=message):
+        llama.generate("Q:", **options)
+
+
+def test_a_number_of_tokens_is_whole(llama, no_forward):
+    no_forward(llama)
+    with pytest.raises(PromptError, match="whole number"):
+        unchecked(HookedVLM.generate)(llama, "Q:", max_new_tokens=2.5)
+
+
+def test_a_model_that_asks_for_more_output_still_gives_tokens(llama, monkeypatch):
+    plain = llama.generate("Q:", max_new_tokens=3).tokens
+    monkeypatch.setattr(llama.hf_model.generation_config, "return_dict_in_generate", True)
+    assert torch.equal(llama.generate("Q:", max_new_tokens=3).tokens, plain)
+
+
+def test_sampling_is_transformers_own(llama):
+    prompt = llama.prompt("Q:Greece\nA:")
+    options = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 4, "eos_token_id": None}
+    torch.manual_seed(0)
+    mine = llama.generate(prompt, **options).tokens
+    torch.manual_seed(0)
+    theirs = llama.hf_model.generate(**prompt.inputs, **options, pad_token_id=0)
+    assert torch.equal(mine, theirs[:, prompt.length :])
+    torch.manual_seed(0)
+    config = GenerationConfig(**options)
+    found = llama.generate(prompt, generation_config=config, eos_token_id=None).tokens
+    assert torch.equal(found, mine)
+
+
+def test_a_string_may_stop_it(llama):
+    made = llama.generate("Q:Greece\nA:", max_new_tokens=12, eos_token_id=None)
+    stop = made.text[0].strip()[2]
+    cut = llama.generate("Q:Greece\nA:", max_new_tokens=12, eos_token_id=None, stop_strings=[stop])
+    assert cut.tokens.shape[1] < 12
+    assert stop in cut.text[0]

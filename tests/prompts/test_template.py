@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from vlm_lens.errors import PromptError
-from vlm_lens.prompts.template import RawPrompt, Template, question_answer, thumbnail
+from vlm_lens.pictures import thumbnail
+from vlm_lens.prompts.template import RawPrompt, Template, question_answer
 
 
 @pytest.fixture
@@ -94,8 +95,10 @@ def test_places_and_pictures_must_agree(
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    with pytest.raises(PromptError, match="PIL.Image.open"):
+    with pytest.raises(PromptError, match="no such file"):
         RawPrompt("<image>", "flag.png")
+    with pytest.raises(PromptError, match="PIL.Image.open"):
+        RawPrompt("<image>", [3])
     with pytest.raises(PromptError, match="fromarray"):
         RawPrompt("<image>", [np.zeros((2, 2, 3))])
     with pytest.raises(PromptError, match="one RawPrompt for each text"):

@@ -13,7 +13,7 @@ from vlm_lens.families.parts.architecture import Architecture, assemble, embeddi
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.decoders import find_decoder
 from vlm_lens.families.parts.family import Family
-from vlm_lens.families.parts.fuyu_processor import CLOSE, IMAGE, OPEN, FuyuReader
+from vlm_lens.families.parts.fuyu_processor import CLOSE, OPEN, FuyuReader
 from vlm_lens.families.parts.picture import Brackets, Picture, grid, packed_space, runs_of
 from vlm_lens.families.parts.pixels import size_entry
 from vlm_lens.families.parts.selection import by_stretches
@@ -22,6 +22,7 @@ from vlm_lens.layout.geometry import PixelMap
 from vlm_lens.layout.layout import ImageLayout, ImageSpace
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite
+from vlm_lens.tokens import IMAGE
 
 _TEXT, _PROJECTOR = "model.language_model", "model.vision_embed_tokens"
 _NOWHERE = ImageSpace(why_no_grid="Fuyu has no vision tower")

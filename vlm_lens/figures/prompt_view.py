@@ -17,6 +17,7 @@ from PIL import Image
 from vlm_lens.figures.style import PALETTE, fade
 from vlm_lens.layout.geometry import Box, PatchGrid
 from vlm_lens.layout.layout import PAD, SPECIAL, ImageLayout, Layout
+from vlm_lens.pictures import as_read
 
 MAX_ROWS = 3
 MAX_TOKENS = 400
@@ -77,11 +78,10 @@ def canvas(grids: Iterable[PatchGrid], size: tuple[int, int]) -> Box:
 
 def picture_uri(picture: Image.Image, *, most: int = _MAX_SIDE) -> str:
     """A picture as a PNG data URI: the pixels as the model is given them, made smaller if large."""
-    shown = picture.convert("RGB")
+    shown = as_read(picture)
     if max(shown.size) > most:
         scale = most / max(shown.size)
         shown = shown.resize(tuple(max(1, round(s * scale)) for s in shown.size))  # type: ignore[arg-type]
-    shown.info = {}  # an orientation or a colour profile would show what the model does not see
     data = io.BytesIO()
     shown.save(data, "PNG")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -5,44 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from inspect import signature
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from vlm_lens.engine.handlers import Counter, op_handlers, read_handler, user_handler
 from vlm_lens.engine.hooks import Handler, HookedRun
 from vlm_lens.engine.picture_store import PictureStore
-from vlm_lens.errors import InterventionError, PromptError
-from vlm_lens.families import family_of
+from vlm_lens.errors import PromptError
 from vlm_lens.hooked.cache import ActivationCache
-from vlm_lens.hooked.description import describe, unembed_hash
-from vlm_lens.hooked.device import input_device
-from vlm_lens.hooked.generation import Generation
+from vlm_lens.hooked.described_model import DescribedModel
+from vlm_lens.hooked.generation import Generation, GenerationSettings
+from vlm_lens.hooked.habits import answers_habits
 from vlm_lens.hooked.request import check_fires, keeper, names_to_read
-from vlm_lens.hooked.vocabulary import Vocabulary
-from vlm_lens.interventions.base import Composed, Intervention, ModelFacts, Target, compose
+from vlm_lens.interventions.base import Composed, Intervention, Target, compose
 from vlm_lens.layout.positions import Position, as_position
-from vlm_lens.points.config import HookedConfig
-from vlm_lens.points.table import NamesFilter, PointTable
-from vlm_lens.prompts.prompt import (
-    Prompt,
-    as_raw,
-    from_chat,
-    from_tensors,
-    from_text,
-    warn_if_training,
-)
-from vlm_lens.prompts.template import RawPrompt
-from vlm_lens.tokens import string_tokens
+from vlm_lens.points.table import NamesFilter
+from vlm_lens.prompts.maker import Pictures, Promptable
+from vlm_lens.prompts.prompt import Prompt
 
-Promptable = Any  # a Prompt, text(s), RawPrompt(s), or a processor's own output
-Texts = str | RawPrompt | Sequence[str | RawPrompt]
-Pictures = Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | Image.Image | None
 Interventions = Intervention | Iterable[Intervention] | None
 FwdHooks = Sequence[tuple[NamesFilter, Callable]]
 
@@ -56,7 +40,7 @@ class _Open:
     grad: bool
 
 
-class HookedModel(Vocabulary):
+class HookedModel(DescribedModel):
     """Runs of a model with hooks; `HookedVLM` adds what is built on them.
 
     What measures, sweeps and reads many prompts takes this class, so that `HookedVLM` can offer it
@@ -72,126 +56,13 @@ class HookedModel(Vocabulary):
     """
 
     def __init__(self, hf_model: nn.Module, processor: Any = None):
-        self.hf_model = hf_model
-        self.processor = processor
-        self.family = family_of(hf_model.config)
-        self.architecture = self.family.architecture(hf_model)
+        super().__init__(hf_model, processor)
         self._active: list[Composed | tuple] = []
         self._pictures: PictureStore | None = None
-        warn_if_training(hf_model)
-
-    # ------------------------------------------------------------------ what the model is
-
-    @cached_property
-    def name(self) -> str:
-        """The name under which it was loaded."""
-        return self.cfg.model_name
-
-    @property
-    def cfg(self) -> HookedConfig:
-        """Its sizes: `n_layers`, `d_model`, `n_heads`, `d_head`, `d_vocab`, and `vision`'s."""
-        return self.architecture.cfg
-
-    @property
-    def device(self) -> torch.device:
-        """The device that takes the tokens."""
-        return input_device(self.hf_model)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of its activations."""
-        return self.hf_model.dtype
-
-    def points(self, names: NamesFilter = "*") -> PointTable:
-        """The points that a name, glob, list or function selects, as a table.
-
-        Raises:
-            PointError: Nothing matches.
-        """
-        return self.architecture.points.select(names)
-
-    @cached_property
-    def facts(self) -> ModelFacts:
-        """What a vector is checked against: name, layers, width, hash of the unembedding."""
-        head = unembed_hash(self.hf_model, self.architecture)
-        return ModelFacts(self.name, self.cfg.n_layers, self.cfg.d_model, head)
-
-    def to_str_tokens(self, text: str | Promptable) -> list[str]:
-        """The tokens of a text, or of a prompt, as strings."""
-        if isinstance(text, str) and "<image>" not in text:
-            return list(string_tokens(self.tokenizer, self.to_tokens(text)))
-        return list(self.as_prompt(text).layout.strings)
-
-    # ------------------------------------------------------------------ prompts
-
-    def prompt(
-        self, text: Texts, images: Pictures = None, *, add_special_tokens: bool = True
-    ) -> Prompt:
-        """Text and pictures as tensors with coordinates.
-
-        Args:
-            text: A text or RawPrompt, or a list for a left-padded batch; `<image>` marks each
-                picture's place, on every family.
-            images: The pictures, in reading order, or one list a text.
-            add_special_tokens: Whether the tokenizer adds its own, such as `<s>`.
-
-        Raises:
-            PromptError: Pictures and placeholders do not match, or there is no processor.
-        """
-        text, images = as_raw(text, images)
-        return from_text(
-            text, images, family=self.family, arch=self.architecture, model=self.hf_model,
-            processor=self.processor, device=self.device, add_special_tokens=add_special_tokens,
-        )  # fmt: skip
-
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
-    ) -> Prompt:
-        """A conversation as a prompt, by the processor's own chat template.
-
-        Args:
-            messages: `[{"role": "user", "content": [{"type": "image", "image": picture},
-                {"type": "text", "text": "..."}]}]`.
-            add_generation_prompt: Whether the answer's beginning is appended.
-
-        Raises:
-            PromptError: The processor has no chat template.
-        """
-        text, images = from_chat(
-            messages, self.processor, add_generation_prompt=add_generation_prompt
-        )
-        if images:
-            text = text.replace(self.family.placeholder(self.processor), "<image>")
-        bos = getattr(self.tokenizer, "bos_token", None)
-        return self.prompt(
-            text, images or None, add_special_tokens=not (bos and text.startswith(bos))
-        )
-
-    def as_prompt(self, prompt: Promptable, images: Pictures = None) -> Prompt:
-        """A Prompt from whatever a user may give: one already made, text, or tensors.
-
-        Raises:
-            PromptError: A prompt made for another model, or tensors that are no prompt.
-        """
-        if isinstance(prompt, Prompt | Mapping) and images is not None:
-            raise PromptError("A prompt already made brings its own pictures: leave images= out.")
-        if isinstance(prompt, Prompt):
-            if prompt.made_for != self.cfg:
-                raise PromptError(
-                    f"This prompt was made for {prompt.made_for.model_name} "
-                    f"({prompt.made_for.family}), not for {self.cfg.model_name} "
-                    f"({self.cfg.family}): make it again with this model's prompt()."
-                )
-            return prompt
-        if isinstance(prompt, Mapping):
-            return from_tensors(
-                prompt, family=self.family, arch=self.architecture, model=self.hf_model,
-                processor=self.processor, device=self.device,
-            )  # fmt: skip
-        return self.prompt(prompt, images)
 
     # ------------------------------------------------------------------ runs
 
+    @answers_habits
     def run(
         self,
         prompt: Promptable,
@@ -215,6 +86,7 @@ class HookedModel(Vocabulary):
         with self._hooked(prompt, interventions, grad=grad) as run:
             return self._forward(prompt, run)
 
+    @answers_habits
     def run_with_cache(
         self,
         prompt: Promptable,
@@ -260,6 +132,7 @@ class HookedModel(Vocabulary):
         )
         return logits, cache
 
+    @answers_habits
     def run_with_hooks(
         self,
         prompt: Promptable,
@@ -291,12 +164,13 @@ class HookedModel(Vocabulary):
         ):
             return self._forward(prompt, run)
 
+    @answers_habits
     def generate(
         self,
         prompt: Promptable,
         images: Pictures = None,
         *,
-        max_new_tokens: int,
+        max_new_tokens: SupportsIndex | None = None,
         interventions: Interventions = (),
         **options: Any,
     ) -> Generation:
@@ -308,40 +182,31 @@ class HookedModel(Vocabulary):
         Args:
             prompt: A Prompt, text, or a processor's output.
             images: Pictures, where `prompt` is text.
-            max_new_tokens: How many, at the most.
+            max_new_tokens: How many, at the most; by default what the model's generation
+                configuration says, or 20.
             interventions: What to change.
             **options: Passed to transformers' `generate`.
 
         Raises:
-            VLMLensError: The prompt or an intervention does not fit.
+            VLMLensError: The prompt, an option or an intervention does not fit.
         """
-        if max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-        if options.get("return_dict_in_generate"):
-            raise PromptError("generate returns a Generation: leave return_dict_in_generate out.")
-        prompt, interventions = self.as_prompt(prompt, images), compose(interventions)
-        for option in ("num_beams", "num_return_sequences"):
-            many = options.get(option, getattr(self.hf_model.generation_config, option, 1)) or 1
-            if many > 1 and (self._active or len(interventions)):
-                raise InterventionError(
-                    f"{option}={many} repeats the rows of the prompt, so an intervention's places "
-                    "would not be those it names: generate with one sequence a row."
-                )
-        settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens}
-        if not options.get("do_sample"):
-            settings |= {"temperature": None, "top_p": None, "top_k": None}
-        config = self.hf_model.generation_config
-        if config.pad_token_id is None:
-            settings["pad_token_id"] = getattr(self.tokenizer, "pad_token_id", None) or 0
-        with self._hooked(prompt, interventions, steps=max_new_tokens) as run:
-            sequences = self.hf_model.generate(**prompt.inputs, **{**settings, **options})
+        prompt = self.prompts.left_padded(self.as_prompt(prompt, images))
+        composed = compose(interventions)
+        settings = GenerationSettings(self.hf_model, self.tokenizer, max_new_tokens, options)
+        if self._active or len(composed):
+            settings.check_places()
+        settings.check_values()
+        with self._hooked(prompt, composed, steps=settings.max_new_tokens) as run:
+            sequences = self.hf_model.generate(**prompt.inputs, **settings.options)
             tokens = sequences[:, prompt.length :]
             if tokens.shape[1] == 1:  # every row ended at once: there was nothing to act on
                 run.counters[:] = [c for c in run.counters if not c.at_generated]
-        text = () if self.tokenizer is None else tuple(
-            self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        )  # fmt: skip
-        return Generation(tokens, text)
+        return Generation(tokens, self._decoded(tokens))
+
+    def _decoded(self, tokens: Tensor) -> tuple[str, ...]:
+        if self.tokenizer is None:
+            return ()
+        return tuple(self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
     # ------------------------------------------------------------------ contexts
 
@@ -427,8 +292,9 @@ class HookedModel(Vocabulary):
             options["logits_to_keep"] = last_logits
         return self.hf_model(**inputs, **options).logits
 
-    def __repr__(self) -> str:
-        return describe(self.name, self.hf_model, self.architecture, self.device)
+    def __call__(self, prompt: Promptable, images: Pictures = None, **options: Any) -> Tensor:
+        """Logits at every position, as `run` gives them."""
+        return self.run(prompt, images, **options)
 
 
 __all__ = ["HookedModel"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
 from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
@@ -38,6 +40,16 @@ class Vocabulary:
     def to_tokens(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens."""
         return encode(self.tokenizer, text)
+
+    def to_string(self, tokens: Sequence[int] | Tensor) -> str:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            PromptError: There is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise PromptError("This HookedVLM has no processor, so it knows no text: give it one.")
+        return self.tokenizer.decode(torch.as_tensor(tokens).flatten().tolist())
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token.

@@ -144,6 +144,8 @@ class Layout:
         kinds: `"text"`, `"special"`, `"pad"`, or `"image 0"`, `"image 1"`, ...
         row: The prompt's row in its batch.
         images: Its pictures.
+        shifted: How far the row stands to the right of where it was given: padding that a user's
+            tensors had after it was moved before it. `At` counts as given.
     """
 
     token_ids: tuple[int, ...]
@@ -151,6 +153,7 @@ class Layout:
     kinds: tuple[str, ...]
     row: int = 0
     images: tuple[ImageLayout, ...] = ()
+    shifted: int = 0
     _text: str = field(init=False, repr=False, compare=False)
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 

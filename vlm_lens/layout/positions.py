@@ -94,14 +94,14 @@ class At(Position):
             raise PositionError(f"At{self.positions} names a position twice.")
 
     def _in_text(self, layout: Layout) -> Iterable[int]:
-        found = [self._check(p, len(layout)) for p in self.positions]
-        padding = [p for p in found if layout.kinds[p] == PAD]
-        if padding:
-            raise PositionError(
-                f"Position {padding[0]} is padding: this prompt stands at {layout.start} to "
-                f"{layout.last} of its row."
-            )
-        return found
+        given, shift = [self._check(p, len(layout)) for p in self.positions], layout.shifted
+        for p in given:
+            if p + shift >= len(layout) or layout.kinds[p + shift] == PAD:
+                raise PositionError(
+                    f"Position {p} is padding: this prompt stands at {layout.start - shift} to "
+                    f"{layout.last - shift} of its row."
+                )
+        return [p + shift for p in given]
 
     def _in_pictures(self, layout: Layout, space: str) -> Pairs:
         pairs = []

@@ -10,9 +10,11 @@ import torch
 
 from vlm_lens.attention import attention
 from vlm_lens.errors import ModelError
-from vlm_lens.hooked.hooked_model import HookedModel, Interventions, Pictures, Promptable
+from vlm_lens.hooked.habits import answers_habits
+from vlm_lens.hooked.hooked_model import HookedModel, Interventions
 from vlm_lens.layout.positions import Position
 from vlm_lens.model.loading import load
+from vlm_lens.prompts.maker import Pictures, Promptable
 from vlm_lens.scores import Scores
 from vlm_lens.sweep import sweep
 from vlm_lens.sweep.result import SweepResult
@@ -59,6 +61,7 @@ class HookedVLM(HookedModel):
         vlm.__dict__["name"] = str(name)
         return vlm
 
+    @answers_habits
     def attention(
         self,
         prompt: Promptable,
@@ -94,6 +97,7 @@ class HookedVLM(HookedModel):
             interventions=interventions,
         )  # fmt: skip
 
+    @answers_habits
     def sweep(
         self,
         prompt: Promptable,

@@ -1,8 +1,8 @@
-"""Examples and a query as turns of a conversation, in the form that a model was trained on."""
+"""Conversations in the form that a model was trained on, by its processor's chat template."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,21 +10,146 @@ from PIL import Image
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Family
-from vlm_lens.prompts.prompt import from_chat
-from vlm_lens.prompts.template import IMAGE, RawPrompt
+from vlm_lens.pictures import as_picture
+from vlm_lens.prompts.template import RawPrompt
+from vlm_lens.tokens import IMAGE, tokenizer_of
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "Message", "write_chat"]
+
+Message = Mapping[str, Any]
+_PICTURE_KEYS = ("image", "path", "url", "base64", "image_url")
+
+
+def write_chat(
+    messages: Sequence[Message] | Sequence[Sequence[Message]],
+    processor: Any,
+    family: Family,
+    *,
+    add_generation_prompt: bool | None = None,
+    **options: Any,
+) -> list[RawPrompt]:
+    """Conversations as prompts, `<image>` at each picture's place.
+
+    Args:
+        messages: A conversation, or a list of them, in any form that transformers documents.
+        processor: Whose chat template is used.
+        family: The model's family.
+        add_generation_prompt: Whether the answer's beginning is appended; by default where the
+            last message is not to be continued.
+        **options: Passed to the template: `tools`, `documents`, `chat_template`,
+            `continue_final_message`, and the template's own, such as `enable_thinking`.
+
+    Raises:
+        PromptError: No chat template, what is no conversation, or what the template refuses.
+    """
+    template = getattr(processor, "chat_template", None) or getattr(
+        tokenizer_of(processor), "chat_template", None
+    )
+    if not template and not options.get("chat_template"):
+        raise PromptError(
+            "This model's processor has no chat template: write the prompt out and use vlm.prompt, "
+            "or pass the template, chat_template=."
+        )
+    continues = options.get("continue_final_message", False)
+    if add_generation_prompt is None:
+        add_generation_prompt = not continues
+    if add_generation_prompt and continues:
+        raise PromptError(
+            "continue_final_message goes on with the last message, add_generation_prompt begins a "
+            "new one: give one of them."
+        )
+    if "tokenize" in options or "return_tensors" in options:
+        raise PromptError("chat makes a Prompt: leave tokenize= and return_tensors= out.")
+    conversations = _conversations(messages)
+    raws = []
+    for conversation in conversations:
+        pictures: list[Image.Image] = []
+        turns = [_turn(message, pictures, family) for message in conversation]
+        try:
+            text = processor.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            )
+        except Exception as error:  # templates raise whatever they like, in jinja
+            raise PromptError(f"The chat template refuses this conversation: {error}") from error
+        if pictures:
+            text = text.replace(family.placeholder(processor), IMAGE)
+        raws.append(RawPrompt(text, tuple(pictures)))
+    return raws
+
+
+def _conversations(messages: Any) -> list[list[Message]]:
+    if isinstance(messages, Mapping):
+        messages = [messages]
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
+        raise PromptError(
+            'A conversation is a list of messages, [{"role": "user", "content": "..."}]; it got '
+            f"{messages!r:.80}. A text alone is vlm.prompt's."
+        )
+    if all(isinstance(m, Sequence) and not isinstance(m, str) for m in messages):
+        return [c for one in messages for c in _conversations(one)]
+    for message in messages:
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise PromptError(
+                'A message is {"role": "user" or "assistant" or "system", "content": ...}, not '
+                f"{message!r:.80}."
+            )
+    return [list(messages)]
+
+
+def _turn(message: Message, pictures: list[Image.Image], family: Family) -> dict[str, Any]:
+    """A message without its pictures, which are appended to `pictures`."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return dict(message)
+    if isinstance(content, Mapping | Image.Image):
+        content = [content]
+    parts = []
+    for part in content:
+        if isinstance(part, Image.Image):
+            part = {"type": "image", "image": part}
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("image", "image_url"):
+            if not family.takes_images:
+                raise PromptError(f"{family.name} is a language model without vision.")
+            pictures.append(_picture(part))
+            parts.append({"type": "image"})
+        elif kind == "text":
+            parts.append(dict(part))
+        else:
+            raise PromptError(
+                f'A part of a message is {{"type": "text", "text": "..."}} or {{"type": "image", '
+                f'"image": picture}}, not {part!r:.80}: vlm_lens reads no video and no sound.'
+            )
+    return {**message, "content": parts}
+
+
+def _picture(part: Mapping[str, Any]) -> Image.Image:
+    for key in _PICTURE_KEYS:
+        given = part.get(key)
+        if isinstance(given, Mapping):  # {"type": "image_url", "image_url": {"url": ...}}
+            given = given.get("url")
+        if given is not None:
+            if key == "base64":
+                given = f"data:{given}"
+            return as_picture(given, "A picture of the conversation")
+    raise PromptError(
+        'A part of type "image" holds its picture: {"type": "image", "image": picture}.'
+    )
+
+
+def starts_with_bos(text: str, processor: Any) -> bool:
+    """Whether a text begins with the tokenizer's first token, written out."""
+    bos = getattr(tokenizer_of(processor), "bos_token", None)
+    return bool(bos) and text.startswith(bos)
 
 
 class Speaker(Protocol):
-    """What a conversation is written for: a HookedVLM, or what else has these three."""
+    """What a conversation is written for: a HookedVLM, or what else has these two."""
 
     family: Family
     processor: Any
-
-    @property
-    def tokenizer(self) -> Any:
-        """The processor's tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +197,10 @@ class ChatTemplate:
         if query is not None:
             turns.append(("user", query))
         messages = [{"role": role, "content": self._content(said)} for role, said in turns]
-        text, images = from_chat(
-            messages, self.vlm.processor, add_generation_prompt=query is not None
+        [raw] = write_chat(
+            messages, self.vlm.processor, self.vlm.family, add_generation_prompt=query is not None
         )
-        if images:
-            text = text.replace(self.vlm.family.placeholder(self.vlm.processor), IMAGE)
-        return RawPrompt(self._without_bos(text), tuple(images))
+        return RawPrompt(self._without_bos(raw.text), raw.images)
 
     def _content(self, said: str | Image.Image) -> Any:
         if isinstance(said, Image.Image):
@@ -92,8 +215,7 @@ class ChatTemplate:
 
     def _without_bos(self, text: str) -> str:
         """The text without the token that the tokenizer itself puts first."""
-        tokenizer = self.vlm.tokenizer
-        bos = getattr(tokenizer, "bos_token", None)
-        if bos and text.startswith(bos) and tokenizer.bos_token_id in tokenizer("x")["input_ids"]:
-            return text[len(bos) :]
+        tokenizer = tokenizer_of(self.vlm.processor)
+        if starts_with_bos(text, tokenizer) and tokenizer.bos_token_id in tokenizer("x").input_ids:
+            return text[len(tokenizer.bos_token) :]
         return text

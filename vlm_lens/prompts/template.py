@@ -6,19 +6,18 @@ colons, although the paper prints one.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
 from vlm_lens.errors import PromptError
+from vlm_lens.pictures import as_picture, thumbnail
+from vlm_lens.tokens import IMAGE
 
-__all__ = ["IMAGE", "QUESTION_ANSWER", "RawPrompt", "Template", "question_answer", "thumbnail"]
-
-IMAGE = "<image>"
+__all__ = ["QUESTION_ANSWER", "RawPrompt", "Template", "question_answer"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class RawPrompt:
 
     Attributes:
         text: The text, with one `<image>` for each picture.
-        images: The pictures, in the order of their places; one picture or a list is accepted too.
+        images: The pictures, in the order of their places; one picture, a list, and paths are
+            accepted too.
 
     Raises:
         PromptError: There are more or fewer `<image>` than pictures, or a picture is none.
@@ -47,19 +47,14 @@ class RawPrompt:
                 f"the text of a prompt is a string, not {type(self.text).__name__}; "
                 "make one RawPrompt for each text"
             )
-        images = (self.images,) if isinstance(self.images, Image.Image) else self.images
-        images = () if images is None else images
-        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
-            raise PromptError(
-                f"images is a list of PIL pictures, not {images!r}; open it with PIL.Image.open"
-            )
-        images = tuple(images)
-        for i, image in enumerate(images):
-            if not isinstance(image, Image.Image):
-                raise PromptError(
-                    f"picture {i} is a {type(image).__name__}, not a PIL picture; "
-                    "open a file with PIL.Image.open, turn an array with PIL.Image.fromarray"
-                )
+        images = self.images
+        if images is None:
+            images = ()
+        elif isinstance(images, str | Path | Image.Image):
+            images = (images,)
+        elif not isinstance(images, Iterable):
+            raise PromptError(f"images is a list of PIL pictures or paths, not {images!r:.80}")
+        images = tuple(as_picture(p, f"picture {i}") for i, p in enumerate(images))
         object.__setattr__(self, "images", images)
         places = self.text.count(IMAGE)
         if places != len(images):
@@ -67,6 +62,10 @@ class RawPrompt:
                 f"the text has {places} {IMAGE!r} and there {_are(len(images))}: "
                 f"put one {IMAGE!r} in the text for each picture. Text: {_short(self.text)!r}"
             )
+
+    def __hash__(self) -> int:
+        """By text and the pictures' sizes: pictures themselves have no hash."""
+        return hash((self.text, *(image.size for image in self.images)))
 
     def __repr__(self) -> str:
         """Show the text and the size of each picture."""
@@ -163,26 +162,6 @@ def question_answer(
         'Q:Greece\nA:Athens\n\nQ:Peru\nA:'
     """
     return QUESTION_ANSWER.build(examples, query)
-
-
-def thumbnail(image: Image.Image, *, height: int = 48) -> str:
-    """An HTML tag that shows the picture small, with no file beside it.
-
-    Args:
-        image: The picture.
-        height: The height shown, in pixels.
-
-    Returns:
-        An `img` tag with the picture inside.
-    """
-    width = max(1, round(image.width * height / image.height))
-    data = io.BytesIO()
-    image.convert("RGB").resize((width, height)).save(data, "PNG")
-    encoded = base64.b64encode(data.getvalue()).decode()
-    return (
-        f'<img src="data:image/png;base64,{encoded}" height="{height}" '
-        'style="vertical-align:middle">'
-    )
 
 
 def _text(value: object, role: str) -> str:

@@ -17,10 +17,9 @@ from vlm_lens.hooked.identity import run_identity
 from vlm_lens.interventions.base import compose
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.prompts.template import IMAGE
 from vlm_lens.storage.files import FileError, read_json, write_tensors
 from vlm_lens.storage.folder import MANIFEST, RunFolder
-from vlm_lens.tokens import tokenizer_of
+from vlm_lens.tokens import IMAGE, tokenizer_of
 
 _HOLDS = "readings"
 

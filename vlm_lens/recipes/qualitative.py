@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.prompts.template import IMAGE, RawPrompt
+from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
 from vlm_lens.recipes.parts import transfer_result as t
@@ -22,6 +22,7 @@ from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
 from vlm_lens.tasks.rows import Row
 from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT
+from vlm_lens.tokens import IMAGE
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -18,7 +18,7 @@ from torch import Tensor
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.layout.positions import Last
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.prompts.template import IMAGE, RawPrompt
+from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
@@ -34,6 +34,7 @@ from vlm_lens.terms import (
     SYSTEM_PROMPT,
     WRONG_INSTRUCTION_PATCH,
 )
+from vlm_lens.tokens import IMAGE
 
 __all__ = ["OverrideItem", "OverrideResult", "TaskOverride"]
 

@@ -109,7 +109,7 @@ def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
 
 
 def _examples(vlm: HookedVLM, recipe: CrossModalPatch, transfer: TransferResult) -> Section:
-    from vlm_lens.prompts.template import thumbnail
+    from vlm_lens.pictures import thumbnail
     from vlm_lens.recipes.parts.scoring import prefix_match
 
     seed, source = recipe.used_seeds()[0], recipe.source_vlm(vlm)

@@ -47,7 +47,7 @@ def sweep(
     """Measures many variants of one run; see `HookedVLM.sweep`."""
     if engine not in ENGINES:
         raise InterventionError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}.")
-    prompt, measure = vlm.as_prompt(prompt, images), as_measure(measure)
+    prompt, measure = vlm.prompts.left_padded(vlm.as_prompt(prompt, images)), as_measure(measure)
     listed = expand(variants, vlm.architecture.points)
     target = Target(vlm.architecture.points, prompt.layouts, vlm.facts)
     lowered = Lowered(listed, target)  # what does not fit is refused before the first forward pass

@@ -12,9 +12,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.pictures import as_read, fingerprint
 
 if TYPE_CHECKING:
     from vlm_lens.layout.layout import Layout
@@ -61,7 +62,7 @@ class Row:
 
     @cached_property
     def image(self) -> Image.Image:
-        """The picture as RGB, opened at the first use and kept.
+        """The picture, opened at the first use and kept; RGB where it is made smaller.
 
         Raises:
             TaskError: The row has no picture, or its file cannot be read.
@@ -71,11 +72,12 @@ class Row:
                 f"the row {self.input!r} has no picture; ask for it with modality='text'"
             )
         if isinstance(self.picture, Image.Image):
-            image = self.picture.convert("RGB")
+            image = self.picture
         else:
             try:
                 with self.picture.open("rb") as file, Image.open(file) as opened:
-                    image = opened.convert("RGB")
+                    opened.load()
+                    image = ImageOps.exif_transpose(opened)
             except FileNotFoundError as error:
                 raise TaskError(f"the picture of {self.input!r} is gone: {error}") from error
             except (OSError, SyntaxError) as error:
@@ -85,7 +87,7 @@ class Row:
                 ) from error
         if self.width is not None and image.width != self.width:
             height = max(1, int(self.width / image.width * image.height))
-            image = image.resize((self.width, height))
+            image = as_read(image).resize((self.width, height))
         return image
 
     @cached_property
@@ -97,8 +99,7 @@ class Row:
         if self.picture is None:
             return None
         if isinstance(self.picture, Image.Image):
-            picture = self.picture
-            data = f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+            data = fingerprint(self.picture).encode()
         else:
             try:
                 data = self.picture.read_bytes()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from vlm_lens.prompts.template import thumbnail
+from vlm_lens.pictures import thumbnail
 from vlm_lens.tasks.rows import Row, TaskError
 
 if TYPE_CHECKING:

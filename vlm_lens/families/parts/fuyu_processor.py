@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
+from vlm_lens.tokens import IMAGE
 
-IMAGE = "<image>"
 PATCH, NEWLINE, OPEN, CLOSE = "|SPEAKER|", "|NEWLINE|", "|IMAGE|", "|ENDOFIMAGE|"
 _START, _ANSWER = "<s>", "<0x04>"
 
@@ -79,6 +79,12 @@ class FuyuReader:
         """A picture's patches, `[patches, pixels]`, and how many rows and columns they make."""
         found = self.image_processor(picture, return_tensors="pt")
         image = torch.as_tensor(found["images"][0][0])
+        if len(image) != 3:
+            raise PromptError(
+                f"Fuyu's processor reads pictures of three channels, and mode {picture.mode} has "
+                f"{len(image)}: pass picture.convert('RGB'), over a ground of your choice where it "
+                "is transparent."
+            )
         side = self.image_processor.patch_size
         unpadded = (found["image_unpadded_heights"], found["image_unpadded_widths"])
         rows, cols = (

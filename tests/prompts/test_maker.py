@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
+from transformers.image_utils import load_image
 from typecheck import unchecked
 
 from vlm_lens import HookedVLM, RawPrompt
@@ -60,12 +62,6 @@ def test_batches_are_padded_on_the_left(vlm):
     assert len(flat) == 3
 
 
-def test_pictures_of_any_mode(vlm):
-    for mode in ("L", "RGBA", "P", "1", "LA"):
-        prompt = vlm.prompt("<image>", [Image.new(mode, (20, 30))])
-        assert prompt.inputs["pixel_values"].shape == (1, 3, 32, 32)
-
-
 @pytest.mark.parametrize(
     ("text", "pictures", "message"),
     [
@@ -91,8 +87,10 @@ def test_pictures_and_placeholders(vlm, no_forward, text, pictures, message):
 
 def test_what_is_no_prompt(clip, llama, picture, no_forward):
     no_forward(clip)
-    with pytest.raises(PromptError, match="PIL.Image.open"):
-        unchecked(HookedVLM.prompt)(clip, "<image>", ["flag.png"])
+    with pytest.raises(PromptError, match="no such file"):
+        clip.prompt("<image>", ["flag.png"])
+    with pytest.raises(PromptError, match="download it"):
+        clip.prompt("<image>", "https://example.org/flag.png")
     with pytest.raises(PromptError, match="a text or a list of texts"):
         unchecked(HookedVLM.prompt)(clip, [3])
     with pytest.raises(PromptError, match="holds 'input_ids'"):
@@ -146,15 +144,36 @@ def test_prints_itself(vlm, picture):
     assert "input_ids [1," in shown
 
 
-def test_a_picture_is_read_as_pil_gives_it(clip, tmp_path):
-    """EXIF may ask a viewer to turn a picture; model and coordinates both take PIL's pixels."""
+def test_a_transparent_colour_in_a_palette_reaches_the_processor(clip):
+    picture = tiny.noise_picture(2).quantize(4)
+    picture.info["transparency"] = 1
+    theirs = clip.processor(text="<image>", images=picture, return_tensors="pt")["pixel_values"]
+    assert torch.equal(clip.prompt("<image>", picture).inputs["pixel_values"], theirs)
+
+
+def test_orientation_is_said_for_a_picture_and_right_for_a_file(clip, tmp_path):
+    """Processors do not look at EXIF orientation; transformers' load_image does."""
     plain = tiny.noise_picture(3, (40, 20))
     exif = plain.getexif()
     exif[0x0112] = 6
-    plain.save(tmp_path / "turned.png", exif=exif)
-    turned = Image.open(tmp_path / "turned.png")
-    assert turned.getexif()[0x0112] == 6
-    one, two = (clip.prompt("<image>A:", [p]) for p in (plain, turned))
-    assert torch.equal(one.inputs["pixel_values"], two.inputs["pixel_values"])
-    assert one.layout.image[0].grid.pixels_of == two.layout.image[0].grid.pixels_of
-    assert two.layout.image[0].grid.pixels_of.picture == (40, 20)
+    path = tmp_path / "turned.png"
+    plain.save(path, exif=exif)
+    stored = Image.open(path)
+    with pytest.warns(UserWarning, match="exif_transpose"):
+        lying = clip.prompt("<image>A:", stored)
+    theirs = clip.processor(text="<image>", images=stored, return_tensors="pt")["pixel_values"]
+    assert torch.equal(lying.inputs["pixel_values"], theirs)
+    assert lying.layout.image[0].grid.pixels_of.picture == (40, 20)
+    upright = load_image(str(path))
+    for given in (path, str(path)):
+        prompt = clip.prompt("<image>A:", given)
+        theirs = clip.processor(text="<image>", images=upright, return_tensors="pt")
+        assert torch.equal(prompt.inputs["pixel_values"], theirs["pixel_values"])
+        assert prompt.layout.image[0].grid.pixels_of.picture == (20, 40)
+
+
+def test_values_beyond_eight_bits_are_said(clip):
+    deep = np.linspace(0, 65535, 24 * 24).reshape(24, 24)
+    for array in (deep.astype("uint16"), deep.astype("float32"), (deep / 65535).astype("float32")):
+        with pytest.warns(UserWarning, match="clip the rest"):
+            clip.prompt("<image>", Image.fromarray(array))

@@ -1,0 +1,164 @@
+"""What a model is and what it reads: sizes, points, tokens, prompts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vlm_lens.families import family_of
+from vlm_lens.hooked.description import describe, unembed_hash
+from vlm_lens.hooked.habits import answers_habits, refuse_attribute
+from vlm_lens.hooked.vocabulary import Vocabulary
+from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.points.config import HookedConfig
+from vlm_lens.points.table import NamesFilter, PointTable
+from vlm_lens.prompts.chat import Message
+from vlm_lens.prompts.inputs import input_device
+from vlm_lens.prompts.maker import Pictures, Promptable, PromptMaker, Texts
+from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.tokens import string_tokens
+
+
+class DescribedModel(Vocabulary):
+    """A Hugging Face model with names for its parts, and prompts made for it.
+
+    Args:
+        hf_model: A `LlavaForConditionalGeneration`, `LlamaForCausalLM`, ... of a registered family.
+        processor: Its processor (a tokenizer for a plain language model). Without one, prompts
+            must be a processor's own output.
+
+    Raises:
+        ModelError: A model of a family that is not registered.
+    """
+
+    def __init__(self, hf_model: nn.Module, processor: Any = None):
+        self.hf_model = hf_model
+        self.processor = processor
+        self.family = family_of(hf_model.config)
+        self.architecture = self.family.architecture(hf_model)
+        _warn_if_training(hf_model)
+
+    @cached_property
+    def name(self) -> str:
+        """The name under which it was loaded."""
+        return self.cfg.model_name
+
+    @property
+    def cfg(self) -> HookedConfig:
+        """Its sizes: `n_layers`, `d_model`, `n_heads`, `d_head`, `d_vocab`, and `vision`'s."""
+        return self.architecture.cfg
+
+    @property
+    def device(self) -> torch.device:
+        """The device that takes the tokens."""
+        return input_device(self.hf_model)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its activations."""
+        return self.hf_model.dtype
+
+    def points(self, names: NamesFilter = "*") -> PointTable:
+        """The points that a name, glob, list or function selects, as a table.
+
+        Raises:
+            PointError: Nothing matches.
+        """
+        return self.architecture.points.select(names)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What a vector is checked against: name, layers, width, hash of the unembedding."""
+        head = unembed_hash(self.hf_model, self.architecture)
+        return ModelFacts(self.name, self.cfg.n_layers, self.cfg.d_model, head)
+
+    def to_str_tokens(self, text: str | Promptable) -> list[str]:
+        """The tokens of a text, or of a prompt, as strings."""
+        if isinstance(text, str) and "<image>" not in text:
+            return list(string_tokens(self.tokenizer, self.to_tokens(text)))
+        return list(self.as_prompt(text).layout.strings)
+
+    # ------------------------------------------------------------------ prompts
+
+    @property
+    def prompts(self) -> PromptMaker:
+        """The maker of this model's prompts."""
+        return PromptMaker(self.hf_model, self.family, self.architecture, self.processor)
+
+    @answers_habits
+    def prompt(
+        self, text: Texts, images: Pictures = None, *, add_special_tokens: bool = True
+    ) -> Prompt:
+        """Text and pictures as tensors with coordinates.
+
+        The processor gets the pictures as they are. A file is opened, and turned upright as its
+        EXIF orientation asks; that of a PIL picture is not looked at, which a warning says.
+
+        Args:
+            text: A text or RawPrompt, or a list for a left-padded batch; `<image>` marks each
+                picture's place, on every family.
+            images: The pictures, PIL or paths of files, in reading order, or one list a text.
+            add_special_tokens: Whether the tokenizer adds its own, such as `<s>`.
+
+        Raises:
+            PromptError: Pictures and placeholders do not match, or there is no processor.
+        """
+        return self.prompts.from_text(text, images, add_special_tokens=add_special_tokens)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        *,
+        add_generation_prompt: bool | None = None,
+        **options: Any,
+    ) -> Prompt:
+        """A conversation as a prompt, or several as a batch, by the model's own chat template.
+
+        Args:
+            messages: `[{"role": "user", "content": [{"type": "image", "image": picture},
+                {"type": "text", "text": "..."}]}]`, or a list of such lists. Contents may be texts,
+                and pictures PIL or paths.
+            add_generation_prompt: Whether the answer's beginning is appended; it is by default,
+                unless `continue_final_message` is asked.
+            **options: Passed to the template: `tools`, `documents`, `chat_template`,
+                `continue_final_message`, and the template's own, such as `enable_thinking`.
+
+        Raises:
+            PromptError: There is no chat template, or it refuses the conversation.
+        """
+        return self.prompts.from_chat(
+            messages, add_generation_prompt=add_generation_prompt, **options
+        )
+
+    def as_prompt(self, prompt: Promptable, images: Pictures = None) -> Prompt:
+        """A Prompt from whatever a user may give: one already made, text, or tensors.
+
+        Raises:
+            PromptError: A prompt made for another model, or what is no prompt.
+        """
+        return self.prompts.of(prompt, images)
+
+    if not TYPE_CHECKING:  # a type checker would take any attribute for known
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_attribute(name, [n for n in dir(type(self)) if not n.startswith("_")])
+
+    def __repr__(self) -> str:
+        return describe(self.name, self.hf_model, self.architecture, self.device)
+
+
+def _warn_if_training(model: nn.Module) -> None:
+    """Dropout makes every run different: says so once for a model left in training mode."""
+    if model.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()):
+        warnings.warn(
+            "The model is in training mode and has dropout: call model.eval() for repeatable runs.",
+            stacklevel=3,
+        )
+
+
+__all__ = ["DescribedModel"]

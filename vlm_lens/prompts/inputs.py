@@ -1,0 +1,115 @@
+"""A processor's tensors as a model takes them: checked, on its device, in its dtype."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_lens.errors import PromptError
+from vlm_lens.families import Architecture
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """The device on which a model's token embedding computes.
+
+    Weights that accelerate keeps on the CPU or on disk are on the meta device between two calls;
+    the hook that fetches them says where to.
+    """
+    embedding = model.get_input_embeddings()
+    device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    fetching = getattr(embedding, "_hf_hook", None)
+    where = getattr(fetching, "execution_device", None)
+    return model.device if where is None else torch.device(where)
+
+
+def as_inputs(given: Mapping[str, Any], model: nn.Module, arch: Architecture) -> dict[str, Tensor]:
+    """The tensors that a model reads, floating ones in its dtype.
+
+    Args:
+        given: A processor's output.
+        model: The model.
+        arch: Its parts.
+
+    Raises:
+        PromptError: No `input_ids`, or ids, masks or shapes that do not fit the model.
+    """
+    if "input_ids" not in given:
+        raise PromptError(
+            f"A processor's output holds 'input_ids'; this mapping holds {sorted(given)}."
+        )
+    device = input_device(model)
+    tensors = {k: _moved(k, v, device, model.dtype) for k, v in given.items() if v is not None}
+    takes = inspect.signature(model.forward).parameters
+    if "token_type_ids" not in takes:
+        tensors.pop("token_type_ids", None)  # some tokenizers make them for every model
+    _check_ids(tensors["input_ids"], model, arch)
+    _check_mask(tensors)
+    return tensors
+
+
+def _moved(name: str, value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PromptError(
+            f"{name!r} is no tensor ({type(value).__name__}): ask the processor for tensors, "
+            "processor(..., return_tensors='pt', padding=True)."
+        ) from error
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def _check_ids(ids: Tensor, model: nn.Module, arch: Architecture) -> None:
+    if ids.dim() != 2 or ids.shape[1] == 0:
+        raise PromptError(f"input_ids must be [batch, pos], not {list(ids.shape)}.")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise PromptError(f"input_ids are token numbers, so integers, not {ids.dtype}.")
+    # some models embed more tokens than they can say
+    d_vocab = max(arch.cfg.d_vocab, model.get_input_embeddings().weight.shape[0])
+    if len(ids) and (int(ids.max()) >= d_vocab or int(ids.min()) < 0):
+        raise PromptError(
+            f"A token id lies outside the model's vocabulary of {d_vocab} (found "
+            f"{int(ids.min())}..{int(ids.max())}): is this the processor of another model?"
+        )
+
+
+def _check_mask(tensors: Mapping[str, Tensor]) -> None:
+    mask, ids = tensors.get("attention_mask"), tensors["input_ids"]
+    if mask is None:
+        return
+    if mask.shape != ids.shape:
+        raise PromptError(
+            f"attention_mask must be {list(ids.shape)}, as input_ids are, not {list(mask.shape)}."
+        )
+    if not (mask != 0).any(dim=1).all():
+        row = int((mask != 0).any(dim=1).logical_not().nonzero()[0])
+        raise PromptError(f"Row {row} of the attention_mask is all zeros: it has no token to read.")
+
+
+def left_padded(tensors: Mapping[str, Tensor], after: list[int]) -> dict[str, Tensor]:
+    """The same rows with the padding after each moved before it.
+
+    Args:
+        tensors: A prompt's tensors.
+        after: How many positions of padding follow each row.
+
+    Raises:
+        PromptError: A tensor whose rows cannot be told.
+    """
+    shape = tensors["input_ids"].shape
+    moved = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.shape[:2] == shape and not name.startswith("pixel"):
+            rows = zip(tensor, after, strict=True)
+            moved[name] = torch.stack([row.roll(n, dims=0) for row, n in rows])
+        elif name == "position_ids":
+            raise PromptError(
+                "position_ids of more than two axes cannot be moved with padding: pad on the left, "
+                "processor(..., padding_side='left')."
+            )
+    return moved
