@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
+from vlm_lens.pictures import as_read
 from vlm_lens.tokens import IMAGE
 
 PATCH, NEWLINE, OPEN, CLOSE = "|SPEAKER|", "|NEWLINE|", "|IMAGE|", "|ENDOFIMAGE|"
@@ -77,14 +78,10 @@ class FuyuReader:
 
     def patches(self, picture: Image.Image) -> tuple[Tensor, tuple[int, int]]:
         """A picture's patches, `[patches, pixels]`, and how many rows and columns they make."""
+        if picture.mode != "RGB":  # Fuyu's image processor takes three channels, and converts none
+            picture = as_read(picture)
         found = self.image_processor(picture, return_tensors="pt")
         image = torch.as_tensor(found["images"][0][0])
-        if len(image) != 3:
-            raise PromptError(
-                f"Fuyu's processor reads pictures of three channels, and mode {picture.mode} has "
-                f"{len(image)}: pass picture.convert('RGB'), over a ground of your choice where it "
-                "is transparent."
-            )
         side = self.image_processor.patch_size
         unpadded = (found["image_unpadded_heights"], found["image_unpadded_widths"])
         rows, cols = (
