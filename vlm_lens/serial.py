@@ -14,6 +14,13 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.storage.files import (
+    current,
+    read_json,
+    read_tensors,
+    write_tensors,
+    written_together,
+)
 
 T = TypeVar("T")
 _CLASSES: dict[str, type] = {}
@@ -139,43 +146,56 @@ def _class_named(name: str | None) -> type:
 
 
 def save(value: Any, stem: str | Path) -> Path:
-    """Writes `stem.json` and, for tensors, `stem.safetensors`; returns the JSON path."""
-    from safetensors.torch import save_file
+    """Writes `stem.json` and, for tensors, `stem.safetensors`; returns the JSON path.
 
+    Both are of one save, wherever the process ends.
+
+    Raises:
+        VLMLensError: It holds what cannot be saved, or the files cannot be written.
+    """
     tensors: dict[str, Tensor] = {}
     data = pack(value, tensors)
     path = Path(stem)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(path.name + ".safetensors")
-    if tensors:
-        save_file(tensors, side)
-    else:
-        side.unlink(missing_ok=True)
-    target = path.with_name(path.name + ".json")
-    target.write_text(json.dumps({"vlm_lens": 1, "value": data}, indent=1))
-    return target
+    names = [f"{path.name}{suffix}" for suffix in (".json", ".safetensors")]
+    with written_together(path.parent, path.name, remove=names) as to:
+        if tensors:
+            write_tensors(to / names[1], tensors)
+        text = json.dumps({"vlm_lens": 1, "value": data}, indent=1)
+        (to / names[0]).write_text(text, encoding="utf-8")
+    return path.with_name(names[0])
 
 
 def load(stem: str | Path, expected: type[T]) -> T:
     """Reads what `save` wrote.
 
     Raises:
-        VLMLensError: No such file, not one of ours, or another kind of value.
+        VLMLensError: No such file, not one of ours, damaged, or another kind of value.
     """
-    from safetensors.torch import load_file
-
     path = Path(stem)
     path = path.with_name(path.name.removesuffix(".json"))
-    target, side = path.with_name(path.name + ".json"), path.with_name(path.name + ".safetensors")
-    if not target.exists():
-        raise VLMLensError(f"There is no file {target}.")
-    try:
-        data = json.loads(target.read_text())
-    except json.JSONDecodeError as error:
-        raise VLMLensError(f"{target} is not JSON: {error}.") from None
+    target, side = (path.with_name(path.name + suffix) for suffix in (".json", ".safetensors"))
+    data = read_json(current(target, path.name))
     if not isinstance(data, dict) or "vlm_lens" not in data:
         raise VLMLensError(f"{target} was not saved by vlm_lens.")
-    value = unpack(data["value"], load_file(side) if side.exists() else {})
+    held = current(side, path.name)
+    tensors = read_tensors(held)[0] if held.exists() else {}
+    value = unpacked(data.get("value"), tensors, target)
     if not isinstance(value, expected):
         raise VLMLensError(f"{target} holds a {type(value).__name__}, not a {expected.__name__}.")
     return value
+
+
+def unpacked(data: Any, tensors: dict[str, Tensor], path: Path) -> Any:
+    """As `unpack`, of a file.
+
+    Raises:
+        VLMLensError: Something is missing in the file, or stands there that cannot be.
+    """
+    try:
+        return unpack(data, tensors)
+    except VLMLensError:
+        raise
+    except KeyError as error:
+        raise VLMLensError(f"{path}: there is no tensor {error} beside it.") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise VLMLensError(f"{path} is damaged or of another version: {error}.") from None

@@ -19,7 +19,8 @@ from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.point import Point, expand_name
 from vlm_lens.reading.many import as_list, read_each, text_of
-from vlm_lens.serial import FrozenTensor, Savable, savable
+from vlm_lens.serial import FrozenTensor, Savable, pack, savable, unpacked
+from vlm_lens.storage.files import FileError, read_tensors, write_tensors
 
 _MAGIC = "vlm_lens.TaskVector/1"
 
@@ -232,17 +233,14 @@ class TaskVector(LayerVectors):
         return replace(total / len(vectors), note=f"mean of {len(vectors)} vectors")
 
     def save(self, path: str | Path) -> Path:
-        """Writes one safetensors file, with where the vector comes from in its header."""
-        from safetensors.torch import save_file
+        """Writes one safetensors file, with where the vector comes from in its header.
 
-        from vlm_lens.serial import pack
-
-        path = _file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Raises:
+            VLMLensError: It cannot be written; a file that was there before still is.
+        """
         tensors: dict[str, Tensor] = {}
         about = pack(self, tensors)
-        save_file(tensors, path, metadata={"format": _MAGIC, "vector": json.dumps(about)})
-        return path
+        return write_tensors(_file(path), tensors, {"format": _MAGIC, "vector": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -251,23 +249,20 @@ class TaskVector(LayerVectors):
         Raises:
             VectorError: No such file, or not a task vector.
         """
-        from safetensors import SafetensorError, safe_open
-
-        from vlm_lens.serial import unpack
-
         path = Path(path)
         path = path if path.exists() else _file(path)
         if not path.exists():
             raise VectorError(f"There is no file {path}.")
         try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != _MAGIC:
-                    raise VectorError(f"{path} is a safetensors file, but not a task vector.")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise VectorError(f"{path} is not a safetensors file: {error}.") from None
-        return unpack(json.loads(about["vector"]), tensors)
+            tensors, about = read_tensors(path)
+        except FileError as error:
+            raise VectorError(str(error)) from None
+        if about.get("format") != _MAGIC:
+            raise VectorError(f"{path} is a safetensors file, but not a task vector.")
+        try:
+            return unpacked(json.loads(about["vector"]), tensors, path)
+        except (KeyError, ValueError) as error:
+            raise VectorError(f"{path} is damaged: {error}.") from None
 
     def __repr__(self) -> str:
         layers, *rest = self.values.shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from collections.abc import Mapping
@@ -10,7 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+
 from vlm_lens.errors import VLMLensError
+from vlm_lens.recipes.parts.tables import kinds_of, read_table, same_table, write_table
+from vlm_lens.storage.files import (
+    FileError,
+    current,
+    file_name,
+    inside,
+    read_json,
+    written_together,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["RecipeError", "Result"]
 
 _FORMAT = "vlm_lens.Result/1"
-_ABOUT = "provenance.json"
+_ABOUT, _SET = "provenance.json", "result"
 
 
 class RecipeError(VLMLensError):
@@ -101,7 +111,9 @@ class Result:
     def save(self, folder: str | Path, *, plotlyjs: str = "directory") -> Path:
         """Writes the tables as CSV, the figures as HTML that needs no network, and provenance.
 
-        Tables and provenance come first; see `draw` for what happens where a figure fails.
+        The files are of one save, wherever the process ends; those of an earlier save that are not
+        written again are removed, other files in the folder stay. See `draw` for what happens
+        where a figure fails.
 
         Args:
             folder: Where to; made if it is not there.
@@ -110,24 +122,32 @@ class Result:
 
         Returns:
             The folder.
+
+        Raises:
+            RecipeError: The values hold what cannot be saved, or a table's name is no file's.
+            VLMLensError: The files cannot be written; what was there before still is.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tables = {"table": self.table, **self.tables}
-        for name, table in tables.items():
-            # every text quoted: the csv module leaves a lone carriage return bare
-            table.to_csv(folder / f"{name}.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
         about = {
             "format": _FORMAT,
             "result": type(self).__name__,
-            "tables": {name: _kinds_of(table) for name, table in tables.items()},
+            "tables": {file_name(name): kinds_of(table) for name, table in tables.items()},
             "values": dict(self.values),
             "notes": list(self.notes),
             "provenance": dict(self.provenance),
         }
-        text = json.dumps(about, indent=1, ensure_ascii=False)
-        (folder / _ABOUT).write_text(text, encoding="utf-8")
-        self.draw(folder, plotlyjs=plotlyjs)
+        try:
+            json.dumps(about, default=_as_json)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"This result cannot be saved: {error}.") from None
+        with written_together(folder, _SET, remove=_written_before(folder)) as to:
+            for name, table in tables.items():
+                write_table(table, to / f"{name}.csv")
+            self.draw(to, plotlyjs=plotlyjs)
+            about["files"] = sorted(path.name for path in to.iterdir())
+            text = json.dumps(about, indent=1, ensure_ascii=False, default=_as_json)
+            (to / _ABOUT).write_text(text, encoding="utf-8")
         return folder
 
     def draw(self, folder: str | Path, *, plotlyjs: str = "directory") -> None:
@@ -141,7 +161,8 @@ class Result:
         """
         try:
             for name, figure in self.plots().items():
-                figure.write_html(Path(folder) / f"{name}.html", include_plotlyjs=plotlyjs)
+                path = Path(folder) / f"{file_name(name)}.html"
+                figure.write_html(path, include_plotlyjs=plotlyjs)
         except RecipeError:
             return
         except Exception as error:
@@ -162,11 +183,14 @@ class Result:
         """
         folder = Path(folder)
         try:
-            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise RecipeError(f"{folder} holds no saved result: {error}.") from None
+            about = read_json(current(folder / _ABOUT, _SET))
+        except FileError as error:
+            raise RecipeError(f"{folder} holds no saved result: {error}") from None
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise RecipeError(f"{folder / _ABOUT} was not written by Result.save.")
+        keys = ("result", "tables", "values", "notes", "provenance")
+        if missing := [key for key in keys if key not in about]:
+            raise RecipeError(f"{folder / _ABOUT} is damaged: it lacks {missing[0]!r}.")
         kind = Result._kinds.get(about["result"], Result)
         if not issubclass(kind, cls):
             raise RecipeError(
@@ -174,12 +198,37 @@ class Result:
                 f"{kind.__name__}.load or Result.load."
             )
         tables = {
-            name: _read_table(folder / f"{name}.csv", kinds)
+            name: read_table(
+                inside(folder, current(folder / f"{file_name(name)}.csv", _SET)), kinds
+            )
             for name, kinds in about["tables"].items()
         }
+        if "table" not in tables:
+            raise RecipeError(f"{folder / _ABOUT} is damaged: it names no main table.")
         return kind(
             tables.pop("table"), tables, about["values"], tuple(about["notes"]), about["provenance"]
         )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether everything in both is the same, as it is when it is saved and loaded."""
+        if type(other) is not type(self):
+            return NotImplemented
+        same_tables = self.tables.keys() == other.tables.keys() and all(
+            same_table(mine, theirs)
+            for mine, theirs in [
+                (self.table, other.table),
+                *((table, other.tables[name]) for name, table in self.tables.items()),
+            ]
+        )
+        return same_tables and self._said() == other._said()
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self.table.shape, tuple(self.tables)))
+
+    def _said(self) -> str:
+        """Everything but the tables, as text."""
+        said = [dict(self.values), list(self.notes), dict(self.provenance)]
+        return json.dumps(said, sort_keys=True, default=_as_json)
 
     # ------------------------------------------------------------------ printing
 
@@ -201,33 +250,20 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) > 1 and value == int(value) else f"{value:.3f}"
 
 
-def _kinds_of(table: pd.DataFrame) -> dict[str, str]:
-    names = {"i": "int", "u": "int", "f": "float", "b": "bool"}
-    return {str(c): names.get(table[c].dtype.kind, "str") for c in table.columns}
+def _as_json(value: Any) -> Any:
+    """Numbers of numpy and mappings as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"there is a {type(value).__name__} among its values, {value!r}")
 
 
-def _read_table(path: Path, kinds: Mapping[str, str]) -> pd.DataFrame:
-    """A CSV file with every value as it was: texts such as `NA`, numbers to the last bit."""
-    import pandas as pd
-
+def _written_before(folder: Path) -> list[str]:
+    """The files of an earlier save, as far as it says."""
+    path = current(folder / _ABOUT, _SET)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"A table of this result cannot be read: {error}.") from None
-    make = {
-        "int": int,
-        "float": lambda text: float(text) if text else float("nan"),
-        "bool": lambda text: text == "True",
-        "str": str,
-    }
-    columns = zip(*lines, strict=True) if lines else [()] * len(header)
-    return pd.DataFrame(
-        {
-            name: pd.Series([make[kinds[name]](v) for v in values], dtype=_DTYPES[kinds[name]])
-            for name, values in zip(header, columns, strict=True)
-        }
-    )
-
-
-_DTYPES = {"int": "int64", "float": "float64", "bool": "bool", "str": "str"}
+        about = read_json(path) if path.exists() else {}
+        return [file_name(name) for name in about.get("files", ())]
+    except (FileError, AttributeError, TypeError):  # damaged, or somebody else's: then they stay
+        return []

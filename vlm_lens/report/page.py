@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens.storage.files import write_whole
+
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
@@ -118,10 +120,7 @@ def write_page(path: str | Path, title: str, lead: str, sections: Iterable[Secti
     Returns:
         The file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(title, lead, sections), encoding="utf-8")
-    return path
+    return write_whole(path, page(title, lead, sections))
 
 
 def figure(fig: go.Figure, caption: str = "") -> str:

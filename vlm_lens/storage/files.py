@@ -129,6 +129,28 @@ def read_json(path: str | Path) -> Any:
         raise FileError(f"{path} is not JSON: {error}.") from None
 
 
+def file_name(name: str) -> str:
+    """The name of something, if a file may be called so: no path, nothing hidden.
+
+    Raises:
+        FileError: It is a path, or empty, or begins with a dot.
+    """
+    if not name or name.startswith(".") or set(name) & set("/\\:\0") or name != Path(name).name:
+        raise FileError(f"{name!r} cannot be the name of a file: no slashes, no dot in front.")
+    return name
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """A path, if what it leads to lies in a folder, links followed.
+
+    Raises:
+        FileError: It leads out of the folder.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise FileError(f"{path} leads out of {folder}, and is not opened.")
+    return path
+
+
 # ---------------------------------------------------------------------- several files
 
 
@@ -258,6 +280,8 @@ def _sync(path: Path) -> None:
 __all__ = [
     "FileError",
     "current",
+    "file_name",
+    "inside",
     "read_json",
     "read_tensors",
     "remove_rests",

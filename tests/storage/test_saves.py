@@ -1,0 +1,239 @@
+"""Every save: what is read after a kill at any operation on files is the old value or the new."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from PIL import Image
+
+from storage.kills import at_every_operation
+from vlm_lens import Ablate, ActivationPatch, Last, Steer, TaskVector, VLMLensError
+from vlm_lens.interventions import Intervention, ModelFacts
+from vlm_lens.recipes import Result
+from vlm_lens.report import write_page
+from vlm_lens.scores.scores import Scores
+from vlm_lens.serial import FrozenTensor
+
+P = "blocks.0.hook_resid_post"
+
+
+def vector(value):
+    facts = ModelFacts("m", 2, 3, "abc")
+    return TaskVector(FrozenTensor(torch.full((2, 3), value)), "resid_post", facts, at=Last())
+
+
+def result(value):
+    table = pd.DataFrame({"layer": [0, 1], "score": [value, value]})
+    return Result(table, {f"only-{value}": table, "other": table * 2}, {"value": value})
+
+
+def scores(value):
+    numbers = xr.DataArray(
+        torch.full((2,), value).numpy(), coords={"layer": [0, 1]}, dims=["layer"]
+    )
+    return Scores(numbers, name=f"a{value}", pictures=(Image.new("L", (1, 1), int(value)),))
+
+
+def same_scores(one, other):
+    return (
+        one.name == other.name
+        and bool((one.values == other.values).all())
+        and [p.tobytes() for p in one.pictures] == [p.tobytes() for p in other.pictures]
+    )
+
+
+# name -> old value, new value, how to save it, how to load it
+SAVES = {
+    "tensors and tensors": (
+        Steer(P, Last(), torch.ones(3)), Steer(P, Last(), torch.zeros(3)),
+        lambda v, to: v.save(to / "e"), lambda to: Intervention.load(to / "e"),
+    ),
+    "tensors, then none": (
+        ActivationPatch(P, Last(), vector(1.0)), Ablate(P, Last()),
+        lambda v, to: v.save(to / "e"), lambda to: Intervention.load(to / "e"),
+    ),
+    "none, then tensors": (
+        Ablate(P, Last()), Steer(P, Last(), torch.ones(3)) + Ablate(P, Last()),
+        lambda v, to: v.save(to / "e"), lambda to: Intervention.load(to / "e"),
+    ),
+    "a vector": (
+        vector(1.0), vector(2.0),
+        lambda v, to: v.save(to / "v"), lambda to: TaskVector.load(to / "v"),
+    ),
+    "a result": (
+        result(1.0), result(2.0),
+        lambda v, to: v.save(to / "r", plotlyjs="p.js"), lambda to: Result.load(to / "r"),
+    ),
+    "scores": (
+        scores(1.0), scores(2.0),
+        lambda v, to: v.save(to / "s"), lambda to: Scores.load(to / "s"),
+    ),
+    "a page": (
+        "old", "new",
+        lambda v, to: write_page(to / "p.html", v, v, []),
+        lambda to: "old" if "<title>old</title>" in (to / "p.html").read_text() else "new",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAVES)
+def test_old_or_new_wherever_the_process_ends(name, tmp_path):
+    old, new, save, load = SAVES[name]
+    same = same_scores if name == "scores" else lambda a, b: type(a) is type(b) and a == b
+    save(old, tmp_path)
+    assert same(load(tmp_path), old)
+    seen = []
+    for _ in at_every_operation(lambda: save(old, tmp_path), lambda: save(new, tmp_path)):
+        found = load(tmp_path)
+        seen.append(same(found, new))
+        assert seen[-1] or same(found, old)
+        assert same(load(tmp_path), found)
+    assert not seen[0] and seen == sorted(seen)  # from one operation on it is the new one
+    assert same(load(tmp_path), new)
+
+
+@pytest.mark.parametrize("name", SAVES)
+@pytest.mark.parametrize("code, said", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
+def test_a_disk_that_takes_nothing_is_said_and_the_old_value_stays(
+    name, code, said, tmp_path, monkeypatch
+):
+    old, new, save, load = SAVES[name]
+    save(old, tmp_path)
+    before = sorted(p for p in tmp_path.rglob("*"))
+
+    def refused(*_):
+        raise OSError(code, "no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refused)
+        with pytest.raises(VLMLensError, match=said):
+            save(new, tmp_path)
+    assert type(load(tmp_path)) is type(old)
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_a_result_is_replaced_without_leftovers_and_other_files_stay(tmp_path):
+    result(1.0).save(tmp_path, plotlyjs="p.js")
+    (tmp_path / "notes.txt").write_text("mine")
+    result(2.0).save(tmp_path, plotlyjs="p.js")
+    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == {
+        "table.csv", "only-2.0.csv", "other.csv", "figure.html", "provenance.json", "notes.txt",
+    }  # fmt: skip
+
+
+DAMAGES = {
+    "no JSON": lambda f: (f / "provenance.json").write_text("{"),
+    "latin-1": lambda f: (f / "provenance.json").write_bytes(b'{"a": "\xe9"}'),
+    "a key is missing": lambda f: edit(f, values=None),
+    "no main table": lambda f: edit(f, tables={"other": {"layer": "int", "score": "float"}}),
+    "a table is gone": lambda f: (f / "other.csv").unlink(),
+    "a table is empty": lambda f: (f / "table.csv").write_text(""),
+    "a table is cut": lambda f: (f / "table.csv").write_text('"layer","score"\n0,1.0\n1'),
+    "another column": lambda f: (f / "table.csv").write_text('"layer","x"\n0,1.0\n'),
+    "no number": lambda f: (f / "table.csv").write_text('"layer","score"\n0,abc\n'),
+    "a table of bytes": lambda f: (f / "table.csv").write_bytes(b'"layer","score"\n0,\xff\n'),
+    "a kind unknown": lambda f: edit(f, tables={"table": {"layer": "date", "score": "float"}}),
+}
+
+
+def edit(folder, **changes):
+    about = json.loads((folder / "provenance.json").read_text()) | changes
+    about = {k: v for k, v in about.items() if v is not None}
+    (folder / "provenance.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_result_is_said(damage, tmp_path):
+    result(1.0).save(tmp_path, plotlyjs="p.js")
+    DAMAGES[damage](tmp_path)
+    with pytest.raises(VLMLensError, match=r"damaged|cannot be read|no saved result"):
+        Result.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "..", "a/b", "a\\b", ".hidden", "", "c:x"])
+def test_names_that_lead_out_of_the_folder_are_refused(name, tmp_path):
+    table = pd.DataFrame({"layer": [0], "score": [1.0]})
+    inner = tmp_path / "inner"
+    with pytest.raises(VLMLensError, match="cannot be the name of a file"):
+        Result(table, {name: table}).save(inner)
+    assert not inner.exists()
+    result(1.0).save(inner, plotlyjs="p.js")
+    (tmp_path / "out.csv").write_text('"layer","score"\n0,1.0\n')
+    kinds = {"layer": "int", "score": "float"}
+    edit(inner, tables={"table": kinds, name: kinds})
+    with pytest.raises(VLMLensError, match="cannot be the name of a file"):
+        Result.load(inner)
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_read(tmp_path):
+    result(1.0).save(tmp_path / "r", plotlyjs="p.js")
+    (tmp_path / "secret.csv").write_text('"layer","score"\n0,1.0\n')
+    (tmp_path / "r" / "other.csv").unlink()
+    (tmp_path / "r" / "other.csv").symlink_to(tmp_path / "secret.csv")
+    with pytest.raises(VLMLensError, match="leads out of"):
+        Result.load(tmp_path / "r")
+
+
+class Outside(Result):
+    """A result whose figure has a path for a name."""
+
+    def plots(self):
+        """One figure."""
+        return {"../figure": super().plots()["figure"]}
+
+
+def test_a_figure_whose_name_leads_out_is_not_drawn(tmp_path):
+    outside = Outside(result(1.0).table)
+    with pytest.warns(UserWarning, match="cannot be the name of a file"):
+        outside.save(tmp_path / "r", plotlyjs="p.js")
+    assert not list(tmp_path.glob("*.html")) and Result.load(tmp_path / "r") == outside
+
+
+def test_damaged_values_and_vectors_are_said(tmp_path):
+    steer = Steer(P, Last(), torch.ones(300))
+    for damage in (
+        lambda: (tmp_path / "e.safetensors").unlink(),
+        lambda: (tmp_path / "e.safetensors").write_bytes(b"\0" * 20),
+        lambda: (tmp_path / "e.json").write_text('{"vlm_lens": 1}'),
+        lambda: (tmp_path / "e.json").write_bytes(b'{"vlm_lens": 1, "value": "\xff"}'),
+        lambda: (tmp_path / "e.json").write_text(
+            json.dumps({"vlm_lens": 1, "value": {"type": "Steer", "colour": 1}})
+        ),
+    ):
+        steer.save(tmp_path / "e")
+        damage()
+        with pytest.raises(VLMLensError):
+            Intervention.load(tmp_path / "e")
+    path = vector(1.0).save(tmp_path / "v")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(VLMLensError, match="not a safetensors file"):
+        TaskVector.load(path)
+
+
+def test_every_kind_of_column_comes_back(tmp_path):
+    table = pd.DataFrame(
+        {
+            "mixed": [1, "a", None, 2.5, True],
+            "lists": [[1, 2], [], ["a"], None, [[1.5]]],
+            "gaps": ["a", None, "", "NA", "null"],
+            "small": pd.array([1, 2, 3, 4, 5], dtype="uint8"),
+            "half": pd.array([0.5] * 5, dtype="float32"),
+        }
+    )
+    saved = Result(table, values={"a": [1, 2.5, None], "b": {"c": "é"}}, notes=("n",))
+    again = Result.load(saved.save(tmp_path))
+    assert again == saved and hash(again) == hash(saved)
+    assert again.table["gaps"].tolist() == ["a", None, "", "NA", "null"]
+    other = Result(table.assign(mixed=[1, "a", None, 2.5, False]), values=saved.values)
+    assert other != saved and saved != "a result"
+    with pytest.raises(VLMLensError, match="cannot be saved"):
+        Result(table, values={"t": torch.ones(1)}).save(tmp_path)
+    with pytest.raises(VLMLensError, match="'x' cannot be saved"):
+        Result(pd.DataFrame({"x": [object()]})).save(tmp_path)
+    assert Result.load(tmp_path) == saved
