@@ -18,6 +18,8 @@ from sweep import build, inputs_for
 
 from vlm_lens import ActivationPatch, HookedVLM, Last
 from vlm_lens.engine import replay as engine
+from vlm_lens.engine.suffix_cache import SuffixCache
+from vlm_lens.measures import BoundLogits
 from vlm_lens.sweep import run as sweeping
 
 # What is timed: name -> where the function stands.
@@ -25,10 +27,10 @@ PARTS = {
     "variants made and lowered": [(sweeping, "expand"), (sweeping, "Lowered")],
     "the plain run": [(sweeping, "record")],
     "the replay": [(sweeping, "replay")],
-    "  keys and values joined": [(engine._SuffixCache, "update")],
-    "  ops joined": [(engine, "_handlers")],
-    "  final norm and logits": [(engine, "_logits")],
-    "measures read": [(sweeping._Runner, "_measured")],
+    "  keys and values joined": [(SuffixCache, "update")],
+    "  ops joined": [(engine._TextReplay, "_planned")],
+    "  final norm and logits": [(engine._TextReplay, "_logits")],
+    "measures read": [(BoundLogits, "of_plain"), (BoundLogits, "of_replay")],
 }
 
 

@@ -13,8 +13,8 @@ import torch
 from vlm_lens import Ablate, ActivationPatch, Find, HookedVLM, Images, Last, Steer, Text
 from vlm_lens.interventions import Intervention
 from vlm_lens.layout.positions import All, At, Patches
+from vlm_lens.measures import Capture
 from vlm_lens.points.point import Point
-from vlm_lens.sweep import Capture
 
 TEXTS = ("Q:Greece\nA:", "What is the capital of the country?", "Q:Peru\nA:Lima\n\nQ:Japan\nA:")
 

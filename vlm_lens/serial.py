@@ -29,6 +29,7 @@ _HOMES = (
     "vlm_lens.layout.layout",
     "vlm_lens.layout.positions",
     "vlm_lens.interventions",
+    "vlm_lens.measures",
     "vlm_lens.reading.vectors",
     "vlm_lens.hooked.cache",
     "vlm_lens.reading.mean",

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches
-from vlm_lens.engine.baseline import NotReplayable, record
+from vlm_lens.engine.baseline import NotReplayable
 from vlm_lens.engine.hooks import count_hooks
-from vlm_lens.engine.replay import start_of
+from vlm_lens.engine.recorder import record
 from vlm_lens.engine.stand_ins import standing_in
+from vlm_lens.engine.start import start_of
 from vlm_lens.engine.tower import tower_blocks
 from vlm_lens.interventions import Target
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vlm_lens import Ablate, HookedVLM, Images, Last
-from vlm_lens.sweep.measures import GeneratedTokens
+from vlm_lens.measures import GeneratedTokens
 from vlm_lens.testing import conformance
 
 QUICK = (

@@ -12,8 +12,8 @@ from families.pictured import check_conforms, check_generation
 from families.tiny_words import odd_pictures
 from vlm_lens import Ablate, HookedVLM, Images, Patches
 from vlm_lens.errors import ModelError, PointError, PositionError, PromptError
+from vlm_lens.measures import GeneratedTokens
 from vlm_lens.reading.resampled import patch_weights
-from vlm_lens.sweep import GeneratedTokens
 
 QUERIES = tiny_blip2.QUERIES
 

@@ -19,11 +19,12 @@ from differential import (
 
 from families.every import BUILDERS
 from vlm_lens import HookedVLM, Steer
-from vlm_lens.engine.baseline import NotReplayable, record
-from vlm_lens.engine.replay import start_of
+from vlm_lens.engine.baseline import NotReplayable
+from vlm_lens.engine.recorder import record
+from vlm_lens.engine.start import start_of
 from vlm_lens.interventions import Target
 from vlm_lens.layout.positions import At
-from vlm_lens.sweep import Capture, GeneratedTokens
+from vlm_lens.measures import Capture, GeneratedTokens
 
 N_SEEDS, N_TOWER_SEEDS = 10, 6
 

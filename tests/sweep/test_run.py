@@ -12,7 +12,8 @@ import torch
 from differential import assert_captured_alike, assert_close_records, captured
 
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches, Steer, VLMLensError
-from vlm_lens.sweep import GeneratedTokens, Grid, TokenScores
+from vlm_lens.measures import GeneratedTokens, TokenScores
+from vlm_lens.sweep import Grid
 from vlm_lens.sweep.run import sweep as run_sweep
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,30 +13,60 @@ from vlm_lens.engine.handlers import Counter, op_handler
 from vlm_lens.engine.hooks import Handler
 from vlm_lens.ops import MEAN, Op
 
-Counted = tuple[Op, Counter]
+Cell = tuple[int, int]  # row and position of an activation
 
 
-def joined_handlers(variants: Iterable[Sequence[Counted]]) -> dict[str, list[Handler]]:
+class CountedOp(NamedTuple):
+    """An op and the counter of what it writes."""
+
+    op: Op
+    counter: Counter
+
+    def on_rows(self, first: int, point: str) -> CountedOp:
+        """The same op where the prompt's rows are those from `first` on, served at `point`."""
+        rows = tuple(r + first for r in self.op.rows)
+        moved = replace(self.op, point=point, rows=rows)
+        if self.op.kind == MEAN:
+            pool = self.op.tensors["pool"] + torch.tensor([first, 0, 0])
+            moved = replace(moved, tensors={**self.op.tensors, "pool": pool})
+        return CountedOp(moved, self.counter)
+
+    def moved(self, move: Callable[[int, int], Cell]) -> CountedOp:
+        """The same op where each cell is another."""
+        op = self.op
+        rows, positions = zip(
+            *(move(*c) for c in zip(op.rows, op.positions, strict=True)), strict=True
+        )
+        tensors = op.tensors
+        if op.kind == MEAN:
+            pool = [(*move(row, p), mean) for row, p, mean in tensors["pool"].tolist()]
+            tensors = {**tensors, "pool": torch.tensor(pool, dtype=torch.long)}
+        moved = replace(op, rows=rows, positions=positions, tensors=tensors)
+        return CountedOp(moved, self.counter)
+
+
+def joined_handlers(variants: Iterable[Sequence[CountedOp]]) -> dict[str, list[Handler]]:
     """Handlers for ops whose rows and positions are those of the joint run.
 
-    Ops of different variants at one point touch different places, so they act as one: the first op
+    Ops of different variants at one point touch different cells, so they act as one: the first op
     of every variant there, then the second of every variant, and so on.
 
     Args:
-        variants: For each variant, its ops in order, each with its counter.
+        variants: For each variant, its ops in order.
     """
-    turns: dict[tuple, list[Counted]] = {}
+    turns: dict[tuple, list[CountedOp]] = {}
     for ops in variants:
-        seen: dict[str, int] = {}
-        for op, counter in ops:
-            turn = seen[op.point] = seen.get(op.point, -1) + 1
+        n_before: dict[str, int] = {}
+        for counted in ops:
+            op = counted.op
+            turn = n_before[op.point] = n_before.get(op.point, -1) + 1
             value = op.tensors.get("value")
-            form = None if value is None else tuple(value.shape[1:])
-            turns.setdefault((turn, op.point, op.kind, op.heads, form), []).append((op, counter))
+            shape = None if value is None else tuple(value.shape[1:])
+            turns.setdefault((turn, op.point, op.kind, op.heads, shape), []).append(counted)
     handlers: dict[str, list[Handler]] = {}
-    for (_, name, *_), acting in sorted(turns.items(), key=lambda item: item[0][0]):
-        joined = _joined([op for op, _ in acting])
-        counter = _Counters([c for _, c in acting])
+    for (_, name, *_), together in sorted(turns.items(), key=lambda item: item[0][0]):
+        joined = _joined([op for op, _ in together])
+        counter = _Counters([c for _, c in together])
         handlers.setdefault(name, []).append(op_handler(joined, counter))
     return handlers
 
@@ -59,7 +90,7 @@ class _Counters:
 
 
 def _joined(ops: Sequence[Op]) -> Op:
-    """Ops of one kind at one point, at different places, as one op."""
+    """Ops of one kind at one point, at different cells, as one op."""
     if len(ops) == 1:
         return ops[0]
     rows = tuple(r for op in ops for r in op.rows)

@@ -26,17 +26,17 @@ class NotSeparable(VLMLensError):
 
 
 @dataclass(frozen=True)
-class Placed:
+class ShownPicture:
     """One picture of a prompt.
 
     Attributes:
         row: The row of the prompt that shows it.
-        places: The positions of that row that hold its features.
+        positions: The positions of that row that hold its features.
         layout: It in text, tower and projector.
     """
 
     row: int
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     layout: ImageLayout
 
 
@@ -69,8 +69,12 @@ class Pictures:
     ):
         if family.not_separable:
             raise NotSeparable(family.not_separable)
-        self.placed = [
-            Placed(row, _places(inputs["input_ids"][row], arch.image_token_id, picture), picture)
+        self.shown = [
+            ShownPicture(
+                row,
+                _of_features(inputs["input_ids"][row], arch.image_token_id, picture),
+                picture,
+            )
             for row, layout in enumerate(layouts)
             for picture in layout.images
         ]
@@ -86,7 +90,7 @@ class Pictures:
         self._family = family
 
     def __len__(self) -> int:
-        return len(self.placed)
+        return len(self.shown)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,7 +103,7 @@ class Pictures:
         Raises:
             NotSeparable: The tensors of this prompt cannot be taken apart.
         """
-        layouts = [p.layout for p in self.placed]
+        layouts = [p.layout for p in self.shown]
         found = self._family.select_pictures(self._tensors, layouts, numbers)
         if found is None:
             raise NotSeparable("the tensors of these pictures cannot be taken apart")
@@ -110,7 +114,7 @@ class Pictures:
         """What some of the pictures become, in order; one may be wanted more than once.
 
         Returns:
-            For each, `[streams, places, d_model]`: what stands in the text, then what the model
+            For each, `[streams, positions, d_model]`: what stands in the text, then what the model
             adds after its first blocks, if it does (DeepStack).
 
         Raises:
@@ -122,10 +126,10 @@ class Pictures:
         streams = [pooled if pooled is not None else out.last_hidden_state]
         streams += getattr(out, "deepstack_features", None) or []
         flat = torch.stack([_flat(s) for s in streams])
-        lengths = [len(self.placed[n].places) for n in numbers]
+        lengths = [len(self.shown[n].positions) for n in numbers]
         if flat.shape[1] != sum(lengths):
             raise NotSeparable(
-                "the model gives another number of features than the text has places"
+                "the model gives another number of features than the text has positions"
             )
         return list(flat.split(lengths, dim=1))
 
@@ -148,7 +152,7 @@ class Pictures:
         )
 
 
-def _places(ids: Tensor, image_token: int | None, picture: ImageLayout) -> tuple[int, ...]:
+def _of_features(ids: Tensor, image_token: int | None, picture: ImageLayout) -> tuple[int, ...]:
     """The positions of a picture that hold features, not marks around or between them."""
     tokens = ids.tolist()
     return tuple(p for p in sorted(picture.positions) if tokens[p] == image_token)

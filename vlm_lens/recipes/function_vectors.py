@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.layout.positions import Last
+from vlm_lens.measures import TokenScores
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.vectors import TaskVector
@@ -25,7 +26,7 @@ from vlm_lens.recipes.parts.heads import Head, in_place, mean_heads, random_head
 from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
 from vlm_lens.recipes.parts.scoring import answer_token
 from vlm_lens.recipes.parts.transfer_result import best_layer
-from vlm_lens.sweep import Grid, TokenScores
+from vlm_lens.sweep import Grid
 from vlm_lens.tasks import Row, Task, draw_examples
 
 if TYPE_CHECKING:

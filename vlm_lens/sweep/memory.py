@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vlm_lens.engine.baseline import Baseline
-from vlm_lens.engine.tower import PicturePart
+from vlm_lens.engine.tower import TowerStart
 
 _SHARE = 0.25  # of what is free, at the most
 # More together is no faster. A CPU's caches and its allocator, which takes large blocks fresh from
@@ -27,14 +27,14 @@ def free_bytes(device: torch.device) -> int:
 
 
 def row_bytes(
-    baseline: Baseline, width: int, part: PicturePart | None = None, *, keep_cache: bool
+    baseline: Baseline, width: int, tower: TowerStart | None = None, *, keep_cache: bool
 ) -> int:
     """About how many bytes one variant needs while it runs, for all rows of the prompt.
 
     Args:
         baseline: The recorded run.
         width: How many positions of the language model it computes.
-        part: What it does before the language model, if anything.
+        tower: What it does before the language model, if anything.
         keep_cache: Whether its keys and values are kept.
     """
     size = baseline.arch.decoder.stack.size
@@ -44,9 +44,9 @@ def row_bytes(
     scores = size.n_heads * width * baseline.length
     logits = 4 * baseline.arch.cfg.d_vocab
     kept = keys * size.n_layers if keep_cache else 0
-    tower = 0
-    if part is not None and (vision := baseline.arch.cfg.vision) is not None:
-        layouts = [baseline.tower.pictures.placed[n].layout for n in part.pictures]
+    in_tower = 0
+    if tower is not None and (vision := baseline.arch.cfg.vision) is not None:
+        layouts = [baseline.tower.pictures.shown[n].layout for n in tower.pictures]
         patches = sum(len(ps) for layout in layouts for _, ps in layout.vision.sequences)
-        tower = patches * (4 * vision.d_model + 3 * vision.d_mlp)
-    return item * (baseline.n_rows * (3 * keys + widest + scores + logits + kept) + tower)
+        in_tower = patches * (4 * vision.d_model + 3 * vision.d_mlp)
+    return item * (baseline.n_rows * (3 * keys + widest + scores + logits + kept) + in_tower)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable
-from vlm_lens.engine.replay import Start, start_of
+from vlm_lens.engine.start import Start, start_of
 from vlm_lens.interventions.base import Target
 from vlm_lens.ops import Op
 from vlm_lens.sweep.memory import row_bytes
@@ -71,7 +70,10 @@ class Job:
 
 
 def plan(
-    lowered: Lowered, todo: Sequence[int], baseline: Baseline, refused: Any = None
+    lowered: Lowered,
+    todo: Sequence[int],
+    baseline: Baseline,
+    refuses: Callable[[Start], str] = lambda start: "",
 ) -> tuple[list[Job], dict[int, str]]:
     """Sorts variants into those that can be replayed and those that cannot, with the reason.
 
@@ -79,7 +81,7 @@ def plan(
         lowered: The variants.
         todo: Which of them are wanted.
         baseline: The recorded run.
-        refused: A function of a start that says why it is refused, if it is.
+        refuses: Says of a start why it is refused, if it is.
     """
     jobs, slow = [], {}
     for number in todo:
@@ -88,8 +90,7 @@ def plan(
         except NotReplayable as error:
             slow[number] = str(error)
             continue
-        reason = refused(job.start) if refused else ""
-        if reason:
+        if reason := refuses(job.start):
             slow[number] = reason
         else:
             jobs.append(job)
@@ -102,13 +103,13 @@ def chunks(
     """Variants of about the same suffix, as many as fit into memory."""
 
     def key(job: Job) -> tuple[int, int, int]:
-        return job.start.position, job.start.layer, job.start.part.layer if job.start.part else -1
+        return job.start.position, job.start.layer, job.start.tower.layer if job.start.tower else -1
 
     chunk: list[Job] = []
     total = 0
     for job in sorted(jobs, key=key):
         width = baseline.length - (chunk[0] if chunk else job).start.position
-        cost = row_bytes(baseline, width, job.start.part, keep_cache=keep_cache)
+        cost = row_bytes(baseline, width, job.start.tower, keep_cache=keep_cache)
         narrow = 2 * (baseline.length - job.start.position) <= width and width > 8
         if chunk and (narrow or total + cost > budget):
             yield chunk

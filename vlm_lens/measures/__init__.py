@@ -1,0 +1,32 @@
+"""What is asked of the output of a run, as values."""
+
+from __future__ import annotations
+
+from vlm_lens.measures.base import (
+    BoundLogits,
+    BoundMeasure,
+    LogitMeasure,
+    Measure,
+    MeasureError,
+    at_last,
+)
+from vlm_lens.measures.basic import Custom, Logits, TokenScores, Top1
+from vlm_lens.measures.capture import Capture
+from vlm_lens.measures.generated import GeneratedTokens
+from vlm_lens.measures.named import as_measure
+
+__all__ = [
+    "BoundLogits",
+    "BoundMeasure",
+    "Capture",
+    "Custom",
+    "GeneratedTokens",
+    "LogitMeasure",
+    "Logits",
+    "Measure",
+    "MeasureError",
+    "TokenScores",
+    "Top1",
+    "as_measure",
+    "at_last",
+]

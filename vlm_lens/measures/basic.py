@@ -1,0 +1,122 @@
+"""The most likely token, scores of chosen tokens, the logits themselves, and own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.measures.base import LogitMeasure, Record
+from vlm_lens.serial import savable
+from vlm_lens.tokens import string_token
+
+
+@savable
+@dataclass(frozen=True)
+class Top1(LogitMeasure):
+    """The most likely next token and its probability."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """`token_id`, `token`, `prob`."""
+        return ("token_id", "token", "prob")
+
+    def records(self, vlm: HookedModel, logits: Tensor, tokens: Any) -> list[Record]:
+        """Columns `token_id`, `token`, `prob`."""
+        found = []
+        for row in logits:
+            probs = row[-1].float().softmax(-1)
+            best = int(probs.argmax())
+            text = string_token(vlm.tokenizer, best) if vlm.tokenizer else str(best)
+            found.append({"token_id": best, "token": text, "prob": float(probs[best])})
+        return found
+
+
+@savable
+@dataclass(frozen=True)
+class TokenScores(LogitMeasure):
+    """Logit, probability and rank of chosen tokens as the next token.
+
+    Attributes:
+        tokens: Token ids, or texts of one token.
+    """
+
+    tokens: tuple[int | str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """`logit(x)`, `prob(x)`, `rank(x)` for each token."""
+        return tuple(f"{name}({t!r})" for t in self.tokens for name in ("logit", "prob", "rank"))
+
+    def resolved(self, vlm: HookedModel, n_rows: int) -> list[int]:
+        """The token ids.
+
+        Raises:
+            VLMLensError: A text that is not one token.
+        """
+        return [t if isinstance(t, int) else vlm.to_single_token(t) for t in self.tokens]
+
+    def records(self, vlm: HookedModel, logits: Tensor, tokens: list[int]) -> list[Record]:
+        """Columns `logit(x)`, `prob(x)`, `rank(x)` for each token."""
+        found = []
+        for row in logits:
+            last = row[-1].float()
+            probs, record = last.softmax(-1), {}
+            for token, i in zip(self.tokens, tokens, strict=True):
+                record[f"logit({token!r})"] = float(last[i])
+                record[f"prob({token!r})"] = float(probs[i])
+                record[f"rank({token!r})"] = int((last > last[i]).sum())
+            found.append(record)
+        return found
+
+
+@savable
+@dataclass(frozen=True)
+class Logits(LogitMeasure):
+    """The logits themselves, at the last positions.
+
+    Attributes:
+        positions: How many of the last positions.
+    """
+
+    positions: int = 1
+
+    @property
+    def n_last(self) -> int:
+        """As many as asked."""
+        return self.positions
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """`logits`."""
+        return ("logits",)
+
+    def records(self, vlm: HookedModel, logits: Tensor, tokens: Any) -> list[Record]:
+        """One column `logits`, a tensor `[positions, d_vocab]` on the CPU."""
+        return [{"logits": row.cpu().clone()} for row in logits]
+
+
+@dataclass(frozen=True)
+class Custom(LogitMeasure):
+    """A function of the last position's logits, `[d_vocab]`, to a number or a dictionary.
+
+    Attributes:
+        function: The function.
+    """
+
+    function: Callable[[Tensor], Any]
+
+    def records(self, vlm: HookedModel, logits: Tensor, tokens: Any) -> list[Record]:
+        """Column `value`, or the dictionary's own."""
+        found = []
+        for row in logits:
+            value = self.function(row[-1])
+            if isinstance(value, dict):
+                found.append(value)
+                continue
+            number = isinstance(value, Tensor) and value.dim() == 0
+            found.append({"value": value.item() if number else value})
+        return found
