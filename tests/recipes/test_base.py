@@ -91,7 +91,7 @@ def test_provenance_holds_what_another_run_needs(toy):
         ({"scale": True}, "Typed.scale"),
         ({"scale": -1.0}, "Typed.scale"),
         ({"seeds": (1, "2")}, "Typed.seeds"),
-        ({"seeds": [1, 2]}, "Typed.seeds"),
+        ({"seeds": [1, "2"]}, r"Typed.seeds .* a valid integer \(entry 1\)"),
         ({"model": 3}, "Typed.model"),
     ],
 )
@@ -100,11 +100,18 @@ def test_a_wrong_field_is_named_when_the_recipe_is_made(fields, name):
         Typed(**fields)
 
 
+def test_a_list_stands_for_a_tuple_and_numpy_s_numbers_for_python_s():
+    typed = Typed(seeds=[np.int64(1), 2], scale=np.float32(0.5))
+    assert typed == Typed(seeds=(1, 2), scale=0.5) and hash(typed) == hash(typed)
+    assert type(typed.seeds[0]) is int and type(typed.scale) is float
+    json.dumps(typed.to_dict())
+
+
 def test_fields_are_checked_again_before_anything_is_computed(toy, no_forward):
     recipe = VectorNorm("country-capital")
     object.__setattr__(recipe, "seed", "one")
     no_forward(toy)
-    with pytest.raises(RecipeError, match=r"VectorNorm\.seed is 'one'; it must be int"):
+    with pytest.raises(RecipeError, match=r"VectorNorm\.seed is 'one'; it must be a valid integer"):
         recipe.run(toy)
 
 

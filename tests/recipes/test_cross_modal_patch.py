@@ -154,6 +154,11 @@ def test_wrong_fields_are_named(fields, message):
         CrossModalPatch(**fields)
 
 
+def test_a_list_of_tasks_is_as_good_as_a_tuple():
+    names = ["food-color", "food-flavor"]
+    assert CrossModalPatch(names) == CrossModalPatch(tuple(names))
+
+
 def test_what_the_model_cannot_do_is_said_before_any_run(toy, load, no_forward):
     no_forward(toy)
     with pytest.raises(RecipeError, match=r"CrossModalPatch\.layer is 99"):

@@ -84,5 +84,5 @@ def test_what_the_model_cannot_do_is_said_before_any_run(toy, load, no_forward):
     no_forward(toy)
     with pytest.raises(RecipeError, match=r"TopDecodings\.layer is 9; toy-llava has layers 0\.\.8"):
         TopDecodings(layer=9).run(toy)
-    with pytest.raises(RecipeError, match=r"leave 'image' out of TopDecodings\.sources"):
+    with pytest.raises(RecipeError, match=r"TopDecodings\.sources asks for some"):
         TopDecodings().run(load("llama"))

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from vlm_lens.figures.style import GREY, PALETTE, style
+from vlm_lens.figures.style import GREY, PALETTE, legend_below, style
 
 __all__ = ["cost_lines"]
 
@@ -64,8 +64,4 @@ def cost_lines(table: pd.DataFrame, *, device: str) -> go.Figure:
         x="examples in the prompt",
         height=430,
     )
-    fig.update_layout(
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
-        margin_b=96,
-    )
-    return fig
+    return legend_below(fig, margin=96)

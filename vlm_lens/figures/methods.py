@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from vlm_lens.figures.style import GREY, PALETTE, fade, legend_below, style
+from vlm_lens.figures.style import GREY, PALETTE, fade, interval, legend_below, style
 from vlm_lens.terms import MEAN
 
 __all__ = ["method_dots"]
@@ -45,15 +45,7 @@ def method_dots(table: pd.DataFrame, *, title: str) -> go.Figure:
         mode="markers",
         name="mean over tasks, 95 % interval",
         marker={"color": PALETTE["blue"], "size": 11},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": mean["high"] - mean["accuracy"],
-            "arrayminus": mean["accuracy"] - mean["low"],
-            "thickness": 2,
-            "width": 0,
-            "color": PALETTE["blue"],
-        },
+        error_x=interval(mean, thickness=2, width=0, color=PALETTE["blue"]),
         customdata=mean[["strict", "balanced"]],
         hovertemplate="<b>%{y}</b>, mean %{x:.3f}, strict %{customdata[0]:.3f}, balanced "
         "%{customdata[1]:.3f}<extra></extra>",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from vlm_lens.figures.style import GREY, PALETTE, style
+from vlm_lens.figures.style import GREY, PALETTE, interval, style
 from vlm_lens.terms import MEAN
 
 __all__ = ["noise_lines"]
@@ -37,13 +37,7 @@ def noise_lines(table: pd.DataFrame, *, layer: int) -> go.Figure:
         mode="lines+markers",
         line={"color": GREY, "width": 4},
         marker={"size": 9},
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": mean["high"] - mean["accuracy"],
-            "arrayminus": mean["accuracy"] - mean["low"],
-            "color": GREY,
-        },
+        error_y=interval(mean, color=GREY),
     )
     style(
         fig,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from vlm_lens.figures.style import GREY, PALETTE, style
+from vlm_lens.figures.style import GREY, PALETTE, legend_below, style
 from vlm_lens.terms import BOTH, MEAN, NEITHER, ORIGINAL, OVERRIDING
 
 __all__ = ["override_bars"]
@@ -54,13 +54,12 @@ def override_bars(table: pd.DataFrame, *, layer: int) -> go.Figure:
         x="share of answers",
         height=190 + 42 * len(table),
     )
+    legend_below(fig, margin=92)
     fig.update_layout(
         barmode="stack",
         bargap=0.3,
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom",
-                "x": 0, "traceorder": "normal"},
-        margin_b=92,
-    )  # fmt: skip
+        legend_traceorder="normal",
+    )
     fig.update_xaxes(range=[0, 1.001], tickformat=".1f", dtick=0.2)
     fig.update_yaxes(autorange="reversed", showgrid=False)
     return fig

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
-__all__ = ["GRID", "GREY", "INK", "PALETTE", "SEQUENTIAL", "fade", "legend_below", "style"]
+__all__ = [
+    "GRID",
+    "GREY",
+    "INK",
+    "PALETTE",
+    "SEQUENTIAL",
+    "fade",
+    "interval",
+    "legend_below",
+    "style",
+]
 
 # Okabe and Ito 2008: told apart with every common form of colour blindness.
 PALETTE: dict[str, str] = {
@@ -37,6 +48,17 @@ def fade(colour: str, alpha: float) -> str:
     """
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def interval(table: pd.DataFrame, **look: Any) -> dict[str, Any]:
+    """Error bars from `low` to `high` around `accuracy`.
+
+    Args:
+        table: Rows with these columns.
+        **look: What plotly takes for error bars: `color`, `thickness`, `width`.
+    """
+    above, below = table["high"] - table["accuracy"], table["accuracy"] - table["low"]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **look}
 
 
 def legend_below(fig: go.Figure, *, margin: int = 88) -> go.Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from vlm_lens.figures.style import GREY, PALETTE, fade, style
+from vlm_lens.figures.style import GREY, PALETTE, fade, interval, style
 from vlm_lens.terms import (
     BEST_TOKEN,
     NO_CONTEXT,
@@ -49,15 +49,7 @@ def transfer_bars(table: pd.DataFrame, *, title: str) -> go.Figure:
             y=mine["accuracy"],
             name=method,
             marker_color=colour,
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": mine["high"] - mine["accuracy"],
-                "arrayminus": mine["accuracy"] - mine["low"],
-                "thickness": 1,
-                "width": 2,
-                "color": GREY,
-            },
+            error_y=interval(mine, thickness=1, width=2, color=GREY),
             customdata=mine[["strict", "queries", "low", "high"]],
             hovertemplate=(
                 f"<b>{method}</b>, %{{x}}<br>accuracy %{{y:.3f}} "

@@ -236,8 +236,7 @@ class BackPatching(MethodRecipe):
                 f"BackPatching.at is {self.at!r}; it is one of {', '.join(map(repr, _PLACES))}, or "
                 "a Position."
             )
-        if not self.under or len(set(self.under)) < len(self.under):
-            raise RecipeError(f"BackPatching.under is {self.under!r}; name 'prompt', 'patch'.")
+        self.some_different("under")
         if self.blocks is not None and (len(set(self.blocks)) < 2 or min(self.blocks) < 0):
             raise RecipeError(
                 f"BackPatching.blocks is {self.blocks!r}; give two blocks or more, from 0 on."
@@ -250,13 +249,8 @@ class BackPatching(MethodRecipe):
             )
 
     def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks the blocks, and that a model that is to see pictures can."""
-        super().validate_for(vlm)
-        if self.blocks is not None and max(self.blocks) >= vlm.cfg.n_layers:
-            raise RecipeError(
-                f"BackPatching.blocks names {max(self.blocks)}; {vlm.name} has blocks "
-                f"0..{vlm.cfg.n_layers - 1}."
-            )
+        """Checks the blocks."""
+        self.a_block(vlm, "blocks")
 
 
 def best_pair(swept: pd.DataFrame) -> Pair:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,9 +11,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlm_lens.model.hooked_vlm import HookedVLM
+from vlm_lens.recipes.parts.fields import misfit, plain_field, seed_list
 from vlm_lens.recipes.parts.identity import plain
 from vlm_lens.recipes.result import RecipeError, Result
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "RecipeError", "Result"]
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Recipe")
 _SHOW_PROGRESS: ContextVar[bool] = ContextVar("show_progress", default=False)
 
 
@@ -46,8 +46,9 @@ class Recipe(ABC):
 
         VectorNorm("country-capital").run(vlm).plot()
 
-    Fields are checked against their annotations when the recipe is made. What needs more than a
-    type is checked in `validate`; what needs the model, in `validate_for`.
+    Fields are checked against their annotations when the recipe is made (a list may stand for a
+    tuple). What needs more than a type is checked in `validate`; what needs the model, in
+    `validate_for`. A recipe that is made of others names them in `inner`: their checks are its own.
 
     Attributes:
         model: The model to load when `run` is given none: a zoo name, a folder or a Hub id.
@@ -56,6 +57,8 @@ class Recipe(ABC):
     model: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            object.__setattr__(self, one.name, plain_field(getattr(self, one.name)))
         self.check()
 
     @abstractmethod
@@ -75,19 +78,112 @@ class Recipe(ABC):
     def validate_for(self, vlm: HookedVLM) -> None:  # noqa: B027
         """Checks fields against the model; raise RecipeError, naming the field."""
 
+    def inner(self) -> Iterable[Recipe]:
+        """The recipes that this one is made of; see `same`."""
+        return ()
+
     def check(self) -> None:
         """Checks every field.
 
         Raises:
             RecipeError: A field has a value that it cannot have.
         """
-        for name, hint in _hints(type(self)).items():
-            value = getattr(self, name)
-            if not _fits(value, hint):
-                raise RecipeError(
-                    f"{type(self).__name__}.{name} is {value!r}; it must be {_said(hint)}."
-                )
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            wanted = misfit(type(self), one.name, value)
+            if wanted is not None:
+                raise RecipeError(f"{self.named(one.name)} is {value!r}; it must be {wanted}.")
+        list(self.inner())  # is checked as it is made
         self.validate()
+
+    def check_for(self, vlm: HookedVLM) -> None:
+        """Checks every field against a model.
+
+        Raises:
+            RecipeError: A field has a value that this model cannot have.
+        """
+        for one in self.inner():
+            with _speaking_for(type(self), type(one)):
+                one.check_for(vlm)
+        self.validate_for(vlm)
+
+    # ------------------------------------------------------------------ what checks are made of
+
+    def named(self, field: str) -> str:
+        """A field as messages name it."""
+        return f"{type(self).__name__}.{field}"
+
+    def at_least(self, least: float, *names: str) -> None:
+        """Refuses numbers below a bound; None is let through.
+
+        Raises:
+            RecipeError: A field is below.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(f"{self.named(name)} is {value}; the least is {least}.")
+
+    def some_different(self, *names: str) -> None:
+        """Refuses tuples that are empty or hold a value twice.
+
+        Raises:
+            RecipeError: A field is one.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if not value or len(set(value)) < len(value):
+                raise RecipeError(f"{self.named(name)} is {value!r}; give one or more, each once.")
+
+    def a_block(self, vlm: HookedVLM, name: str = "layer") -> None:
+        """Refuses a number that is no block of the model; None is let through.
+
+        Raises:
+            RecipeError: The field, or one of its entries, is such a number.
+        """
+        value = getattr(self, name)
+        for layer in value if isinstance(value, tuple) else (value,):
+            if isinstance(layer, int) and not 0 <= layer < vlm.cfg.n_layers:
+                said = "names" if isinstance(value, tuple) else "is"
+                raise RecipeError(
+                    f"{self.named(name)} {said} {layer}; {vlm.name} has blocks "
+                    f"0..{vlm.cfg.n_layers - 1}."
+                )
+
+    def must_see(self, vlm: HookedVLM, *names: str) -> None:
+        """Refuses a model without pictures where a field asks for some.
+
+        Args:
+            vlm: The model.
+            *names: Fields that are, or hold, modalities.
+
+        Raises:
+            RecipeError: The model takes no pictures, and one of the fields names `"image"`.
+        """
+        given = {name: getattr(self, name) for name in names}
+        asked = [name for name, value in given.items() if value == "image" or (
+                 isinstance(value, tuple) and "image" in value)]  # fmt: skip
+        if asked and not vlm.family.takes_images:
+            fields = " and ".join(map(self.named, asked))
+            raise RecipeError(
+                f"{vlm.name} takes no pictures, and {fields} asks for some: use 'text' instead of "
+                "'image'."
+            )
+
+    def same(self, kind: type[R], **changes: Any) -> R:
+        """A recipe of another kind with the values of the fields that both have.
+
+        Args:
+            kind: The other recipe.
+            **changes: Fields to set otherwise.
+
+        Raises:
+            RecipeError: The other recipe refuses a value; the message names this one's field.
+        """
+        mine = {f.name for f in dataclasses.fields(self)} - {"model"}
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(kind) if f.name in mine}
+        with _speaking_for(type(self), kind):
+            return kind(**{**shared, **changes})
 
     def run(self, vlm: HookedVLM = None, *, progress: bool = True) -> Result:
         """Runs the experiment.
@@ -104,7 +200,7 @@ class Recipe(ABC):
         """
         self.check()
         vlm = self._model(vlm)
-        self.validate_for(vlm)
+        self.check_for(vlm)
         token = _SHOW_PROGRESS.set(progress)
         started, clock = datetime.now(UTC), perf_counter()
         try:
@@ -164,65 +260,13 @@ class Recipe(ABC):
 
 
 @contextmanager
-def speaking_for(recipe: Recipe, inner: type[Recipe]) -> Iterator[None]:
-    """Errors of a recipe that another one is made of name the fields of the outer one.
-
-    Args:
-        recipe: The outer recipe, which has fields of the same names.
-        inner: The class of the inner one.
-    """
+def _speaking_for(recipe: type[Recipe], inner: type[Recipe]) -> Iterator[None]:
+    """Errors of a recipe that another one is made of name the fields of the outer one."""
     try:
         yield
     except RecipeError as error:
-        said = str(error).replace(f"{inner.__name__}.", f"{type(recipe).__name__}.")
+        said = str(error).replace(f"{inner.__name__}.", f"{recipe.__name__}.")
         raise RecipeError(said) from None
-
-
-def seed_list(seeds: int | Iterable[int]) -> tuple[int, ...]:
-    """The seeds meant by a field: a number `n` means 1, 2, ..., n, as in the paper."""
-    return tuple(range(1, seeds + 1)) if isinstance(seeds, int) else tuple(seeds)
-
-
-# ---------------------------------------------------------------------------- fields
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    try:
-        hints = typing.get_type_hints(cls)
-    except NameError:  # a class made inside a function may name what cannot be looked up
-        return {}
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value fits an annotation; what is not understood is let through."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in inner)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(inner) == 2 and inner[1] is Ellipsis:
-            return all(_fits(v, inner[0]) for v in value)
-        return len(value) == len(inner) and all(map(_fits, value, inner))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) and hint is not Any else True
-
-
-def _said(hint: Any) -> str:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_said(one) for one in inner)
-    if origin is Literal:
-        return " or ".join(repr(one) for one in inner)
-    if origin is tuple:
-        return f"a tuple of {_said(inner[0])}"
-    return {type(None): "None"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 # ---------------------------------------------------------------------------- provenance

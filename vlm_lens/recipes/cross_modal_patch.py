@@ -19,8 +19,7 @@ from vlm_lens.layout.positions import Last
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.vectors import TaskVector
-from vlm_lens.recipes.base import Recipe, RecipeError, seed_list
-from vlm_lens.recipes.parts import transfer_result as t
+from vlm_lens.recipes.base import RecipeError, seed_list
 from vlm_lens.recipes.parts.baselines import constant_answers
 from vlm_lens.recipes.parts.controls import (
     Control,
@@ -31,18 +30,23 @@ from vlm_lens.recipes.parts.controls import (
 )
 from vlm_lens.recipes.parts.predict import first_tokens
 from vlm_lens.recipes.parts.scoring import Scores, score
-from vlm_lens.recipes.parts.transfer_result import Run, TransferResult
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
+from vlm_lens.recipes.parts.transfer_result import (
+    Run,
+    TransferResult,
+    best_layer,
+    transfer_result,
+)
 from vlm_lens.recipes.parts.vector_sources import (
     Form,
     Query,
     Source,
     TaskVectors,
     few_shot,
-    given_rows,
     in_form,
     writable_into,
 )
-from vlm_lens.tasks import PAPER_TASKS, Task
+from vlm_lens.tasks import Task
 from vlm_lens.terms import AS_DONOR, NO_CONTEXT, PATCH, PROMPT, WRONG_SAME
 
 __all__ = ["CrossModalPatch", "TransferResult"]
@@ -51,7 +55,7 @@ Reader = Callable[[Task, int], TaskVector]
 
 
 @dataclass(frozen=True)
-class CrossModalPatch(Recipe):
+class CrossModalPatch(TaskRecipe):
     r"""Compares prompting with patching, on the test rows of each task.
 
     - *No Context*: the query alone, `Q:{query}\nA:`.
@@ -88,7 +92,6 @@ class CrossModalPatch(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     source: Source = "text"
     query: Query = "image"
     seeds: int | tuple[int, ...] = 3
@@ -108,12 +111,9 @@ class CrossModalPatch(Recipe):
         for task in self.progress(tasks, "task vectors"):
             for seed in self.used_seeds():
                 vector(task, seed)
-        layers, layer = None, self.layer
-        if layer is None:
-            layers = pd.concat([self.sweep(vlm, task, vector) for task in tasks])
-            layer = t.best_layer(layers)
+        layer, layers = self.chosen_layer(vlm, tasks, vector)
         runs = [run for task in tasks for run in self.test(vlm, task, layer, vector)]
-        return t.result(runs, layers, layer, self)
+        return transfer_result(runs, layers, layer, self)
 
     # ------------------------------------------------------------------ the steps
 
@@ -144,19 +144,41 @@ class CrossModalPatch(Recipe):
         """The task's vector, every layer at once."""
         return self.reader(vlm)(task, seed)
 
-    def patch(self, layer: int, value: TaskVector | Tensor) -> ActivationPatch:
-        """The vector in place of what the query's last position holds after one block."""
+    def patch(
+        self, layer: int, value: TaskVector | Tensor, *, allow_transfer: bool | None = None
+    ) -> ActivationPatch:
+        """The vector in place of what the query's last position holds after one block.
+
+        Args:
+            layer: The block.
+            value: The vector.
+            allow_transfer: Whether it may be another model's; as `source_model` says if None.
+        """
         return ActivationPatch(
             f"blocks.{layer}.hook_resid_post", at=Last(), value=value,
-            allow_transfer=self.source_model is not None,
+            allow_transfer=self._transfers(allow_transfer),
         )  # fmt: skip
 
-    def add(self, layer: int, value: TaskVector | Tensor) -> Steer:
-        """The vector added to what the query's last position holds after one block."""
+    def add(
+        self, layer: int, value: TaskVector | Tensor, *, allow_transfer: bool | None = None
+    ) -> Steer:
+        """The vector added to what the query's last position holds after one block; see `patch`."""
         return Steer(
             f"blocks.{layer}.hook_resid_post", at=Last(), vector=value,
-            allow_transfer=self.source_model is not None,
+            allow_transfer=self._transfers(allow_transfer),
         )  # fmt: skip
+
+    def _transfers(self, allow: bool | None) -> bool:
+        return self.source_model is not None if allow is None else allow
+
+    def chosen_layer(
+        self, vlm: HookedVLM, tasks: Sequence[Task], vector: Reader
+    ) -> tuple[int, pd.DataFrame | None]:
+        """The block that is patched, and the sweep on validation rows that chose it, if one did."""
+        if self.layer is not None:
+            return self.layer, None
+        layers = pd.concat([self.sweep(vlm, task, vector) for task in tasks])
+        return best_layer(layers), layers
 
     def sweep(self, vlm: HookedVLM, task: Task, vector: Reader) -> pd.DataFrame:
         """Accuracy on the validation rows, patched at each layer."""
@@ -193,11 +215,20 @@ class CrossModalPatch(Recipe):
             runs += self._scored(vlm, task, wrong, [donor[row.input].answers for row in task.test])
         return runs
 
-    def setting(self, task: Task, seed: int, layer: int, vector: Reader) -> Setting:
-        """What controls of the patch are made from."""
+    def setting(
+        self,
+        task: Task,
+        seed: int,
+        layer: int,
+        vector: Reader,
+        *,
+        allow_transfer: bool | None = None,
+    ) -> Setting:
+        """What controls of the patch are made from; `allow_transfer` as of `patch`."""
+        allow = {"allow_transfer": allow_transfer}
         return Setting(
             task, seed, layer, self.chosen_tasks(), vector,
-            write=partial(self.patch, layer), add=partial(self.add, layer),
+            write=partial(self.patch, layer, **allow), add=partial(self.add, layer, **allow),
             single=None if self.vectors == "single" else getattr(vector, "single", None),
         )  # fmt: skip
 
@@ -232,22 +263,13 @@ class CrossModalPatch(Recipe):
 
     # ------------------------------------------------------------------ fields
 
-    def chosen_tasks(self) -> tuple[Task, ...]:
-        """The tasks that the field `tasks` means."""
-        names = PAPER_TASKS if self.tasks == "all" else self.tasks
-        names = names if isinstance(names, tuple) else (names,)
-        loaded = (Task.load(name) if isinstance(name, str) else name for name in names)
-        return tuple(given_rows(task, self.source, self.query) for task in loaded)
-
     def used_seeds(self) -> tuple[int, ...]:
         """The seeds; one for an instruction, from which nothing is drawn."""
         return seed_list(self.seeds)[: 1 if self.source == "instruction" else None]
 
     def validate(self) -> None:
         """Checks the fields."""
-        tasks = self.chosen_tasks()
-        if len({task.name for task in tasks}) < len(tasks) or not tasks:
-            raise RecipeError(f"CrossModalPatch.tasks must name different tasks: {self.tasks!r}.")
+        super().validate()
         seeds = seed_list(self.seeds)
         if not seeds or min(seeds) < 1 or len(set(seeds)) < len(seeds):
             raise RecipeError(
@@ -260,30 +282,17 @@ class CrossModalPatch(Recipe):
                 "CrossModalPatch.form is 'chat', and an instruction alone is no conversation: set "
                 "form='question-answer', or read the task from examples."
             )
-        for name, least in (("n_examples", 1), ("batch_size", 1), ("layer", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise RecipeError(f"CrossModalPatch.{name} is {value}; the least is {least}.")
+        self.at_least(1, "n_examples", "batch_size")
+        self.at_least(0, "layer")
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
-        if self.layer is not None and self.layer >= vlm.cfg.n_layers:
-            raise RecipeError(
-                f"CrossModalPatch.layer is {self.layer}; {vlm.name} has blocks "
-                f"0..{vlm.cfg.n_layers - 1}."
-            )
+        self.a_block(vlm)
+        self.must_see(vlm, "source", "query")
         in_form(self.chosen_tasks()[0], self.form, vlm)
-        fewest = min(
-            (len(task.rows(split)), task.name, split)
-            for task in self.chosen_tasks()
-            for split in ("validation", "test")
-        )
+        fewest = self.fewest_rows("validation", "test")
         if self.source != "instruction" and self.n_examples >= fewest[0]:
             raise RecipeError(
                 f"CrossModalPatch.n_examples is {self.n_examples}; {fewest[1]} has {fewest[0]} "
                 f"{fewest[2]} rows, one of them the query, and allows {fewest[0] - 1}."
-            )
-        if "image" in (self.source, self.query) and not vlm.family.takes_images:
-            raise RecipeError(
-                f"{vlm.name} takes no pictures: set CrossModalPatch.source and .query to 'text'."
             )

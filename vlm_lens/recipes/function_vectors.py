@@ -221,8 +221,7 @@ class FunctionVectors(MethodRecipe):
             )
 
     def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks the layer, the heads, and that a model that is to see pictures can."""
-        super().validate_for(vlm)
+        """Checks the heads."""
         total = vlm.cfg.n_layers * vlm.cfg.n_heads
         if self.heads > total:
             raise RecipeError(

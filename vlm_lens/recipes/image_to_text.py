@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import pandas as pd
-
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.recipes.base import Recipe, speaking_for
+from vlm_lens.recipes.base import Recipe
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.controls import Control
 from vlm_lens.recipes.parts.predict import first_tokens
 from vlm_lens.recipes.parts.scoring import score
-from vlm_lens.recipes.parts.transfer_result import Run, TransferResult
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
+from vlm_lens.recipes.parts.transfer_result import Run, TransferResult, transfer_result
 from vlm_lens.recipes.parts.vector_sources import few_shot
 from vlm_lens.tasks import Task
 from vlm_lens.terms import TEXT_PROMPT
@@ -28,7 +26,7 @@ __all__ = ["ImageToText"]
 
 
 @dataclass(frozen=True)
-class ImageToText(Recipe):
+class ImageToText(TaskRecipe):
     """CrossModalPatch from pictures to texts, beside prompting with the same kind of texts.
 
     *Prompt* shows pictures and then the text, *Patch* writes the pictures' task vector into the
@@ -45,7 +43,6 @@ class ImageToText(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     query: Literal["description", "text"] = "description"
     seeds: int | tuple[int, ...] = 3
     layer: int | None = None
@@ -58,15 +55,12 @@ class ImageToText(Recipe):
         """CrossModalPatch's steps, and one method more."""
         recipe = self.transfer()
         tasks, vector = recipe.chosen_tasks(), recipe.reader(vlm)
-        layers, layer = None, self.layer
-        if layer is None:
-            layers = pd.concat([recipe.sweep(vlm, task, vector) for task in tasks])
-            layer = t.best_layer(layers)
+        layer, layers = recipe.chosen_layer(vlm, tasks, vector)
         runs: list[Run] = []
         for task in self.progress(tasks, "patch and prompt"):
             runs += recipe.test(vlm, task, layer, vector)
             runs += [self.prompted(vlm, task, seed) for seed in self.used_seeds()]
-        return t.result(runs, layers, layer, recipe)
+        return transfer_result(runs, layers, layer, recipe)
 
     def prompted(self, vlm: HookedVLM, task: Task, seed: int) -> Run:
         """All test rows, answered with examples given as the queries are."""
@@ -78,16 +72,8 @@ class ImageToText(Recipe):
 
     def transfer(self) -> CrossModalPatch:
         """The experiment from pictures to texts."""
-        names = ("tasks", "query", "seeds", "layer", "n_examples", "ignore_case", "controls")
-        settings = {name: getattr(self, name) for name in names}
-        return CrossModalPatch(source="image", batch_size=self.batch_size, **settings)
+        return self.same(CrossModalPatch, source="image")
 
-    def validate(self) -> None:
-        """Checks the fields."""
-        with speaking_for(self, CrossModalPatch):
-            self.transfer()
-
-    def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks the layer, and that the model takes pictures."""
-        with speaking_for(self, CrossModalPatch):
-            self.transfer().validate_for(vlm)
+    def inner(self) -> tuple[Recipe, ...]:
+        """The experiment from pictures to texts."""
+        return (self.transfer(),)

@@ -16,11 +16,11 @@ from torch import Tensor
 from vlm_lens.layout.positions import Last
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.many import read_each
-from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
+from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.predict import first_tokens
 from vlm_lens.recipes.parts.scoring import score
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
 from vlm_lens.recipes.parts.vector_sources import Query, TaskVectors
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
@@ -34,7 +34,7 @@ __all__ = ["EnsembleResult", "InstructionEnsemble"]
 
 
 @dataclass(frozen=True)
-class InstructionEnsemble(Recipe):
+class InstructionEnsemble(TaskRecipe):
     """Patches the vector of an instruction, of n examples, and the mean of the two.
 
     The number n has two meanings, and both are run. *Averaged*, as in the paper's code: n / 5
@@ -55,7 +55,6 @@ class InstructionEnsemble(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     source: Literal["text", "image", "description"] = "text"
     query: Query = "image"
     counts: tuple[int, ...] = (5, 10, 15, 20, 25, 30)
@@ -69,10 +68,8 @@ class InstructionEnsemble(Recipe):
     def measure(self, vlm: HookedVLM) -> EnsembleResult:
         """The layer, then every vector in one sweep a task."""
         recipe = self.transfer()
-        tasks, layer = recipe.chosen_tasks(), self.layer
-        vectors = recipe.reader(vlm)
-        if layer is None:
-            layer = t.best_layer(pd.concat([recipe.sweep(vlm, task, vectors) for task in tasks]))
+        tasks, vectors = recipe.chosen_tasks(), recipe.reader(vlm)
+        layer, _ = recipe.chosen_layer(vlm, tasks, vectors)
         found = []
         for task in self.progress(tasks, "vectors and their patches"):
             values = self.values(vlm, task, layer, vectors)
@@ -118,20 +115,15 @@ class InstructionEnsemble(Recipe):
 
     def transfer(self) -> CrossModalPatch:
         """The experiment with the mean vector of all validation prompts."""
-        names = ("tasks", "source", "query", "seeds", "layer", "n_examples", "ignore_case")
-        settings = {name: getattr(self, name) for name in names}
-        return CrossModalPatch(controls=False, batch_size=self.batch_size, **settings)
+        return self.same(CrossModalPatch, controls=False)
+
+    def inner(self) -> tuple[Recipe, ...]:
+        """The experiment with the mean vector of all validation prompts."""
+        return (self.transfer(),)
 
     def validate(self) -> None:
         """Checks the fields."""
-        with speaking_for(self, CrossModalPatch):
-            rows = min(len(task.validation) for task in self.transfer().chosen_tasks())
-        for name in ("counts", "meanings"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
-                raise RecipeError(
-                    f"InstructionEnsemble.{name} is {given!r}; give one or more, each once."
-                )
+        self.some_different("counts", "meanings")
         wrong = [n for n in self.counts if n < 1 or n % self.n_examples]
         if wrong:
             raise RecipeError(
@@ -141,16 +133,12 @@ class InstructionEnsemble(Recipe):
         most = (
             max(self.counts) if IN_CONTEXT in self.meanings else max(self.counts) // self.n_examples
         )
+        rows, _, _ = self.fewest_rows("validation")
         if most > rows:
             raise RecipeError(
                 f"InstructionEnsemble.counts goes to {max(self.counts)}, which takes {most} "
                 f"validation rows; a task has {rows}."
             )
-
-    def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks the layer, and that a model that is to see pictures can."""
-        with speaking_for(self, CrossModalPatch):
-            self.transfer().validate_for(vlm)
 
 
 class EnsembleResult(Result):

@@ -6,7 +6,7 @@ Luo et al. 2025 (arXiv 2410.22330), section 4.2, Tables 3 and 11 and Figure 5.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -97,15 +97,15 @@ class InterModelTransfer(MethodRecipe):
         self, task: Task, seed: int, layer: int, own: TaskVectors, theirs: Mapping[str, TaskVectors]
     ) -> dict[str, Any]:
         """What is written into the VLM, by method."""
-        paper = replace(self.paper(), source_model="another")  # a transfer is meant
+        paper = self.paper()
         mine = paper.setting(task, seed, layer, own)
-        base = paper.setting(task, seed, layer, theirs["base"])
-        written = {PATCH_BASE: paper.patch(layer, theirs["base"](task, seed))}
+        base = paper.setting(task, seed, layer, theirs["base"], allow_transfer=True)
+        written = {PATCH_BASE: base.write(theirs["base"](task, seed))}
         made = interventions(self.base_controls(), base)
         written |= {f"{name}, base LLM": one for name, one in made.items()}
         if "unrelated" in theirs:
             other = theirs["unrelated"](task, seed).layer(layer)
-            written[PATCH_UNRELATED] = paper.patch(layer, mine.as_long(other))
+            written[PATCH_UNRELATED] = base.write(mine.as_long(other))
         return written
 
     def base_controls(self) -> tuple[Control, ...]:
@@ -129,7 +129,6 @@ class InterModelTransfer(MethodRecipe):
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks that a base model is known."""
-        super().validate_for(vlm)
         if self.source_model is None and base_of(vlm.name) is None:
             raise RecipeError(
                 f"Which language model {vlm.name} was made from is not known: set "

@@ -6,15 +6,17 @@ Luo et al. 2025 (arXiv 2410.22330), Figure 10.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
+from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.scoring import accuracy
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
+from vlm_lens.recipes.parts.transfer_result import best_layer
 from vlm_lens.recipes.parts.vector_sources import Form, Query, Source, few_shot, in_form
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
@@ -27,7 +29,7 @@ __all__ = ["LayerSweep", "LayerSweepResult"]
 
 
 @dataclass(frozen=True)
-class LayerSweep(Recipe):
+class LayerSweep(TaskRecipe):
     """Patches the task vector at each layer in turn, for every pair of source and query.
 
     The vector of each block is written at that same block, as in CrossModalPatch, whose choice of
@@ -45,7 +47,6 @@ class LayerSweep(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     sources: tuple[Source, ...] = ("text",)
     queries: tuple[Query, ...] = ("image",)
     seeds: int | tuple[int, ...] = 3
@@ -82,26 +83,15 @@ class LayerSweep(Recipe):
 
     def transfer(self, source: Source, query: Query) -> CrossModalPatch:
         """The experiment of one pair."""
-        names = ("tasks", "seeds", "vectors", "n_examples", "ignore_case", "form", "batch_size")
-        settings = {name: getattr(self, name) for name in names}
-        return CrossModalPatch(source=source, query=query, controls=False, **settings)
+        return self.same(CrossModalPatch, source=source, query=query, controls=False)
+
+    def inner(self) -> list[Recipe]:
+        """The experiments of all pairs."""
+        return [self.transfer(*pair) for pair in product(self.sources, self.queries)]
 
     def validate(self) -> None:
         """Checks the fields."""
-        for name in ("sources", "queries"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
-                raise RecipeError(f"LayerSweep.{name} is {given!r}; give one or more, each once.")
-        with speaking_for(self, CrossModalPatch):
-            for source in self.sources:
-                self.transfer(source, self.queries[0])
-
-    def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks that a model that is to see pictures can."""
-        with speaking_for(self, CrossModalPatch):
-            for source in self.sources:
-                for query in self.queries:
-                    self.transfer(source, query).validate_for(vlm)
+        self.some_different("sources", "queries")
 
 
 class LayerSweepResult(Result):
@@ -158,7 +148,7 @@ def _result(seeds: pd.DataFrame, prompting: pd.DataFrame) -> LayerSweepResult:
     told = _with_mean(prompting, [*pair, "seed"]).groupby([*pair, "task"], sort=False)["accuracy"]
     told = told.mean().rename("prompting")
     for (source, query), mine in seeds.groupby(pair, sort=False):
-        best[f"{source} -> {query}"] = t.best_layer(mine)
+        best[f"{source} -> {query}"] = best_layer(mine)
     by = _with_mean(seeds, [*pair, "seed", "layer"]).groupby([*pair, "task", "layer"], sort=False)
     rows = by["accuracy"].agg(accuracy="mean", sd="std").reset_index()
     table = rows.merge(told.reset_index(), on=[*pair, "task"])

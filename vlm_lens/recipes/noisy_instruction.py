@@ -75,7 +75,6 @@ class NoisyInstruction(MethodRecipe):
 
     def validate(self) -> None:
         """Checks the fields, and that the instructions have room for the swaps."""
-        super().validate()
         if not self.swaps or min(self.swaps) < 1 or len(set(self.swaps)) < len(self.swaps):
             raise RecipeError(
                 f"NoisyInstruction.swaps is {self.swaps!r}; give different numbers from 1 on (no "

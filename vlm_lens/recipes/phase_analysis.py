@@ -116,9 +116,7 @@ class PhaseAnalysis(Recipe):
     def validate(self) -> None:
         """Checks the fields."""
         task = self.chosen_task()
-        for name in ("runs", "n_examples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"PhaseAnalysis.{name} is {getattr(self, name)}; at least 1.")
+        self.at_least(1, "runs", "n_examples", "batch_size")
         if not (self.task_token or task.task_word):
             raise RecipeError(
                 f"The task {task.name!r} has no word for itself: set PhaseAnalysis.task_token."
@@ -126,8 +124,7 @@ class PhaseAnalysis(Recipe):
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks that a model that is to see pictures can."""
-        if self.modality == "image" and not vlm.family.takes_images:
-            raise RecipeError(f"{vlm.name} takes no pictures: set PhaseAnalysis.modality='text'.")
+        self.must_see(vlm, "modality")
 
 
 def delimiter_decoding(vlm: HookedVLM, prompt: RawPrompt) -> int:

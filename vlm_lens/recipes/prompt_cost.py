@@ -108,20 +108,13 @@ class PromptCost(Recipe):
                 f"PromptCost.n_examples is {self.n_examples!r}; the {self.split} rows of "
                 f"{self.chosen_task().name} allow 1 to {available}."
             )
-        for name, least in (("runs", 1), ("warmup", 0), ("layer", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise RecipeError(f"PromptCost.{name} is {value}; the least is {least}.")
+        self.at_least(1, "runs")
+        self.at_least(0, "warmup", "layer")
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
-        if self.layer is not None and self.layer >= vlm.cfg.n_layers:
-            raise RecipeError(
-                f"PromptCost.layer is {self.layer}; {vlm.name} has blocks "
-                f"0..{vlm.cfg.n_layers - 1}."
-            )
-        if "image" in (self.source, self.query) and not vlm.family.takes_images:
-            raise RecipeError(f"{vlm.name} takes no pictures: set PromptCost.query to 'text'.")
+        self.a_block(vlm)
+        self.must_see(vlm, "source", "query")
 
 
 def summed(passes: pd.DataFrame) -> pd.DataFrame:

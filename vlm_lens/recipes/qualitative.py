@@ -13,10 +13,10 @@ import pandas as pd
 
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
-from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
+from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.scoring import prefix_match
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
 from vlm_lens.recipes.parts.vector_sources import Query, Source
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
@@ -31,7 +31,7 @@ __all__ = ["Qualitative", "QualitativeResult"]
 
 
 @dataclass(frozen=True)
-class Qualitative(Recipe):
+class Qualitative(TaskRecipe):
     r"""Generates a few tokens for a few queries, as they are, prompted and patched.
 
     - *No Context*: the query alone.
@@ -54,7 +54,6 @@ class Qualitative(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     source: Source = "text"
     query: Query = "image"
     rows: int | tuple[str, ...] = 3
@@ -69,9 +68,8 @@ class Qualitative(Recipe):
     def measure(self, vlm: HookedVLM) -> QualitativeResult:
         """The layer, then the outputs of every task."""
         recipe = self.transfer()
-        tasks, vector, layer = recipe.chosen_tasks(), recipe.reader(vlm), self.layer
-        if layer is None:
-            layer = t.best_layer(pd.concat([recipe.sweep(vlm, task, vector) for task in tasks]))
+        tasks, vector = recipe.chosen_tasks(), recipe.reader(vlm)
+        layer, _ = recipe.chosen_layer(vlm, tasks, vector)
         found, pictures = [], []
         for task in self.progress(tasks, "outputs"):
             rows = self.chosen_rows(task)
@@ -92,7 +90,7 @@ class Qualitative(Recipe):
         notes = (
             f"{self.source} -> {self.query}; patched: the output of block {layer} (0-based), at "
             f"the query's last position. Up to {self.max_new_tokens} tokens, greedily. Right: the "
-            " first line and the answer begin one another.",
+            "first line and the answer begin one another.",
         )
         return QualitativeResult(
             pd.DataFrame(found, columns=columns),
@@ -127,18 +125,18 @@ class Qualitative(Recipe):
 
     def transfer(self) -> CrossModalPatch:
         """The experiment that the outputs are of."""
-        names = ("tasks", "source", "query", "layer", "vectors", "n_examples", "batch_size")
-        settings = {name: getattr(self, name) for name in names}
-        return CrossModalPatch(seeds=(self.seed,), controls=False, **settings)
+        return self.same(CrossModalPatch, seeds=(self.seed,), controls=False)
+
+    def inner(self) -> tuple[Recipe, ...]:
+        """The experiment that the outputs are of."""
+        return (self.transfer(),)
 
     def validate(self) -> None:
         """Checks the fields."""
-        with speaking_for(self, CrossModalPatch):
-            tasks = self.transfer().chosen_tasks()
-        if self.rows in (0, ()) or (isinstance(self.rows, int) and self.rows < 0):
+        if self.rows == () or (isinstance(self.rows, int) and self.rows < 1):
             raise RecipeError(f"Qualitative.rows is {self.rows!r}; at least one.")
-        if self.max_new_tokens < 1:
-            raise RecipeError(f"Qualitative.max_new_tokens is {self.max_new_tokens}; at least 1.")
+        self.at_least(1, "max_new_tokens")
+        tasks = self.chosen_tasks()
         known = {row.input for task in tasks for row in task.test}
         for name in () if isinstance(self.rows, int) else self.rows:
             if name not in known:
@@ -146,11 +144,6 @@ class Qualitative(Recipe):
                     f"Qualitative.rows names {name!r}, which is no test row of "
                     f"{', '.join(task.name for task in tasks)}."
                 )
-
-    def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks the layer, and that a model that is to see pictures can."""
-        with speaking_for(self, CrossModalPatch):
-            self.transfer().validate_for(vlm)
 
 
 class QualitativeResult(Result):

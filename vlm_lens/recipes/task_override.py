@@ -22,10 +22,10 @@ from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.identity import digest
 from vlm_lens.recipes.parts.judges import Case, Endpoint, ExactRules, Judge, Wanted, as_judge
 from vlm_lens.recipes.parts.override_result import OverrideItem, OverrideResult, result, verdicts
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
 from vlm_lens.tasks import Task
 from vlm_lens.terms import (
     INSTRUCTION_PATCH,
@@ -40,7 +40,7 @@ __all__ = ["OverrideItem", "OverrideResult", "TaskOverride"]
 
 
 @dataclass(frozen=True)
-class TaskOverride(Recipe):
+class TaskOverride(TaskRecipe):
     r"""Asks for one task, and sets another against it, as words or as a vector.
 
     - *Original Task*: the prompt alone.
@@ -74,7 +74,6 @@ class TaskOverride(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     items: tuple[OverrideItem, ...] = ()
     query: Literal["image", "text"] = "image"
     original: Literal["question", "instruction", "examples"] = "question"
@@ -90,7 +89,8 @@ class TaskOverride(Recipe):
     def measure(self, vlm: HookedVLM) -> OverrideResult:
         """Answers of every method, then the judge."""
         judge, items = self.used_judge(), self.used_items()
-        layer = self.best_layer(vlm) if self.layer is None else self.layer
+        paper = self.paper()
+        layer, _ = paper.chosen_layer(vlm, self.chosen(), paper.reader(vlm))
         prompts = [item.prompt or RawPrompt(*self.asked(item)) for item in items]
         system = [
             RawPrompt(f"{item.overriding.question}\n\n{p.text}", p.images)
@@ -164,30 +164,26 @@ class TaskOverride(Recipe):
             ).text
         return texts
 
-    def best_layer(self, vlm: HookedVLM) -> int:
-        """The block at which instructions work best on the validation rows' bare queries."""
-        paper = self.paper()
-        vector = paper.reader(vlm)
-        return t.best_layer(pd.concat([paper.sweep(vlm, task, vector) for task in self.chosen()]))
-
     # ------------------------------------------------------------------ fields
 
     def paper(self) -> CrossModalPatch:
         """The recipe that chooses the layer."""
-        return CrossModalPatch(
-            tasks=self.tasks, source="instruction", query=self.query, batch_size=self.batch_size
-        )
+        return self.same(CrossModalPatch, source="instruction")
+
+    def inner(self) -> tuple[Recipe, ...]:
+        """The recipe that chooses the layer; what is asked of items of one's own needs none."""
+        return () if self.items else (self.paper(),)
 
     def chosen(self) -> tuple[Task, ...]:
         """The tasks that are in a pair."""
-        pairs = pairs_of(self.paper().chosen_tasks())
+        pairs = pairs_of(self.chosen_tasks())
         return tuple(dict.fromkeys(task for pair in pairs for task in pair))
 
     def used_items(self) -> tuple[OverrideItem, ...]:
         """The items: one's own, or those of the pairs of tasks."""
         if self.items:
             return self.items
-        pairs = pairs_of(self.paper().chosen_tasks())
+        pairs = pairs_of(self.chosen_tasks())
         return tuple(item for pair in pairs for item in self.paired(*pair))
 
     def paired(self, original: Task, overriding: Task) -> Iterable[OverrideItem]:
@@ -222,27 +218,20 @@ class TaskOverride(Recipe):
             raise RecipeError("TaskOverride.layer must be given with items of one's own.")
         if self.items and self.original == "examples" and not all(i.prompt for i in self.items):
             raise RecipeError("TaskOverride.original='examples' needs a prompt in each item.")
-        if not self.items and not pairs_of(self.paper().chosen_tasks()):
+        if not self.items and not pairs_of(self.chosen_tasks()):
             raise RecipeError(
                 "TaskOverride.tasks needs at least two tasks over the same inputs, such as "
                 "('country-capital', 'country-currency')."
             )
-        for name, least in (("rows", 1), ("max_new_tokens", 1), ("batch_size", 1), ("layer", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise RecipeError(f"TaskOverride.{name} is {value}; the least is {least}.")
+        self.at_least(1, "rows", "max_new_tokens", "batch_size")
+        self.at_least(0, "layer")
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, that the model sees pictures if it must, and that the judge answers."""
-        if self.layer is not None and self.layer >= vlm.cfg.n_layers:
-            raise RecipeError(
-                f"TaskOverride.layer is {self.layer}; {vlm.name} has blocks "
-                f"0..{vlm.cfg.n_layers - 1}."
-            )
-        pictured = any(not isinstance(i.given, str) for i in self.items) if self.items else (
-            self.query == "image")  # fmt: skip
+        self.a_block(vlm)
+        pictured = any(not isinstance(item.given, str) for item in self.items)
         if pictured and not vlm.family.takes_images:
-            raise RecipeError(f"{vlm.name} takes no pictures: set TaskOverride.query='text'.")
+            raise RecipeError(f"{vlm.name} takes no pictures, and TaskOverride.items holds some.")
         if isinstance(judge := self.used_judge(), Endpoint):
             judge.check()
 

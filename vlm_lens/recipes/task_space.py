@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
-from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.base import RecipeError
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
 from vlm_lens.recipes.parts.vector_sources import Source, last_rows, open_prompts, relative_layer
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
@@ -28,7 +28,7 @@ __all__ = ["TaskSpace", "TaskSpaceResult"]
 
 
 @dataclass(frozen=True)
-class TaskSpace(Recipe):
+class TaskSpace(TaskRecipe):
     """Maps context embeddings and task vectors, and tests by what they cluster.
 
     From each prompt of examples, the last one's answer open, two points are taken after one block
@@ -56,7 +56,6 @@ class TaskSpace(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     sources: tuple[Source, ...] = ("text", "image", "instruction")
     layer: int | None = None
     points: int = 30
@@ -198,24 +197,15 @@ class TaskSpace(Recipe):
         p = (1 + sum(one >= true for one in chance)) / (1 + len(chance))
         return true, float(p), float(np.mean(chance)), float(np.quantile(chance, 0.95))
 
-    def chosen_tasks(self) -> tuple[Task, ...]:
-        """The tasks that the field `tasks` means."""
-        return CrossModalPatch(tasks=self.tasks).chosen_tasks()
-
     def validate(self) -> None:
         """Checks the fields."""
-        with speaking_for(self, CrossModalPatch):
-            CrossModalPatch(tasks=self.tasks)
+        super().validate()
         if len(set(self.sources)) < len(self.sources) or not set(self.sources) & {"text", "image"}:
             raise RecipeError(
                 f"TaskSpace.sources is {self.sources!r}; give 'text', 'image' or both, each once."
             )
-        for name, least in (
-            ("points", 2), ("n_examples", 1), ("relabellings", 1), ("batch_size", 1),
-            ("perplexity", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise RecipeError(f"TaskSpace.{name} is {getattr(self, name)}; at least {least}.")
+        self.at_least(2, "points")
+        self.at_least(1, "n_examples", "relabellings", "batch_size", "perplexity")
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
@@ -224,8 +214,7 @@ class TaskSpace(Recipe):
                 f"TaskSpace.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
                 "the embedding first."
             )
-        if "image" in self.sources and not vlm.family.takes_images:
-            raise RecipeError(f"{vlm.name} takes no pictures: set TaskSpace.sources=('text',).")
+        self.must_see(vlm, "sources")
 
 
 class TaskSpaceResult(Result):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.recipes.base import Recipe, RecipeError, speaking_for
-from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
+from vlm_lens.recipes.base import RecipeError
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
 from vlm_lens.recipes.parts.vector_sources import (
     Source,
     open_prompts,
@@ -23,7 +23,6 @@ from vlm_lens.recipes.parts.vector_sources import (
     residual_stream,
 )
 from vlm_lens.recipes.result import Result
-from vlm_lens.tasks import Task
 from vlm_lens.tokens import string_token
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ __all__ = ["TopDecodings", "TopDecodingsResult"]
 
 
 @dataclass(frozen=True)
-class TopDecodings(Recipe):
+class TopDecodings(TaskRecipe):
     """Decodes the last delimiter of many prompts with the logit lens, at each layer.
 
     Three things are kept. The most likely tokens of the mean vector over runs: what the patched
@@ -54,7 +53,6 @@ class TopDecodings(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     sources: tuple[Source, ...] = ("text", "image")
     layer: int | None = None
     k: int = 5
@@ -90,21 +88,11 @@ class TopDecodings(Recipe):
         )
         return TopDecodingsResult(joined.pop("vector"), joined, {"layer": layer}, notes)
 
-    def chosen_tasks(self) -> tuple[Task, ...]:
-        """The tasks that the field `tasks` means."""
-        return CrossModalPatch(tasks=self.tasks).chosen_tasks()
-
     def validate(self) -> None:
         """Checks the fields."""
-        with speaking_for(self, CrossModalPatch):
-            CrossModalPatch(tasks=self.tasks)
-        if not self.sources or len(set(self.sources)) < len(self.sources):
-            raise RecipeError(
-                f"TopDecodings.sources is {self.sources!r}; give one or more, each once."
-            )
-        for name, least in (("k", 1), ("runs", 1), ("n_examples", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise RecipeError(f"TopDecodings.{name} is {getattr(self, name)}; at least 1.")
+        super().validate()
+        self.some_different("sources")
+        self.at_least(1, "k", "runs", "n_examples", "batch_size")
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
@@ -113,10 +101,7 @@ class TopDecodings(Recipe):
                 f"TopDecodings.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
                 "the embedding first."
             )
-        if "image" in self.sources and not vlm.family.takes_images:
-            raise RecipeError(
-                f"{vlm.name} takes no pictures: leave 'image' out of TopDecodings.sources."
-            )
+        self.must_see(vlm, "sources")
 
 
 class TopDecodingsResult(Result):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe, Result
     from vlm_lens.reproduce.setup import Setup
 
-__all__ = ["Comparison", "Experiment", "Finding", "Results", "always", "numbers", "texts"]
+__all__ = ["Comparison", "Experiment", "Finding", "Results", "always"]
 
 Results = Mapping[str, "Result"]
 
@@ -57,6 +57,23 @@ class Comparison:
     numbers: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=NUMBERS))
     texts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=TEXTS))
     findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        numbers: Iterable[Mapping[str, Any]] = (),
+        texts: Iterable[Mapping[str, Any]] = (),
+        findings: Iterable[Finding] = (),
+    ) -> Comparison:
+        """From rows; what a row leaves out is not known, accuracy over all tasks is assumed."""
+        row = {"task": MEAN, "quantity": "accuracy", "paper_model": ""}
+        table = pd.DataFrame([{**row, **one} for one in numbers], columns=NUMBERS)
+        known = [c for c in NUMBERS if c not in ("method", "task", "quantity", "paper_model")]
+        said = [{"paper": "", "paper_model": "", **one} for one in texts]
+        return cls(
+            table.astype(dict.fromkeys(known, "float64")), pd.DataFrame(said, columns=TEXTS),
+            tuple(findings),
+        )  # fmt: skip
 
 
 def _first_plots(setup: Setup, results: Results) -> list[go.Figure]:
@@ -106,16 +123,3 @@ class Experiment:
 def always(*lines: str) -> Callable[[Setup], Sequence[str]]:
     """The same lines on every setup."""
     return lambda setup: lines
-
-
-def numbers(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of `Comparison.numbers`; what a row leaves out is not known, accuracy is assumed."""
-    empty = {"task": MEAN, "quantity": "accuracy", "paper_model": ""}
-    table = pd.DataFrame([{**empty, **row} for row in rows], columns=NUMBERS)
-    known = [c for c in NUMBERS if c not in ("method", "task", "quantity", "paper_model")]
-    return table.astype(dict.fromkeys(known, "float64"))
-
-
-def texts(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows of `Comparison.texts`."""
-    return pd.DataFrame([{"paper": "", "paper_model": "", **row} for row in rows], columns=TEXTS)

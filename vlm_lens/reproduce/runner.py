@@ -186,7 +186,7 @@ def _check(
     todo, errors = {}, {}
     for name, recipe in runs.items():
         try:
-            recipe.validate_for(vlm)
+            recipe.check_for(vlm)
         except VLMLensError as error:
             errors[name] = str(error)
             say(f"{name}: cannot be done: {error}")

@@ -54,7 +54,7 @@ def test_a_task_of_ones_own_is_read_from_beside_the_file():
         ("tasks: food-color\n", r"says no 'recipe:'"),
         ("recipe: CrossModalPatch\nsead: 1\n", r"line 2: .* no field 'sead'. Did you mean 'seeds'"),
         ("recipe: CrossModalPatch\nseeds: '3'\n", r"line 2: CrossModalPatch.seeds is '3'"),
-        ("recipe: CrossModalPatch\nquery: picture\n", r"line 2: .*'image' or 'text'"),
+        ("recipe: CrossModalPatch\nquery: picture\n", r"line 2: .*'image', 'text' or"),
         ("recipe: CrossModalPatch\nseeds: 1\nseeds: 2\n", r"line 3: 'seeds' stands on line 2"),
         ("recipe: CrossModalPatch\ntasks: [food-colour]\n", r"line 2: .*food-colour.*'food-color'"),
         ("recipe: CrossModalPatch\ntasks: {csv: no.csv, instruction: 'The x:'}\n",

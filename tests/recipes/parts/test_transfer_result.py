@@ -28,7 +28,7 @@ def result():
             runs.append(run(task, "Prompt", seed, [i < 2 + seed for i in range(10)]))
         runs.append(run(task, "No Context", 0, [i < 6 + k for i in range(10)]))
         runs.append(run(task, "Added, not replaced", 1, [False] * 10))
-    return t.result(runs, None, 3, CrossModalPatch(TASKS, seeds=2))
+    return t.transfer_result(runs, None, 3, CrossModalPatch(TASKS, seeds=2))
 
 
 def test_a_difference_is_paired_by_query(result):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
-from vlm_lens.recipes.base import Recipe, RecipeError, seed_list
+from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch
-from vlm_lens.recipes.parts import transfer_result as t
 from vlm_lens.recipes.parts.controls import Control
 from vlm_lens.recipes.parts.predict import first_tokens
 from vlm_lens.recipes.parts.scoring import score
-from vlm_lens.recipes.parts.transfer_result import Run, TransferResult
+from vlm_lens.recipes.parts.task_recipe import TaskRecipe
+from vlm_lens.recipes.parts.transfer_result import Run, TransferResult, transfer_result
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Methods = Mapping[tuple[str, int], Any]  # (method, seed) -> interventions
 
 
 @dataclass(frozen=True)
-class MethodRecipe(Recipe):
+class MethodRecipe(TaskRecipe):
     """A method on the rows, queries and rules of CrossModalPatch, and that recipe's numbers beside.
 
     A subclass gives the interventions of its method; every method is judged alike, and all stand in
@@ -47,7 +47,6 @@ class MethodRecipe(Recipe):
         batch_size: How many prompts run together.
     """
 
-    tasks: str | Task | tuple[str | Task, ...] = "all"
     source: Literal["text", "image"] = "text"
     query: Literal["image", "text"] = "image"
     seeds: int | tuple[int, ...] = 3
@@ -63,12 +62,11 @@ class MethodRecipe(Recipe):
         Args:
             **changes: Fields to set otherwise.
         """
-        shared = {f.name: getattr(self, f.name) for f in fields(MethodRecipe) if f.name != "model"}
-        return CrossModalPatch(**{**shared, **changes})
+        return self.same(CrossModalPatch, **{"source_model": None, **changes})
 
-    def chosen_tasks(self) -> tuple[Task, ...]:
-        """The tasks that the field `tasks` means."""
-        return self.paper().chosen_tasks()
+    def inner(self) -> tuple[Recipe, ...]:
+        """CrossModalPatch with the same settings."""
+        return (self.paper(),)
 
     def runs(
         self,
@@ -99,35 +97,6 @@ class MethodRecipe(Recipe):
         )  # fmt: skip
         scores = score(vlm, tokens, answers, ignore_case=self.ignore_case)
         return [Run(task, *key, answers, scores[i]) for i, key in enumerate(methods)]
-
-    def validate(self) -> None:
-        """Checks the fields that CrossModalPatch has too."""
-        self._as_mine(self.paper)
-        seeds = seed_list(self.seeds)
-        if not seeds:
-            raise RecipeError(f"{type(self).__name__}.seeds is {self.seeds!r}; give at least one.")
-
-    def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks the layer, and that a model that is to see pictures can."""
-        self._as_mine(lambda: self.paper().validate_for(vlm))
-
-    def _as_mine(self, check: Any) -> None:
-        try:
-            check()
-        except RecipeError as error:
-            message = str(error).replace("CrossModalPatch.", f"{type(self).__name__}.")
-            raise RecipeError(message) from None
-
-    def at_least(self, least: int, *names: str) -> None:
-        """Refuses fields below a bound.
-
-        Raises:
-            RecipeError: A field is.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise RecipeError(f"{type(self).__name__}.{name} is {value}; the least is {least}.")
 
 
 class MethodResult(TransferResult):
@@ -160,7 +129,7 @@ def beside(
         values: Further facts.
         notes: What a reader must know of the method.
     """
-    mine = t.result(runs, None, reference.layer, recipe)
+    mine = transfer_result(runs, None, reference.layer, recipe)
     known = set(reference.table["method"])
     table = pd.concat([reference.table, mine.table[~mine.table["method"].isin(known)]])
     predictions = pd.concat([reference.predictions, mine.predictions])
@@ -172,15 +141,18 @@ def beside(
     )
 
 
-def side_by_side(*results: TransferResult) -> MethodResult:
+def side_by_side(*results: TransferResult | Sequence[TransferResult]) -> MethodResult:
     """Several results on the same queries as one: every method once, the first result's first.
 
     Args:
-        *results: Results of CrossModalPatch and of recipes that set a method beside it.
+        *results: Results of CrossModalPatch and of recipes that set a method beside it, or one
+            list of them.
 
     Raises:
         RecipeError: They are of different models, tasks, sources or queries.
     """
+    if len(results) == 1 and isinstance(results[0], Sequence):
+        (results,) = results
     if not results:
         raise RecipeError("side_by_side needs at least one result.")
     first, known, tables, predictions = results[0], set(), [], []
@@ -192,8 +164,8 @@ def side_by_side(*results: TransferResult) -> MethodResult:
                 raise RecipeError(
                     f"Results of different {what} cannot stand side by side: {mine} and {theirs}."
                 )
-        for kept, table in ((tables, one.table), (predictions, one.predictions)):
-            kept.append(table[~table["method"].isin(known)])
+        for parts, table in ((tables, one.table), (predictions, one.predictions)):
+            parts.append(table[~table["method"].isin(known)])
         known |= set(one.table["method"])
     notes = dict.fromkeys(note for one in results for note in one.notes)
     return MethodResult(

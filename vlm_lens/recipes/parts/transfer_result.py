@@ -28,7 +28,7 @@ from vlm_lens.terms import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Difference", "Run", "TransferResult", "best_layer", "result"]
+__all__ = ["Difference", "Run", "TransferResult", "best_layer", "transfer_result"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ def best_layer(layers: pd.DataFrame) -> int:
     return int(by_task.groupby("layer").mean().round(12).idxmax())
 
 
-def result(
+def transfer_result(
     runs: Sequence[Run], layers: pd.DataFrame | None, layer: int, recipe: Any
 ) -> TransferResult:
     """The result of a recipe's runs.

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import InterModelTransfer
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, better, blocks, controls
-from vlm_lens.reproduce.experiment import (
-    Comparison,
-    Experiment,
-    Finding,
-    Results,
-    always,
-    numbers,
-    texts,
-)
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.terms import MEAN, PATCH, PATCH_BASE, PATCH_UNRELATED
 
 if TYPE_CHECKING:
@@ -62,8 +54,8 @@ def _compare(table: str, setup: Setup, results: Results) -> Comparison:
     if table == "table3":
         rows = [row for row in rows if row.get("task", MEAN) == MEAN]
     findings = _findings(model, result, same, other) if table == "table3" else ()  # said once
-    said = texts(blocks(model, {"its own vectors and the language model's": result}))
-    return Comparison(numbers(rows), said, tuple(findings))
+    said = blocks(model, {"its own vectors and the language model's": result})
+    return Comparison.of(rows, said, findings)
 
 
 def _findings(model: str, result: Any, same: float, other: float) -> Iterator[Finding]:

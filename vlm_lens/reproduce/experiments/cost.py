@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import PromptCost
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.terms import PATCHING, PROMPTING, QUERY_ONLY
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
         findings.append(
             Finding(statement, f"{MODEL}: {ratio:.1f} times", f"{mine:.2f} times", None)
         )
-    return Comparison(numbers(rows), findings=tuple(findings))
+    return Comparison.of(rows, findings=findings)
 
 
 EXPERIMENTS = (
@@ -76,7 +76,6 @@ EXPERIMENTS = (
             RUN: s.make(PromptCost, task=s.tasks[0], n_examples=_examples(s), query="image")
         },
         compare=_compare,
-        figures=lambda s, results: [results[RUN].plot()],
         differs=always(
             "Median of 20 passes, run while nothing else of this command runs; the paper gives the "
             "mean of 100.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vlm_lens.recipes import TopDecodings
 from vlm_lens.recipes.parts.vector_sources import relative_layer
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, texts
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _vectors(table: str, result: TopDecodingsResult, setup: Setup) -> Comparison
         f"{MODEL}: see the table",
         f"the task's own word is among the five most likely in {sum(named)} of {len(named)}",
     )
-    return Comparison(texts=texts(rows), findings=(finding,))
+    return Comparison.of(texts=rows, findings=[finding])
 
 
 def _pies(setup: Setup, results: Results) -> Comparison:
@@ -91,7 +91,7 @@ def _pies(setup: Setup, results: Results) -> Comparison:
                         "paper_model": MODEL,
                     }
                 )
-    return Comparison(texts=texts(rows))
+    return Comparison.of(texts=rows)
 
 
 _DEPTH = "Layers are those of the same relative depth; 0 is the embedding."

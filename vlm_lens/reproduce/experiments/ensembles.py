@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import InstructionEnsemble
 from vlm_lens.recipes.parts.scoring import over_seeds
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.terms import AVERAGED, ENSEMBLE, EXAMPLES, INSTRUCTION, MEAN
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
         low, high = over_seeds(_by_seed(result, one))
         name = {"method": f"{one['method']}{n}", "task": one["task"], "here": one["accuracy"]}
         rows.append({**name, "seeds_low": low, "seeds_high": high})
-    return Comparison(numbers(rows), findings=tuple(_findings(result)))
+    return Comparison.of(rows, findings=_findings(result))
 
 
 def _by_seed(result: EnsembleResult, one: dict[str, Any]) -> list[float]:
@@ -83,7 +83,6 @@ EXPERIMENTS = (
         "better and varies less.",
         recipes=_recipes,
         compare=_compare,
-        figures=lambda s, results: [results[RUN].plot()],
         differs=always(
             "The values of the paper's curves cannot be recovered.",
             "In the paper's code n = 30 means six prompts of five examples, averaged; the other "

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import NoisyInstruction, TaskOverride
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, blocks, controls
-from vlm_lens.reproduce.experiment import (
-    Comparison,
-    Experiment,
-    Finding,
-    Results,
-    always,
-    numbers,
-    texts,
-)
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.terms import INSTRUCTION_PATCH, MEAN, ORIGINAL_TASK, SYSTEM_PROMPT, swapped
 
 if TYPE_CHECKING:
@@ -47,7 +39,7 @@ def _noise(setup: Setup, results: Results) -> Comparison:
         ", ".join(f"{one:.2f}" for one in here),
         here[2] >= 0.75 * here[0] > 0,
     )
-    return Comparison(numbers(rows), texts(blocks(MODEL, {"instructions": result})), (finding,))
+    return Comparison.of(rows, blocks(MODEL, {"instructions": result}), [finding])
 
 
 NOISE = Experiment(
@@ -57,7 +49,6 @@ NOISE = Experiment(
     claim="The vector of an instruction works also when characters of it are swapped.",
     recipes=lambda s: {NOISY: s.make(NoisyInstruction)},
     compare=_noise,
-    figures=lambda s, results: [results[NOISY].plot()],
     differs=always(
         "The paper does not say which characters were swapped, nor whether case counts.",
         "The paper does not name its model here; its other ablations are of Idefics2.",
@@ -94,7 +85,7 @@ def _override(setup: Setup, results: Results) -> Comparison:
                 "paper_model": MODEL,
             }
         )
-    return Comparison(numbers(rows), findings=tuple(_override_findings(result.table)))
+    return Comparison.of(rows, findings=_override_findings(result.table))
 
 
 def _nearest(method: str) -> float | None:
@@ -122,7 +113,6 @@ OVERRIDING = Experiment(
     claim="An instruction's vector, patched into a prompt that asks for another task, wins.",
     recipes=override_run,
     compare=_override,
-    figures=lambda s, results: [results[OVERRIDE].plot()],
     differs=lambda s: (
         "The paper counts free answers judged by GPT-4o; here answers are known, and exact rules "
         "judge. The recipe takes a judge of one's own: TaskOverride(judge=...).",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import BackPatching, FunctionVectors, MultimodalTaskVectors
 from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, blocks
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, numbers, texts
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results
 from vlm_lens.terms import METHODS, PATCH
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
         f"{PATCH} {means[PATCH]:.2f}; the highest of the {len(own)} others, controls left out (a "
         f"maximum taken on the test rows): {best}, {own[best]:.2f}",
     )
-    return Comparison(numbers(rows), texts(blocks("", results)), (finding,))
+    return Comparison.of(rows, blocks("", results), [finding])
 
 
 _MIXED = (
@@ -66,7 +66,6 @@ EXPERIMENTS = (
         "back-patching (Nikankin et al. 2025) and the paper's patch, side by side.",
         recipes=_recipes,
         compare=_compare,
-        figures=lambda s, results: [one.plot() for one in results.values()],
         differs=lambda s: (
             "None of this is in the paper.",
             f"One seed, {_HEADS} heads in a function vector; each recipe says where it departs "

@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_lens.recipes import PhaseAnalysis
 from vlm_lens.reproduce import paper
-from vlm_lens.reproduce.experiment import (
-    Comparison,
-    Experiment,
-    Finding,
-    Results,
-    always,
-    numbers,
-    texts,
-)
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.terms import ANSWER, INPUT, PHASES, TASK, examples_of
 
 if TYPE_CHECKING:
@@ -81,7 +73,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
                 "paper_model": MODEL,
             }
         )
-    return Comparison(numbers(rows), texts(said), tuple(_findings(here_all, there_all)))
+    return Comparison.of(rows, said, _findings(here_all, there_all))
 
 
 def _findings(here: list[str], there: list[str]) -> Iterator[Finding]:

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import ImageToText, Qualitative
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, better, blocks, controls
-from vlm_lens.reproduce.experiment import (
-    Comparison,
-    Experiment,
-    Results,
-    always,
-    numbers,
-    texts,
-)
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Results, always
 from vlm_lens.reproduce.experiments.instructions import OVERRIDE, override_run
 from vlm_lens.terms import (
     INSTRUCTION_PATCH,
@@ -62,7 +55,7 @@ def _printed(figure: str) -> list[dict[str, str]]:
 
 
 def _shown(setup: Setup, results: Results) -> Comparison:
-    return Comparison(texts=texts([*_outputs(results[TEXT_IMAGE].table), *_printed("figure4")]))
+    return Comparison.of(texts=[*_outputs(results[TEXT_IMAGE].table), *_printed("figure4")])
 
 
 def _overridden(setup: Setup, results: Results) -> Comparison:
@@ -77,7 +70,7 @@ def _overridden(setup: Setup, results: Results) -> Comparison:
         }
         for one in first.to_dict("records")
     ]
-    return Comparison(texts=texts([*rows, *_printed("figure7")]))
+    return Comparison.of(texts=[*rows, *_printed("figure7")])
 
 
 def _asked(setup: Setup) -> str:
@@ -112,7 +105,7 @@ def _described(setup: Setup, results: Results) -> Comparison:
         *_outputs(results[IMAGE_TEXT].table),
         *_printed("figure11"),
     ]
-    return Comparison(numbers(rows), texts(said), (finding,))
+    return Comparison.of(rows, said, [finding])
 
 
 EXPERIMENTS = (
@@ -124,7 +117,6 @@ EXPERIMENTS = (
         "patched, it does the task.",
         recipes=lambda s: {TEXT_IMAGE: s.make(Qualitative, rows=_ROWS)},
         compare=_shown,
-        figures=lambda s, results: [results[TEXT_IMAGE].plot()],
         differs=always(
             f"The first {_ROWS} test rows of each task, not chosen; the paper's cases are."
         ),

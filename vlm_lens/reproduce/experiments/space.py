@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_lens.recipes import TaskSpace
-from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always, numbers
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.terms import CONTEXT, VECTORS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
                     bool(here[0] > here[1]),
                 )
             )
-    return Comparison(numbers(rows), findings=tuple(findings))
+    return Comparison.of(rows, findings=findings)
 
 
 EXPERIMENTS = (
@@ -56,7 +56,6 @@ EXPERIMENTS = (
         claim="Embeddings of the examples lie together by modality, task vectors by task.",
         recipes=lambda s: {RUN: s.make(TaskSpace)},
         compare=_compare,
-        figures=lambda s, results: [results[RUN].plot()],
         differs=always(
             "The paper gives maps and no numbers; here silhouettes, counted in the full space, "
             "stand beside them, each with a test by relabelling.",

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import CrossModalPatch, LayerSweep
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.accuracies import CHOSEN, accuracies, better, blocks, controls, joined
-from vlm_lens.reproduce.experiment import (
-    Comparison,
-    Experiment,
-    Finding,
-    Results,
-    always,
-    numbers,
-    texts,
-)
+from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.terms import (
     BEST_TOKEN,
     MAJORITY,
@@ -74,8 +66,7 @@ def _main(setup: Setup, results: Results) -> Comparison:
     both = {"text examples": text, "image examples": image}
     for name, result in both.items():
         rows += controls(result, name)
-    findings = tuple(_main_findings(model, text, image))
-    return Comparison(numbers(rows), texts(blocks(model, both)), findings)
+    return Comparison.of(rows, blocks(model, both), _main_findings(model, text, image))
 
 
 def _main_findings(model: str, text: TransferResult, image: TransferResult) -> Iterator[Finding]:
@@ -160,8 +151,7 @@ def _pairs(setup: Setup, results: Results) -> Comparison:
         runs[name] = result
     for name, result in runs.items():
         rows += controls(result, name)
-    findings = tuple(_pair_findings(model, means, runs))
-    return Comparison(numbers(rows), texts(blocks(model, runs)), findings)
+    return Comparison.of(rows, blocks(model, runs), _pair_findings(model, means, runs))
 
 
 def _pair_findings(
@@ -243,7 +233,7 @@ def _layers(setup: Setup, results: Results) -> Comparison:
         f"block {best} of {count}",
         1 / 3 <= here <= 3 / 4,
     )
-    return Comparison(numbers(rows), findings=(finding,))
+    return Comparison.of(rows, findings=[finding])
 
 
 LAYERS = Experiment(
@@ -254,7 +244,6 @@ LAYERS = Experiment(
     recipes=lambda s: {SWEEP: s.make(LayerSweep)},
     compare=_layers,
     paper_models=("LLaVA-v1.5", "Mantis-Fuyu", "Idefics2"),
-    figures=lambda s, results: [results[SWEEP].plot()],
     differs=always("The values of the paper's curves cannot be recovered; only the blocks that its "
                    "code patches are known."),
 )  # fmt: skip
@@ -275,7 +264,7 @@ def _compare(table: str, text: TransferResult, image: TransferResult) -> Compari
         PATCH,
         PROMPT,
     )
-    return Comparison(numbers(rows), texts(blocks(MODEL, both)), (finding,))
+    return Comparison.of(rows, blocks(MODEL, both), [finding])
 
 
 CHAT = Experiment(
