@@ -20,7 +20,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m scripts.lint.structure
-	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python -m scripts.docs.generate --check
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

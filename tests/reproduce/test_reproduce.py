@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,20 +13,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from scripts.docs import paper_numbers
 from vlm_lens.cli import app
 from vlm_lens.recipes import TransferResult
 from vlm_lens.reproduce import choose, experiments
 
 TASKS = "country-capital,country-currency"
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-def load_script(name: str):
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def reproduce(*arguments: object, code: int = 0) -> str:
@@ -66,7 +57,7 @@ def test_every_experiment_runs_and_is_reported(everything):
     about = json.loads((out / "llava" / "about.json").read_text())
     assert about["setup: seeds"] == 1 and about["model: family"] == "llava"
     assert about["base: weights"] and about["model: processor"]
-    written = load_script("paper_numbers").page(out)
+    written = paper_numbers.page(out)
     assert "`table2`" in written and "| Text Examples Patch | " in written
 
 

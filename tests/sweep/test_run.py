@@ -184,8 +184,7 @@ def test_save_resumes_and_refuses_another_sweep(clip, tmp_path, monkeypatch):
 
 
 _KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
+import os, signal
 import tiny, torch
 from vlm_lens import ActivationPatch, HookedVLM, Last
 torch.set_num_threads(1)
@@ -210,8 +209,10 @@ print(json.dumps([[r["value"] for r in result.records], dict(result.engines)]))
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_same_result(tmp_path):
     def run(folder: Path, kill: bool) -> subprocess.CompletedProcess:
-        code = _KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(folder))
-        env = os.environ | ({"KILL": "1"} if kill else {})
+        code = _KILLED.format(folder=str(folder))
+        env = (
+            os.environ | ({"KILL": "1"} if kill else {}) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        )
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
 
     killed = run(tmp_path / "a", True)

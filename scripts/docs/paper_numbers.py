@@ -1,7 +1,7 @@
 """Write the numbers of docs/paper.md from what `vlm-lens reproduce` measured.
 
     vlm-lens reproduce all --model toy-llava --model toy-idefics2 --model toy-fuyu --out reproduce
-    python scripts/paper_numbers.py reproduce
+    python -m scripts.docs.paper_numbers reproduce
 
 writes docs/_generated/paper_numbers.md: the paper's statements with the numbers of each model, and
 Table 2 beside the paper's. Nothing is typed by hand.
@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "_generated" / "paper_numbers.md"
+OUT = Path(__file__).resolve().parents[2] / "docs" / "_generated" / "paper_numbers.md"
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -44,7 +44,7 @@ def page(folder: Path) -> str:
     about = [json.loads((folder / name / "about.json").read_text()) for name in models]
     seeds = sorted({one["setup: seeds"] for one in about})
     parts = [
-        "<!-- Written by scripts/paper_numbers.py from a run: do not edit. -->",
+        "<!-- Written by scripts/docs/paper_numbers.py from a run: do not edit. -->",
         f"From a run of `vlm-lens reproduce` on {', '.join(models)}, seeds 1 to {max(seeds)}: "
         f"{', '.join(done)}. 'Yes' and 'no' judge the numbers as they stand; intervals are in the "
         "report. These are small models that know their tasks from training: the numbers show what "

@@ -5,15 +5,15 @@ Sources, all of them free to redistribute:
 - npm ``flag-icons`` (MIT): the flags, and a second opinion on capitals and continents;
 - npm ``countries-list`` (MIT): capitals, continents, currencies and official languages;
 - npm ``@iconify-json/noto`` (Apache-2.0): the pictures of animals and foods;
-- ``scripts/task_facts/*.csv``: which entities are in, and what no package says (Latin names, names
+- ``scripts/tasks/facts/*.csv``: which entities are in, and what no package says (Latin names, names
   of the young, colours, flavours, ...), written for this project from general knowledge. In a
   cell with several answers separated by ``|`` the first is the label. ``excluded_flags.csv`` names
   the flags left out because another in the set cannot be told from them.
 
 Usage::
 
-    python scripts/build_tasks.py --npm            # fetches the three packages with `npm pack`
-    python scripts/build_tasks.py --packages DIR   # DIR holds flag-icons/, countries-list/, noto/
+    python -m scripts.tasks.build --npm            # fetches the three packages with `npm pack`
+    python -m scripts.tasks.build --packages DIR   # DIR holds flag-icons/, countries-list/, noto/
 
 The result depends on nothing but these inputs: run twice, the tables are the same byte for byte.
 Only this script needs ``resvg-py`` and a network; the library reads what it wrote.
@@ -39,8 +39,8 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-FACTS = Path(__file__).resolve().parent / "task_facts"
+ROOT = Path(__file__).resolve().parents[2]
+FACTS = Path(__file__).resolve().parent / "facts"
 TASKS = ROOT / "vlm_lens" / "tasks"
 SIZE = 224
 VALIDATION_ROWS = 30

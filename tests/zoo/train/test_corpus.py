@@ -1,66 +1,23 @@
-"""The tokenizer and the corpus built on it."""
+"""Rows of the corpus are prompts as they are written elsewhere, with what is learnt from each."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from vlm_lens.zoo.train.configs import Shape
 from vlm_lens.zoo.train.corpus import Corpus
 from vlm_lens.zoo.train.llava import Llava
-from vlm_lens.zoo.train.tokenization import build_tokenizer
-from vlm_lens.zoo.train.world import World, load_world
+from vlm_lens.zoo.train.world import World
 
 TOKENS = 4
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    """Load the package's tables."""
-    return load_world()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Build the tokenizer of the tables."""
-    return build_tokenizer(world.texts())
 
 
 @pytest.fixture(scope="module")
 def corpus(world: World, tokenizer: PreTrainedTokenizerFast) -> Corpus:
     """Build a corpus with four tokens a picture."""
     return Corpus(world, tokenizer, Llava(Shape(image_size=16, patch_size=8)), True)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Q:South Korea\nA:Seoul\n\n",
-        "Q:<image>\nA:",
-        "The scientific name of the animal's species in latin:",
-        "Whatever  you type, wörds ünknown:\n\n\n\tand 日本\n",
-        "",
-    ],
-)
-def test_round_trip(tokenizer: PreTrainedTokenizerFast, text: str, tmp_path: Path) -> None:
-    ids = tokenizer.encode(text)
-    assert ids[0] == tokenizer.bos_token_id
-    assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids[1:]) == text
-    tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again.encode(text) == ids
-    assert again.padding_side == "left"
-
-
-def test_words_are_single_tokens(tokenizer: PreTrainedTokenizerFast, world: World) -> None:
-    for word in [t.word for t in world.tasks] + ["Paris", ":", "\n", "\n\n", "Q", "A", "<image>"]:
-        ids = tokenizer.encode(word, add_special_tokens=False)
-        assert len(ids) == 1
-        assert tokenizer.decode(ids) == word
 
 
 def text_of(corpus: Corpus, ids: list[int]) -> str:

@@ -1,7 +1,8 @@
 """Writes the parts of the documentation that are tables of what the code says.
 
-`python scripts/generate_docs.py` writes docs/_generated; with `--check` it only says whether what
-is there is stale. No weights are loaded: a model's points follow from its config.
+`python -m scripts.docs.generate` writes docs/_generated; with `--check` it only says whether what
+is there is stale. What is measured by a run that takes hours (`paper_numbers`, the cards of the
+models) has scripts of its own, which write what the run left.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import torch
 
+from scripts.docs import conformance_table
 from vlm_lens import zoo
 from vlm_lens.families import family_of
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import PointTable
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "_generated"
+OUT = Path(__file__).resolve().parents[2] / "docs" / "_generated"
 MODEL = "toy-llava"
 _TITLES = {
     "vision.": "Vision tower",
@@ -38,11 +40,14 @@ def architecture(name: str):
 
 
 def points_page() -> str:
-    """The points of LLaVA as Markdown tables, one for each part of the model."""
+    """The points of LLaVA as Markdown tables, one for each part of the model.
+
+    No weights are loaded: a model's points follow from its config.
+    """
     arch = architecture(MODEL)
     vision = arch.cfg.vision
     sections = [
-        f"<!-- Written by scripts/generate_docs.py from {MODEL}: do not edit. -->\n",
+        f"<!-- Written by scripts/docs/generate.py from {MODEL}: do not edit. -->\n",
         f"On `{MODEL}`: {arch.cfg.n_layers} blocks in the language model, `d_model` "
         f"{arch.cfg.d_model}, {arch.cfg.n_heads} heads of `d_head` {arch.cfg.d_head}, `d_mlp` "
         f"{arch.cfg.d_mlp}; {vision.n_layers} blocks in the tower, `d_vision` {vision.d_model}.\n",
@@ -83,17 +88,18 @@ def _reasons(groups: dict[str, list[Point]], names: list[str]) -> list[str]:
     ]
 
 
-PAGES = {"points.md": points_page}
+PAGES = {"points.md": points_page, "conformance.md": conformance_table.page}
 
 
 def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
     """Writes the pages, or checks them; returns 1 where the check finds a stale one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="say what is stale; write nothing")
-    check = parser.parse_args(arguments).check
-    stale = []
-    for name, page in PAGES.items():
-        path, text = out / name, page()
+    parser.add_argument("--only", choices=PAGES, action="append", help="of these pages alone")
+    options = parser.parse_args(arguments)
+    check, stale = options.check, []
+    for name in options.only or PAGES:
+        path, text = out / name, PAGES[name]()
         if path.exists() and path.read_text() == text:
             continue
         stale.append(name)
@@ -101,7 +107,7 @@ def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     if check and stale:
-        print(f"stale: {', '.join(stale)}; run python scripts/generate_docs.py", file=sys.stderr)
+        print(f"stale: {', '.join(stale)}; run python -m scripts.docs.generate", file=sys.stderr)
     elif stale:
         print(f"wrote {', '.join(stale)}")
     return int(check and bool(stale))

@@ -1,6 +1,6 @@
 """Recompute Table 2's three rows and one phase curve, without the library, and compare.
 
-    python scripts/recompute_table2.py --model toy-llava --tasks food-color --seeds 1
+    python -m scripts.zoo.recompute_table2 --model toy-llava --tasks food-color --seeds 1
 
 Plain transformers and plain torch hooks read the task vectors, choose the block, patch, prompt and
 decode. Then the recipes `CrossModalPatch` and `PhaseAnalysis` run, and every answer and number is
@@ -15,14 +15,12 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).parent))
-from evaluate_zoo import ROOT, TASKS, Model
+from scripts.zoo.evaluate import ROOT, TASKS, Model
 
 SHOTS, PHASE_BATCH = 5, 16
 QUERY = "Q:<image>\nA:"

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "recompute_table2.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("recompute_table2", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recompute_table2"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["recompute_table2"]
-    sys.path.remove(str(SCRIPT.parent))
+from scripts.zoo import recompute_table2 as script
 
 
 @pytest.mark.slow
-def test_recipes_equal_plain_transformers(script, capsys):
+def test_recipes_equal_plain_transformers(capsys):
     assert script.recompute("toy-llava", ["food-flavor"], seeds=1) == []
     printed = capsys.readouterr().out
     for method in ("No Context", "Prompt", "Patch", "phases"):
         assert f"food-flavor, {method}:" in printed
 
 
-def test_a_difference_is_found(script):
+def test_a_difference_is_found():
     """The comparison itself: another rule for what is right gives other numbers."""
     row = script.Row("Peru", ("Lima", "Lima city"), "x.png")
 

@@ -1,10 +1,10 @@
 """Write what was measured into the cards of the shipped models.
 
-    python scripts/zoo_cards.py toy-llava --evaluation docs/zoo/measured/toy-llava.json
+    python -m scripts.zoo.cards toy-llava --evaluation docs/zoo/measured/toy-llava.json
 
 replaces what stands between the two `measured` marks of `vlm_lens/zoo/models/NAME/README.md`, and
 of its base language model's: first the numbers of the library's recipes, then those of
-`scripts/evaluate_zoo.py`, which shares no code with the library.
+`scripts/zoo/evaluate.py`, which shares no code with the library.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 from itertools import product
 from pathlib import Path
 
-import evaluate_zoo
 import pandas as pd
 import torch
 
+from scripts.zoo import evaluate
 from vlm_lens import HookedVLM, zoo
 from vlm_lens.model.checkpoints import base_of, unrelated_of
 from vlm_lens.recipes import CrossModalPatch, InterModelTransfer
@@ -73,14 +73,14 @@ def by_recipes(name: str, seeds: int) -> str:
 
 def by_plain_hooks(path: Path, seen: Path) -> str:
     """Write the evaluation with plain transformers, without the long list of decodings."""
-    text = evaluate_zoo.markdown(json.loads(path.read_text()))
+    text = evaluate.markdown(json.loads(path.read_text()))
     kept = text.split("## Top decodings")[0].replace("\n## ", "\n#### ").strip()
     kept = kept.removeprefix("## ")
     return "\n".join(
         [
             "### By plain transformers and plain hooks",
             "",
-            f"`python scripts/evaluate_zoo.py`, one seed, its own draws; all of it is in `{seen}`.",
+            f"`python -m scripts.zoo.evaluate`, one seed, its own draws; all of it is in `{seen}`.",
             "",
             f"#### {kept}",
         ]
@@ -102,7 +102,7 @@ def of_the_language_model(path: Path) -> str:
     by_block = curves.mean(axis=1).to_frame("text -> text, mean of six tasks").T
     tables = [by_task.reset_index(names=""), by_block.reset_index(names="patch after block")]
     note = (
-        "`python scripts/evaluate_zoo.py`: plain transformers and plain hooks, test rows; vectors "
+        "`python -m scripts.zoo.evaluate`: plain transformers and plain hooks, test rows; vectors "
         "are means over 30 validation prompts of 5 examples, read at the 5th example's delimiter."
     )
     return "\n\n".join([note, *map(markdown, tables)])
@@ -119,7 +119,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--evaluation", type=Path, required=True, help="of evaluate_zoo.py")
+    parser.add_argument("--evaluation", type=Path, required=True, help="of scripts.zoo.evaluate")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

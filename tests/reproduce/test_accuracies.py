@@ -1,4 +1,4 @@
-"""How findings are judged: paired differences, the order of phases, constant rows."""
+"""Accuracies of runs as rows, their controls, and paired differences between runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import pytest
 
 from vlm_lens import HookedVLM
 from vlm_lens.recipes import CrossModalPatch
-from vlm_lens.reproduce import make_plan
 from vlm_lens.reproduce.accuracies import accuracies, controls, joined
-from vlm_lens.reproduce.experiments.phases import _ordered
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +43,3 @@ def test_rows_hold_every_rule_and_interval_and_no_number_of_a_paper_without_one(
     assert np.isnan(told["seeds_low"]) and told["paper"] is None and told["paper_model"] == ""
     patch = list(accuracies(runs["text"], "Patch", "table2", "Idefics2", "Text Examples Patch"))
     assert patch[-1]["task"] == "mean" and patch[-1]["paper"] == 0.51
-
-
-@pytest.mark.parametrize(
-    ("order", "holds"),
-    [
-        ("IIITTTAA", True),
-        ("IITITTAA", True),  # the task leads from layer 2 on, the answer from 6 on, to the end
-        ("TIITTTAA", False),
-        ("IIITTTAT", False),  # the answer does not lead at the end
-        ("IAITTTAA", False),  # the answer came before the task
-        ("IIIAAAAA", False),
-        ("IIITTTTT", False),
-    ],
-)
-def test_phases_are_in_order(order, holds):
-    assert _ordered(order) is holds
-
-
-def test_what_is_run_on_models_of_the_package_fits_them(tmp_path):
-    (plan,) = make_plan(["methods", "table3"], ["toy-llava"], seeds=1, out=tmp_path)
-    assert plan.runs["function-vectors"].corruption == "mixed"
-    assert plan.runs["inter-model"].source_model == "toy-vicuna"
-    assert plan.runs["inter-model"].unrelated_model == "toy-mistral"
-    (methods,) = (one for one in plan.experiments if one.id == "methods")
-    assert any("leave the task unchanged" in line for line in methods.differs(plan.setup))

@@ -1,23 +1,17 @@
-"""Runs the conformance suite on a tiny random model of every family; writes docs/_generated.
+"""The table of what the conformance suite says of a tiny random model of every family.
 
-`python scripts/conformance_table.py` writes the table; with `--check` it only says whether what is
-there is stale. The models are those of the tests: the real architectures with real processors.
+The models are those of the tests: the real architectures with real processors.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "docs" / "_generated" / "conformance.md"
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # the tiny models' home
 
 # heading -> module with `save(folder, ...)`, and what is passed to it
 FAMILIES: dict[str, tuple[str, dict]] = {
@@ -84,23 +78,3 @@ def page() -> str:
             notes.append(f"- {title}: {reason}")
     found = sorted(set(notes), key=notes.index)
     return "\n".join([*lines, "", "What they lack, and what is special:", "", *found, ""])
-
-
-def main() -> int:
-    """Writes the page, or checks it; returns 1 where it is stale."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="say what is stale; write nothing")
-    torch.set_num_threads(1)
-    check, text = parser.parse_args().check, page()
-    if OUT.exists() and OUT.read_text() == text:
-        return 0
-    if check:
-        print("docs/_generated/conformance.md is stale: run python scripts/conformance_table.py")
-        return 1
-    OUT.write_text(text)
-    print(f"wrote {OUT}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

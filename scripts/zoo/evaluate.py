@@ -1,6 +1,6 @@
 """Measure the shipped models with plain transformers and plain torch hooks.
 
-    python scripts/evaluate_zoo.py --out zoo_evaluation
+    python -m scripts.zoo.evaluate --out zoo_evaluation
 
 writes `zoo_evaluation.json` and `zoo_evaluation.md`: for the six tasks of the paper, accuracy
 without context, prompting, patching per layer for every pair of modalities, base language model to
@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-ROOT = Path(__file__).parents[1] / "vlm_lens"
+ROOT = Path(__file__).resolve().parents[2] / "vlm_lens"
 TASKS = {
     "country-capital": ("capital", "The capital city of the country:"),
     "country-currency": ("currency", "The last word of the official currency of the country:"),
