@@ -20,11 +20,6 @@ RECIPE = BackPatching(
 )  # two batches of unlike size
 
 
-@pytest.fixture(scope="module")
-def result(toy):
-    return RECIPE.run(toy, progress=False)
-
-
 class BackPatched:
     """Runs a prompt twice: what pictures hold after one block goes over what another gives."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.plain import QUERY, Plain, few_shot, small
+from recipes.plain import QUERY, few_shot, small
 from vlm_lens.recipes import FunctionVectors, RecipeError, Result
 from vlm_lens.recipes import function_vectors as m
 from vlm_lens.recipes.parts.heads import in_place, mean_heads, random_heads, written
@@ -15,16 +15,6 @@ TASK = small("food-color", 6, 8)
 RECIPE = FunctionVectors(
     tasks=TASK, seeds=1, layer=4, heads=5, trials=4, corruption="mixed", n_examples=3
 )
-
-
-@pytest.fixture(scope="module")
-def result(toy):
-    return RECIPE.run(toy, progress=False)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return Plain("toy-llava")
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.plain import QUERY, Plain, few_shot, right, small
+from recipes.plain import QUERY, few_shot, right, small
 from vlm_lens.recipes import CrossModalPatch, InstructionEnsemble, RecipeError, Result
 
 LAYER, SEED, COUNTS = 4, 2, (2, 6)
 TASK = small("food-color")
 RECIPE = InstructionEnsemble(TASK, counts=COUNTS, seeds=(SEED,), layer=LAYER, n_examples=2)
-
-
-@pytest.fixture(scope="module")
-def result(toy):
-    return RECIPE.run(toy, progress=False)
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return Plain("toy-llava")
 
 
 def at_last(plain, text):

@@ -14,11 +14,6 @@ TASK = small("food-color", 6, 8)
 RECIPE = MultimodalTaskVectors(tasks=TASK, seeds=1, layer=4, steps=12, samples=8, n_examples=3)
 
 
-@pytest.fixture(scope="module")
-def result(toy):
-    return RECIPE.run(toy, progress=False)
-
-
 def by_layer(heads):
     return {layer: [h for at, h in heads if at == layer] for layer, _ in heads}
 

@@ -17,11 +17,6 @@ RECIPE = TaskSpace(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def result(toy):
-    return RECIPE.run(toy, progress=False)
-
-
 def test_points_equal_plain_transformers(toy):
     plain, task = Plain("toy-llava"), RECIPE.tasks[0]
     mine = RECIPE.read(toy, task, "text", LAYER)
