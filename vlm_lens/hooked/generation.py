@@ -16,6 +16,7 @@ from vlm_lens.errors import InterventionError, PromptError, near_matches
 NEW_TOKENS = 20  # as transformers generates by default
 
 # What makes transformers return more than tokens, which a Generation does not hold.
+_MORE_OPTIONS = {"tokenizer", "assistant_tokenizer", "logits_to_keep"}  # of no signature
 _MORE_OUTPUT = ("output_attentions", "output_hidden_states", "output_scores", "output_logits",
                 "return_dict_in_generate")  # fmt: skip
 # What decides which rows and positions the model reads in a step, and from where on that is not
@@ -155,7 +156,7 @@ class GenerationSettings:
             raise PromptError(f"transformers refuses these options: {error}") from error
 
     def _check_names(self, model: nn.Module) -> None:
-        reads = set(inspect.signature(model.forward).parameters) - {"use_cache"}
+        reads = set(inspect.signature(model.forward).parameters) - {"use_cache", "logits_to_keep"}
         takes = set(inspect.signature(model.generate).parameters) - {"inputs", "kwargs", "self"}
         settings = set(GenerationConfig().to_dict())
         for option in self._asked:
@@ -164,7 +165,7 @@ class GenerationSettings:
                     f"{option} is a part of the prompt: pass the processor's output, "
                     "vlm.generate({**inputs}), and leave it out of the options."
                 )
-            if option not in takes | settings | {"tokenizer", "assistant_tokenizer"}:
+            if option not in takes | settings | _MORE_OPTIONS:
                 known = sorted(takes | settings)
                 raise PromptError(
                     f"generate has no option {option!r}.{near_matches(option, known)} It takes "

@@ -120,9 +120,9 @@ class LogitMeasure(Measure):
                     f"{self!r} reads the last {self.n_last} positions; row {layout.row} of the "
                     f"prompt has {n_real}."
                 )
-        return BoundLogits(self, vlm, prompt, self.resolved(vlm, len(prompt)))
+        return BoundLogits(self, vlm, prompt, self.resolved(vlm, prompt))
 
-    def resolved(self, vlm: HookedModel, n_rows: int) -> Any:
+    def resolved(self, vlm: HookedModel, prompt: Prompt) -> Any:
         """The measure's tokens as ids of a model; whatever `values` and `records` need."""
         return None
 

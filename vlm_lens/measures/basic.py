@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.measures.base import LogitMeasure, Record
+from vlm_lens.measures.base import LogitMeasure, MeasureError, Record
+from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.serial import savable
 from vlm_lens.tokens import string_token
 
@@ -51,7 +53,7 @@ class TokenScores(LogitMeasure):
         """`logit(x)`, `prob(x)`, `rank(x)` for each token."""
         return tuple(f"{name}({t!r})" for t in self.tokens for name in ("logit", "prob", "rank"))
 
-    def resolved(self, vlm: HookedModel, n_rows: int) -> list[int]:
+    def resolved(self, vlm: HookedModel, prompt: Prompt) -> list[int]:
         """The token ids.
 
         Raises:
@@ -105,9 +107,26 @@ class Custom(LogitMeasure):
 
     Attributes:
         function: The function.
+        differentiable: Whether gradients flow through it, and `values` may be asked for.
     """
 
     function: Callable[[Tensor], Any]
+    differentiable: bool = False
+
+    def values(self, logits: Tensor, tokens: Any) -> Tensor:
+        """What the function makes of each row, `[row]`.
+
+        Raises:
+            MeasureError: The function gives no tensor of one number.
+        """
+        found = [self.function(row[-1]) for row in logits]
+        for value in found:
+            if not isinstance(value, Tensor) or value.dim():
+                raise MeasureError(
+                    f"The function gives a {type(value).__name__}; gradients need a tensor of one "
+                    "number."
+                )
+        return torch.stack(found)
 
     def records(self, vlm: HookedModel, logits: Tensor, tokens: Any) -> list[Record]:
         """Column `value`, or the dictionary's own."""

@@ -59,11 +59,7 @@ class _BoundGeneration(BoundMeasure):
         return [self._records(mine) for mine in tokens.unflatten(0, replayed.logits.shape[:2])]
 
     def of_run(self, interventions: Any) -> list[Record]:
-        # generate computes the last position's logits only, and an edit may be at another
-        points = self.vlm.architecture.points
-        target = Target(points, self.prompt.layouts, self.vlm.facts)
-        edited = any(op.point == "hook_logits" for op in compose(interventions).lower(target))
-        options = {"logits_to_keep": 0} if edited else {}
+        options = logits_of_whole_prompt(self.vlm, self.prompt, interventions)
         generation = self.vlm.generate(
             self.prompt, max_new_tokens=self.measure.max_new_tokens, interventions=interventions,
             **options,
@@ -78,3 +74,13 @@ class _BoundGeneration(BoundMeasure):
             text = tokenizer.decode(ids, skip_special_tokens=True) if tokenizer else ""
             found.append({"tokens": ids, "text": text})
         return found
+
+
+def logits_of_whole_prompt(vlm: HookedModel, prompt: Prompt, interventions: Any) -> dict[str, int]:
+    """The option that has generate compute logits at every position, where those are changed.
+
+    Otherwise it computes the last position's only, and a change at another would not act.
+    """
+    target = Target(vlm.architecture.points, prompt.layouts, vlm.facts)
+    changed = any(op.point == "hook_logits" for op in compose(interventions).lower(target))
+    return {"logits_to_keep": 0} if changed else {}

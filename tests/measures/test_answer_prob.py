@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlm_lens import Ablate, ActivationPatch, Last
+from vlm_lens.measures import AnswerProb, AnyOf, MeasureError
+from vlm_lens.measures.answers import answer_ids
+
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
+TEXTS = ["Q:Greece\nA:", "What is the capital?"]
+ANSWERS = ("Athens", " Lima or red")
+
+
+def teacher_forced(vlm, text, answer, pictures=(), layer=None) -> list[float]:
+    """`log p` of each token of an answer, by transformers on prompt + answer and one torch hook."""
+    prompt = vlm.prompt(text, list(pictures) or None)
+    inputs, ids = dict(prompt.inputs), answer_ids(vlm, answer)
+    n, more = prompt.length, torch.tensor([ids])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], more], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+
+    def write(module, args, output):
+        x = (output if isinstance(output, torch.Tensor) else output[0]).clone()
+        x[:, n - 1] = VECTOR
+        return x if isinstance(output, torch.Tensor) else (x, *output[1:])
+
+    handle = None
+    if layer is not None:
+        blocks = vlm.hf_model.get_submodule(vlm.architecture.decoder.stack.path)
+        handle = blocks[layer].register_forward_hook(write)
+    with torch.no_grad():
+        log_probs = vlm.hf_model(**inputs).logits[0, n - 1 : -1].log_softmax(-1)
+    if handle:
+        handle.remove()
+    return log_probs.gather(-1, more[0][:, None])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("engine", ("replay", "full"))
+def test_an_answer_equals_plain_teacher_forcing(model, engine):
+    prompt = model.prompt(TEXTS)
+    edits = [ActivationPatch(f"blocks.{i}.hook_resid_post", Last(), VECTOR) for i in range(2)]
+    mean, total = (
+        model.sweep(prompt, edits, measure=measure, engine=engine, progress=False)
+        for measure in (AnswerProb(ANSWERS), AnswerProb(ANSWERS, normalize=False))
+    )
+    for layer in (None, 0, 1):
+        for row, (text, answer) in enumerate(zip(TEXTS, ANSWERS, strict=True)):
+            expected = torch.tensor(teacher_forced(model, text, answer, layer=layer))
+            for result, value in ((mean, expected.mean()), (total, expected.sum())):
+                records = result.baseline if layer is None else result.records[2 * layer :]
+                record = records[row]
+                assert record["answer_logprob"] == pytest.approx(float(value), rel=1e-3)
+                assert record["answer_prob"] == pytest.approx(float(value.exp()), rel=2e-3)
+
+
+def test_an_answer_after_a_picture(vlm, picture):
+    prompt = vlm.prompt("<image>A:", [picture])
+    edit = ActivationPatch("blocks.1.hook_resid_post", Last(), VECTOR)
+    for engine in ("replay", "full"):
+        result = vlm.sweep(
+            prompt, [edit], measure=AnswerProb("Lima"), engine=engine, progress=False
+        )
+        expected = teacher_forced(vlm, "<image>A:", "Lima", [picture], layer=1)
+        found = result.records[0]["answer_logprob"]
+        assert found == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+
+
+def test_edits_of_logits_and_ends_of_texts(clip):
+    """An edit of the logits counts, also of all of them; an end token within an answer is one."""
+    prompt = clip.prompt(TEXTS[0])
+    end = clip.hf_model.generation_config.eos_token_id or 2
+    answer = [(end, 5, end, 6)]
+    edit = Ablate("hook_logits", at=Last())
+    for engine in ("replay", "full"):
+        result = clip.sweep(
+            prompt, [edit], measure=AnswerProb(answer, normalize=False), engine=engine,
+            progress=False,
+        )  # fmt: skip
+        ids = torch.tensor(answer[0])
+        inputs = torch.cat([prompt.inputs["input_ids"], ids[None]], 1)
+        with torch.no_grad():
+            logits = clip.hf_model(inputs).logits[0, prompt.length - 1 : -1]
+        log_probs = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        assert result.baseline[0]["answer_logprob"] == pytest.approx(
+            float(log_probs.sum()), rel=1e-3
+        )
+        changed = -torch.log(torch.tensor(float(clip.cfg.d_vocab))) + log_probs[1:].sum()
+        assert result.records[0]["answer_logprob"] == pytest.approx(float(changed), rel=1e-3)
+
+
+def test_any_of_is_refused(clip):
+    with pytest.raises(MeasureError, match="one answer a row"):
+        AnswerProb(AnyOf("a", "b")).bind(clip, clip.prompt("A:"))
