@@ -52,6 +52,16 @@ def test_answers_that_begin_alike_are_refused(clip):
     assert LogitDiff(("red", " red"), (" red", "red")).bind(clip, prompt)
 
 
+def test_a_space_alone_is_no_answer():
+    """In the models that ship, " Paris" begins with the token of a space."""
+    vlm = HookedVLM.from_pretrained("toy-llava")
+    prompt = vlm.prompt("Q:France\nA:")
+    paris = answer_ids(vlm, "Paris")[0]
+    assert Prob(AnyOf("Paris", " Paris")).bind(vlm, prompt).tokens.ids.tolist() == [[paris]]
+    with pytest.raises(MeasureError, match="a space alone"):
+        Prob(" Paris").bind(vlm, prompt)
+
+
 def test_answers_of_rows(clip):
     tokens = first_tokens(clip, (3, AnyOf(5, 9)), 2)
     x = torch.randn(2, clip.cfg.d_vocab, dtype=torch.float64)

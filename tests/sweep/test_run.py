@@ -13,7 +13,7 @@ from differential import assert_captured_alike, assert_close_records, captured
 
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches, Steer, VLMLensError
 from vlm_lens.measures import GeneratedTokens, TokenScores
-from vlm_lens.sweep import Grid
+from vlm_lens.sweep import Grid, Variant
 from vlm_lens.sweep.run import sweep as run_sweep
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -231,3 +231,65 @@ def test_the_method_and_the_function_are_one(clip):
         clip.sweep(prompt, PATCH.each_layer(), progress=False).records
         == run_sweep(clip, prompt, PATCH.each_layer(), progress=False).records
     )
+
+
+def test_variants_that_change_nothing_are_the_plain_run(clip, picture):
+    prompt = clip.prompt(["<image>A:", "<image>Q:Peru\nA:"], [[picture], [picture]])
+    single = ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=VECTOR)
+    together = [single, Steer("blocks.0.hook_attn_out", at=Last(), vector=VECTOR)]
+    plain = clip.run(prompt)[:, -1].softmax(-1)
+    for measure in ("top1", GeneratedTokens(2)):
+        for variants in ([(), single, None, together], [()]):
+            swept = clip.sweep(prompt, variants, measure=measure, progress=False)
+            assert len(swept) == 2 * len(variants)
+            for i, variant in enumerate(variants):
+                alone = clip.sweep(prompt, [variant], measure=measure, progress=False)
+                mine = [{k: v for k, v in r.items()} for r in swept.records[2 * i : 2 * i + 2]]
+                assert_close_records(
+                    [{k: r[k] for k in ("row", *_measured(alone))} for r in mine],
+                    [{k: r[k] for k in ("row", *_measured(alone))} for r in alone.records],
+                )
+                if measure == "top1" and not variant:
+                    assert [r["token_id"] for r in mine] == plain.argmax(-1).tolist()
+                    assert [r["prob"] for r in mine] == pytest.approx(plain.amax(-1).tolist())
+    nothing = [()] * 3
+    full = clip.sweep(prompt, nothing, engine="full", progress=False)
+    assert full.engines == {"plain run": 3} and not full.reasons
+    assert "3 by plain run" in repr(full)
+
+
+def _measured(result) -> list[str]:
+    return [c for c in result.columns if c not in (*result.label_names, "row")]
+
+
+def test_labels_that_are_columns_are_refused(clip, no_forward):
+    prompt = clip.prompt("Q:Greece\nA:")
+    edit = ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=VECTOR)
+    own = clip.sweep(prompt, [Variant(edit, {"value": 1})], progress=False)
+    assert own.records[0]["value"] == 1
+    seen = []
+    with pytest.raises(VLMLensError, match="'value' of a variant is also a column"):
+        clip.sweep(
+            prompt, [Variant(edit, {"value": 1})], measure=lambda x: seen.append(x) or 0.5,
+            progress=False,
+        )  # fmt: skip
+    assert len(seen) == 1  # a function's columns are known after the plain run, before any variant
+    no_forward(clip)
+    for labels, measure in (
+        ({"prob": 0}, "top1"), ({"row": 0}, "top1"), ({"logit(3)": 0, "rank(3)": 1}, [3]),
+        ({"text": 0}, GeneratedTokens(1)),
+    ):  # fmt: skip
+        with pytest.raises(VLMLensError, match="also a column of the result"):
+            clip.sweep(prompt, [Variant(edit, labels)], measure=measure, progress=False)
+
+
+def test_each_variant_is_lowered_once(clip, picture, monkeypatch):
+    prompt = clip.prompt("<image>Q:Greece\nA:", [picture])
+    seen = []
+    lower = ActivationPatch.lower
+    monkeypatch.setattr(
+        ActivationPatch, "lower", lambda self, target: seen.append(self) or lower(self, target)
+    )
+    grid = Grid("blocks.*.hook_resid_post", at=[Images(), *range(-6, 0)], vectors=VECTOR)
+    result = clip.sweep(prompt, grid, progress=False)
+    assert result.engines == {"replay": len(result)} and len(seen) == len(result)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.measures.base import MeasureError
 from vlm_lens.serial import savable
 from vlm_lens.tokens import encode, string_token
@@ -22,6 +22,8 @@ _BEFORE = (":", "\n", ".", "a")
 @dataclass(frozen=True)
 class AnyOf:
     """Answers that mean the same, such as `AnyOf(" Paris", "Paris")`: probabilities are added.
+
+    Where a tokenizer makes a token of the space alone, the text that begins with it is left out.
 
     Attributes:
         options: Token ids or texts.
@@ -64,7 +66,7 @@ class AnswerTokens:
         return x.gather(-1, self.ids.to(x.device)).amax(-1)
 
 
-def first_tokens(vlm: Any, answers: Answers, n_rows: int) -> AnswerTokens:
+def first_tokens(vlm: HookedModel, answers: Answers, n_rows: int) -> AnswerTokens:
     """The first token of each row's answer.
 
     Args:
@@ -78,15 +80,21 @@ def first_tokens(vlm: Any, answers: Answers, n_rows: int) -> AnswerTokens:
     rows = []
     for answer in per_row(answers, n_rows):
         options = answer.options if isinstance(answer, AnyOf) else (answer,)
-        ids = [answer_ids(vlm, option)[0] for option in options]
-        rows.append(list(dict.fromkeys(ids)))
+        ids = {o: answer_ids(vlm, o)[0] for o in options}
+        telling = [i for o, i in ids.items() if not isinstance(o, str) or not _is_space(vlm, i)]
+        if not telling:
+            raise MeasureError(
+                f"The first token of {answer!r} is a space alone in this model, which says nothing "
+                "of the answer: leave the space out, or measure AnswerProb."
+            )
+        rows.append(list(dict.fromkeys(telling)))
     width = max(map(len, rows))
     ids = torch.tensor([row + row[:1] * (width - len(row)) for row in rows])
     real = torch.arange(width)[None, :] < torch.tensor([len(row) for row in rows])[:, None]
     return AnswerTokens(ids, real)
 
 
-def check_apart(vlm: Any, answers: Answers, others: Answers, n_rows: int) -> None:
+def check_apart(vlm: HookedModel, answers: Answers, others: Answers, n_rows: int) -> None:
     """Refuses two answers that begin with the same token.
 
     Raises:
@@ -106,6 +114,10 @@ def check_apart(vlm: Any, answers: Answers, others: Answers, n_rows: int) -> Non
             )
 
 
+def _is_space(vlm: HookedModel, token: int) -> bool:
+    return not string_token(vlm.tokenizer, token).strip()
+
+
 def per_row(answers: Answers, n_rows: int) -> list[Answer]:
     """One answer a row.
 
@@ -123,7 +135,7 @@ def per_row(answers: Answers, n_rows: int) -> list[Answer]:
     return list(answers)
 
 
-def answer_ids(vlm: Any, answer: int | str | tuple[int, ...]) -> list[int]:
+def answer_ids(vlm: HookedModel, answer: int | str | tuple[int, ...]) -> list[int]:
     """The tokens of an answer as they would follow a prompt: a leading space is part of it.
 
     Raises:
@@ -139,7 +151,7 @@ def answer_ids(vlm: Any, answer: int | str | tuple[int, ...]) -> list[int]:
     return ids
 
 
-def _continuation(vlm: Any, text: str) -> list[int]:
+def _continuation(vlm: HookedModel, text: str) -> list[int]:
     if vlm.tokenizer is None:
         raise MeasureError(
             f"The text {text!r} cannot be split into tokens without a tokenizer: give token ids, "

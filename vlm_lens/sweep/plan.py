@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable
 from vlm_lens.engine.start import Start, start_of
@@ -12,7 +12,8 @@ from vlm_lens.ops import Op
 from vlm_lens.sweep.memory import row_bytes
 from vlm_lens.sweep.variants import Variant
 
-_KEPT_PLACES = 1 << 20  # of ops kept between their uses; more are made anew
+_KEPT = 1 << 20  # numbers in ops kept between their uses; more are made anew
+_OF_AN_OP = 32  # about what it takes beside its cells and values
 
 
 class Lowered:
@@ -29,6 +30,7 @@ class Lowered:
     def __init__(self, variants: Sequence[Variant], target: Target):
         self.variants, self._target = variants, target
         self._kept: dict[int, list[Op]] = {}
+        self._shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # rows, positions of many ops
         self._size = 0
         self.needs_tower = False
         self.places: dict[str, tuple[int, str]] = {}
@@ -41,11 +43,18 @@ class Lowered:
         if number in self._kept:
             return self._kept[number]
         ops = self.variants[number].intervention.lower(self._target)
-        size = sum(len(op.positions) for op in ops)
-        if self._size + size <= _KEPT_PLACES:
-            self._kept[number] = ops
-            self._size += size
+        if self._size <= _KEPT:
+            ops = self._kept[number] = [self._sharing(op) for op in ops]
         return ops
+
+    def _sharing(self, op: Op) -> Op:
+        """An op whose rows and positions are those of earlier ops, where they are equal."""
+        self._size += _OF_AN_OP
+        for cells in (op.rows, op.positions):
+            if cells not in self._shared:
+                self._shared[cells] = cells
+                self._size += len(cells)
+        return replace(op, rows=self._shared[op.rows], positions=self._shared[op.positions])
 
     def _note_place(self, variant: Variant, ops: Sequence[Op]) -> None:
         """Where the label of a position lies in the first row, if it means one position of text."""
@@ -58,7 +67,7 @@ class Lowered:
         if len(found) == 1:
             position, layout = found.pop(), self._target.layouts[0]
             text = layout.strings[position] if layout.strings else str(layout.token_ids[position])
-            self.places[label] = (position, text)
+            self.places[label] = (position - layout.shifted, text)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -49,8 +49,10 @@ def sweep(
     # what does not fit is refused before the first forward pass
     bound = measure.bind(vlm, prompt)
     listed = expand(variants, vlm.architecture.points)
+    labels = tuple(dict.fromkeys(k for v in listed for k in v.labels))
+    _check_labels(labels, bound.columns)
     lowered = Lowered(listed, Target(vlm.architecture.points, prompt.layouts, vlm.facts))
-    runner = _Runner(vlm, prompt, lowered, bound, engine, memory)
+    runner = _Runner(vlm, prompt, lowered, bound, labels, engine, memory)
     if save is None:
         records, complete = _measure_all(runner, len(listed), None, progress)
     else:
@@ -61,11 +63,24 @@ def sweep(
         for i in sorted(records)
         for r, measured in enumerate(records[i])
     ]
-    labels = tuple(dict.fromkeys(k for v in listed for k in v.labels))
     return SweepResult(
         rows, dict(runner.engines), dict(runner.reasons), runner.plain, labels, complete,
         lowered.places,
     )  # fmt: skip
+
+
+def _check_labels(labels: Sequence[str], columns: Iterable[str]) -> None:
+    """Refuses labels of variants that would hide what is measured, or be hidden by it.
+
+    Raises:
+        InterventionError: There are such.
+    """
+    taken = [label for label in labels if label in (*columns, "row")]
+    if taken:
+        raise InterventionError(
+            f"The label{'s' * (len(taken) > 1)} {', '.join(map(repr, taken))} of a variant "
+            f"{'are' if len(taken) > 1 else 'is'} also a column of the result: give another name."
+        )
 
 
 def _measure_all(
@@ -105,11 +120,12 @@ class _Runner:
         prompt: Prompt,
         lowered: Lowered,
         measure: BoundMeasure,
+        labels: Sequence[str],
         engine: str,
         memory: int | None,
     ):
         self.vlm, self.prompt, self.lowered, self.measure = vlm, prompt, lowered, measure
-        self.engine, self.memory = engine, memory
+        self.labels, self.engine, self.memory = labels, engine, memory
         self.engines: Tally[str] = Tally()
         self.reasons: Tally[str] = Tally()
         self.plain: list[Record] = []
@@ -118,10 +134,18 @@ class _Runner:
         """Finished variants, a chunk at a time."""
         if not todo and self.plain:
             return
+        unchanged = [number for number in todo if not self.lowered[number]]
+        todo = [number for number in todo if self.lowered[number]]
         baseline, reason = None, "asked for" if self.engine == "full" else ""
         if todo and not reason:
             baseline, reason = self._record()
-        self.plain = self.measure.of_plain(baseline)
+        self.plain = self.measure.of_plain(baseline) or (
+            self.measure.of_run(()) if unchanged else []
+        )
+        _check_labels(self.labels, self.plain[0] if self.plain else ())
+        if unchanged:
+            self.engines["plain run"] += len(unchanged)
+            yield {number: [dict(row) for row in self.plain] for number in unchanged}
         jobs, slow = [], dict.fromkeys(todo, reason)
         if baseline is not None:
             jobs, slow = plan(self.lowered, todo, baseline, self.measure.refuses)

@@ -8,7 +8,13 @@ from itertools import product
 from typing import Any
 
 from vlm_lens.errors import InterventionError, PointError
-from vlm_lens.interventions.base import Composed, EachLayer, Intervention, freeze_points
+from vlm_lens.interventions.base import (
+    Composed,
+    EachLayer,
+    Intervention,
+    compose,
+    freeze_points,
+)
 from vlm_lens.interventions.patch import ActivationPatch
 from vlm_lens.interventions.steer import Steer
 from vlm_lens.layout.positions import Position, as_position
@@ -86,12 +92,14 @@ def labelled(intervention: Intervention, points: PointTable, **more: Any) -> Var
     if "scale" in names:
         labels["scale"] = intervention.scale
     if isinstance(intervention, Composed):
-        labels["intervention"] = repr(intervention)
+        labels["intervention"] = repr(intervention) or "none"
     return Variant(intervention, {**labels, **more})
 
 
 def expand(variants: Any, points: PointTable) -> list[Variant]:
     """The variants meant by a list of interventions, a `Grid`, or `x.each_layer()`.
+
+    An entry of the list may be a list itself: several interventions, or none, as one variant.
 
     Raises:
         InterventionError: No variants, or something that is none.
@@ -111,6 +119,8 @@ def expand(variants: Any, points: PointTable) -> list[Variant]:
                 found += [labelled(i, points) for i in one.expand(points)]
             elif isinstance(one, Intervention):
                 found.append(labelled(one, points))
+            elif one is None or isinstance(one, list | tuple):
+                found.append(labelled(compose(one), points))
             else:
                 raise InterventionError(f"A sweep takes interventions, not {type(one).__name__}.")
     else:

@@ -36,21 +36,9 @@ def first_tokens(
         progress: What the batches are passed through, for a progress bar.
     """
     runs = [compose(one) for one in interventions]
-    changed = [i for i, run in enumerate(runs) if len(run)]
-    plain = [i for i, run in enumerate(runs) if not len(run)]
     columns = []
     for start in progress(range(0, len(prompts), batch_size)):
         prompt = vlm.as_prompt(list(prompts[start : start + batch_size]))
-        found = torch.empty(len(runs), len(prompt), dtype=torch.long)
-        unchanged = None
-        if changed:
-            swept = vlm.sweep(prompt, [runs[i] for i in changed], progress=False)
-            found[changed] = swept.stack("token_id").reshape(len(changed), len(prompt))
-            if swept.baseline:
-                unchanged = torch.tensor([row["token_id"] for row in swept.baseline])
-        if plain:
-            if unchanged is None:
-                unchanged = vlm.run(prompt)[:, -1].argmax(-1).cpu()
-            found[plain] = unchanged
-        columns.append(found)
+        swept = vlm.sweep(prompt, runs, progress=False)
+        columns.append(swept.stack("token_id").reshape(len(runs), len(prompt)))
     return torch.cat(columns, dim=1)
