@@ -1,4 +1,4 @@
-"""Every code block of the documentation runs, and what it names exists."""
+"""Every code block of README and documentation runs, and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -8,36 +8,42 @@ from pathlib import Path
 import plotly.basedatatypes
 import pytest
 
+from scripts.docs import examples
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# pages that write a task's vector into the prompt of a flag: what comes out then
+ATHENS = ("README", "index", "interventions", "sweeps")
 
 
-def blocks(page: Path) -> list[tuple[int, str]]:
-    """The Python blocks of a page, each with the line on which it begins."""
-    text = page.read_text()
-    return [(text[: m.start()].count("\n") + 1, m[1]) for m in BLOCK.finditer(text)]
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
-def test_code_blocks_run(page, monkeypatch, tmp_path):
+@pytest.mark.parametrize("page", [p for p in PAGES if examples.blocks(p)], ids=lambda p: p.stem)
+def test_code_runs_and_prints_what_the_page_shows(page, monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("documentation opens no window")
 
     monkeypatch.setattr(plotly.basedatatypes.BaseFigure, "show", refuse)
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
-    for line, code in blocks(page):
-        # padded, so that a failure names the line of the page
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    printed = examples.run(page, namespace)
+    for block, output in zip(examples.blocks(page), printed, strict=True):
+        if block.shown is not None:
+            where = f"{page.name}:{block.line}; run python -m scripts.docs.examples {page.name}"
+            assert examples.alike(block.shown, output), f"{where}\n{output}"
+    if page.stem in ATHENS:
+        assert any("Athens" in output for output in printed), "the vector gives the capital"
+        prompts = namespace.get("examples") or namespace["prompts"]
+        assert len(prompts) > 3 and not any("Greece" in one.text for one in prompts)
 
 
 def test_all_code_is_tested():
     fences = [f for p in PAGES for f in re.findall(r"^```(\S*)$", p.read_text(), re.MULTILINE)]
-    assert set(fences) <= {"", "python", "console", "{eval-rst}", "{toctree}"} | {
+    assert set(fences) <= {"", "python", "console", "text", "{eval-rst}", "{toctree}"} | {
         f for f in fences if f.startswith("{include}")
     }
-    assert sum(len(blocks(p)) for p in PAGES) >= 15
+    blocks = [block for page in PAGES for block in examples.blocks(page)]
+    shown = [block for block in blocks if block.shown is not None]
+    assert len(blocks) == fences.count("python") >= 15
+    assert len(shown) == fences.count("text"), "what is shown stands right below its code"
 
 
 def test_pages_name_only_points_that_exist():

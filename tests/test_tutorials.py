@@ -20,6 +20,8 @@ WRONG = {
         "patch(best, torch.zeros(vlm.cfg.d_model))",
     ]
 }
+# what the tutorials say that the model says, where the exercises are solved
+RIGHT = {"01_first_look": ("without: Greece\n", "with:    Athens\n", "Right: Euro\n")}
 SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.DOTALL)
 
 
@@ -64,7 +66,8 @@ def test_outputs_are_not_kept(notebook):
 
 def test_the_first_code_installs_where_needed_only(notebook):
     first = next(c for c in notebook.cells if c.cell_type == "code")
-    assert re.search(r'if .*find_spec\("vlm_lens"\) is None:\n    %pip install', first.source)
+    assert re.search(r'if .*find_spec\("vlm_lens"\) is None:\n    assert', first.source)
+    assert "%pip install -q git+{REPOSITORY}" in first.source
 
 
 @pytest.mark.slow
@@ -94,3 +97,5 @@ def test_checks_refuse_wrong_answers_and_pass_solutions(path, notebook, tmp_path
     run(notebook, tmp_path)
     assert all(printed(cell).startswith("refused: ") for cell in exercises)
     assert all(printed(cell).startswith("Right") for cell in checks)
+    everything = "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    assert all(text in everything for text in RIGHT[path.stem])
