@@ -41,8 +41,8 @@ def page(folder: Path) -> str:
     findings = read(folder / "findings.csv")
     models = list(dict.fromkeys(one["model"] for one in findings))
     done = list(dict.fromkeys(f"`{one['experiment']}`" for one in findings))
-    about = [json.loads((folder / name / "about.json").read_text()) for name in models]
-    seeds = sorted({one["setup: seeds"] for one in about})
+    about = [json.loads((folder / name / "manifest.json").read_text()) for name in models]
+    seeds = sorted({one["identity"]["number of seeds"] for one in about})
     parts = [
         "<!-- Written by scripts/docs/paper_numbers.py from a run: do not edit. -->",
         f"From a run of `vlm-lens reproduce` on {', '.join(models)}, seeds 1 to {max(seeds)}: "

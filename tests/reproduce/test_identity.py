@@ -9,14 +9,11 @@ import pytest
 import torch
 
 from vlm_lens import HookedVLM
-from vlm_lens.reproduce.identity import (
-    library_versions,
-    named_model_facts,
-    processor_digest,
-    weights_digest,
-)
+from vlm_lens.reproduce.identity import identity, named_model_facts
 from vlm_lens.reproduce.setup import ReproduceError, Setup
 from vlm_lens.reproduce.store import Store
+from vlm_lens.storage.identity import processor_digest
+from vlm_lens.storage.weights import weights_digest
 from vlm_lens.tasks import Task
 
 
@@ -26,13 +23,13 @@ def vlm(checkpoints):
 
 
 def test_processor_and_tokenizer_settings_count(vlm):
-    before = processor_digest(vlm)
+    before = processor_digest(vlm.processor)
     vlm.prompt(["Q:a\nA:", "Q:longer than the other\nA:"])  # padding is no setting
-    assert processor_digest(vlm) == before
+    assert processor_digest(vlm.processor) == before
     vlm.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
-    changed = processor_digest(vlm)
+    changed = processor_digest(vlm.processor)
     vlm.tokenizer.add_tokens(["anewtoken"])
-    assert len({before, changed, processor_digest(vlm)}) == 3
+    assert len({before, changed, processor_digest(vlm.processor)}) == 3
 
 
 def test_weights_of_a_model_that_is_not_loaded_count(checkpoints, tmp_path):
@@ -52,16 +49,43 @@ def test_weights_of_a_model_that_is_not_loaded_count(checkpoints, tmp_path):
 
 def test_a_changed_base_or_task_is_refused(vlm, checkpoints, tmp_path):
     setup = Setup(str(checkpoints["llava"]), "llava", str(checkpoints["llm"]), ("food-color",))
-    Store(tmp_path / "out", setup, vlm)
-    Store(tmp_path / "out", setup, vlm)  # the same again
+    for _ in range(2):  # the second time the same again
+        with Store(tmp_path / "out", setup, vlm):
+            pass
     shipped = Task.load("food-color")
     fewer = replace(shipped, test=shipped.test[:-1])
     for other in (replace(setup, base=None), replace(setup, tasks=(fewer,))):
-        with pytest.raises(ReproduceError, match="(base|tasks)"):
-            Store(tmp_path / "out", other, vlm)
+        with (
+            pytest.raises(ReproduceError, match="(base|tasks)"),
+            Store(tmp_path / "out", other, vlm),
+        ):
+            pass
 
 
-def test_versions_name_what_draws_decodes_and_clusters():
-    found = library_versions()
-    assert {"numpy", "scikit-learn", "pillow", "tokenizers", "torch", "vlm_lens"} <= set(found)
-    assert all(found[name] for name in ("numpy", "pillow", "tokenizers"))
+def test_what_differs_is_said_in_words(vlm, checkpoints, tmp_path):
+    setup = Setup(str(checkpoints["llava"]), "llava", None, ("food-color", "country-capital"))
+    with Store(tmp_path / "out", setup, vlm):
+        pass
+    other = replace(setup, tasks=("food-color",), seeds=5, base=str(checkpoints["llm"]))
+    with pytest.raises(ReproduceError) as raised, Store(tmp_path / "out", other, vlm):
+        pass
+    said = str(raised.value)
+    assert "number of seeds (3 there, 5 now)" in said and "{" not in said and len(said) < 900
+    assert "tasks (food-color, country-capital there, food-color now)" in said
+
+
+def test_one_process_at_a_time(vlm, checkpoints, tmp_path):
+    setup = Setup(str(checkpoints["llava"]), "llava", None, ("food-color",))
+    with Store(tmp_path / "out", setup, vlm):
+        with (
+            pytest.raises(ReproduceError, match="Another process"),
+            Store(tmp_path / "out", setup, vlm),
+        ):
+            pass
+        Store(tmp_path / "out", setup, vlm).check()  # as the processes that it starts do
+
+
+def test_versions_name_what_draws_decodes_and_clusters(vlm, checkpoints):
+    found = identity(Setup(str(checkpoints["llava"]), "llava", None, ("food-color",)), vlm)
+    names = ("numpy", "scikit-learn", "pillow", "tokenizers", "torch", "vlm_lens")
+    assert all(found[f"version of {name}"] for name in names)

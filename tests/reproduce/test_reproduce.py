@@ -54,9 +54,9 @@ def test_every_experiment_runs_and_is_reported(everything):
         title = experiments()[name].title
         assert f"## {title}\n" in report and f"<h2>{escape(title)}</h2>" in html
     assert not (out / "llava" / "errors").exists()
-    about = json.loads((out / "llava" / "about.json").read_text())
-    assert about["setup: seeds"] == 1 and about["model: family"] == "llava"
-    assert about["base: weights"] and about["model: processor"]
+    about = json.loads((out / "llava" / "manifest.json").read_text())
+    assert about["identity"]["number of seeds"] == 1
+    assert about["identity"]["base model's weights"] and about["identity"]["processor"]
     written = paper_numbers.page(out)
     assert "`table2`" in written and "| Text Examples Patch | " in written
 
@@ -142,11 +142,11 @@ def test_killed_and_resumed_gives_the_same_files(checkpoints, data, tmp_path):
     command = [sys.executable, "-m", "vlm_lens", "reproduce", *what, "--out", str(broken)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         runs = broken / "llava" / "runs"
-        while running.poll() is None and not any(runs.glob("[!.]*")):
+        while running.poll() is None and not any(runs.glob("*/provenance.json")):
             time.sleep(0.02)
         running.kill()
     assert not (broken / "report.html").exists()
-    finished = {path.name for path in runs.glob("[!.]*")}
+    finished = {path.parent.name for path in runs.glob("*/provenance.json")}
     assert 0 < len(finished) < 4
     written = {name: (runs / name / "provenance.json").stat().st_mtime_ns for name in finished}
     said = reproduce(*what, "--out", broken, "--jobs", 2)
@@ -163,18 +163,19 @@ def test_another_model_or_setting_is_refused(checkpoints, data, tmp_path):
     reproduce(*what, "--seeds", 1)
     before = tables(tmp_path)
     said = reproduce(*what, "--seeds", 2, code=1)
-    assert "setup: seeds: 1 there, 2 now" in " ".join(said.split())
-    about = tmp_path / "llava" / "about.json"
-    other = json.loads(about.read_text()) | {"model: weights": "another"}
+    assert "another number of seeds (1 there, 2 now)" in " ".join(said.split())
+    about = tmp_path / "llava" / "manifest.json"
+    other = json.loads(about.read_text())
+    other["identity"]["weights"] = "0" * 16
     about.write_text(json.dumps(other))
     said = reproduce(*what, "--seeds", 1, code=1)
-    assert "model: weights" in said and "another --out" in " ".join(said.split())
+    assert "with another weights: give another folder" in " ".join(said.split())
     assert tables(tmp_path) == before
 
 
 def test_models_that_the_report_would_lose_are_named(tmp_path):
     (tmp_path / "toy-fuyu").mkdir()
-    (tmp_path / "toy-fuyu" / "about.json").write_text("{}")
+    (tmp_path / "toy-fuyu" / "manifest.json").write_text("{}")
     said = reproduce("table2", "--model", "toy-llava", "--out", tmp_path, code=1)
     assert "results of toy-fuyu too" in " ".join(said.split())
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlm_lens import HookedVLM
 from vlm_lens.reproduce import resized
-from vlm_lens.reproduce.identity import processor_digest
+from vlm_lens.storage.identity import processor_digest
 
 
 def pictures() -> list[Image.Image]:
@@ -23,10 +23,10 @@ def pictures() -> list[Image.Image]:
 def test_prompts_are_the_same_to_the_last_bit(kind, checkpoints):
     plain = HookedVLM.from_pretrained(checkpoints[kind])
     remembering = HookedVLM.from_pretrained(checkpoints[kind])
-    before = processor_digest(plain)
+    before = processor_digest(plain.processor)
     resized.remember_resized(remembering.processor)
     resized.remember_resized(remembering.processor)  # twice is once
-    assert processor_digest(remembering) == before
+    assert processor_digest(remembering.processor) == before
     for _ in range(2):  # the second time from what is kept
         for picture in pictures():
             want = plain.prompt("Q:<image>\nA:", picture).inputs

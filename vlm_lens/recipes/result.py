@@ -172,6 +172,11 @@ class Result:
                 stacklevel=2,
             )
 
+    @staticmethod
+    def is_saved(folder: str | Path) -> bool:
+        """Whether a folder holds a result that was saved to the end."""
+        return current(Path(folder) / _ABOUT, _SET).is_file()
+
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Reads what `save` wrote.

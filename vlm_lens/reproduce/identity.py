@@ -1,49 +1,51 @@
-"""What numbers depend on beside the settings: weights, processors, libraries, as fingerprints."""
+"""What the numbers of a reproduction depend on: settings, models, libraries."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.recipes.base import versions
+from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.hooked.identity import run_identity
+from vlm_lens.recipes.base import model_facts
+from vlm_lens.reproduce.setup import Setup
+from vlm_lens.storage.fingerprint import fingerprint
+from vlm_lens.storage.identity import library_versions
 
-__all__ = ["library_versions", "named_model_facts", "processor_digest", "weights_digest"]
+__all__ = ["identity", "named_model_facts"]
 
-# beside those that every result records: what draws, decodes pictures, tokenizes and clusters
-_LIBRARIES = ("numpy", "pandas", "scikit-learn", "pillow", "tokenizers", "torchvision",
-              "accelerate", "bitsandbytes")  # fmt: skip
+# with those of every run: what computes, draws, decodes pictures, tokenizes and clusters
+_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "pandas", "scikit-learn", "pillow",
+              "tokenizers", "torchvision", "accelerate", "bitsandbytes")  # fmt: skip
+_TOLD = ("revision", "dtype", "device", "attention", "quantization")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def library_versions() -> dict[str, str | None]:
-    """Versions of the libraries on which numbers depend; None of one that is not installed."""
+def identity(setup: Setup, vlm: HookedModel) -> dict[str, str | int | None]:
+    """Everything on which the numbers of a setup depend, by names that a message may use."""
+    facts = model_facts(vlm)
+    run = {k: v for k, v in run_identity(vlm).items() if not k.startswith("version")}
+    asked = setup.to_dict()
+    tasks = {"tasks": asked["tasks"], "further tasks": asked["further"]}
+    return {
+        "model": setup.model,
+        "number of seeds": setup.seeds,
+        **{kind: ", ".join(one["task"] for one in listed) for kind, listed in tasks.items()},
+        **{f"content of the {kind}": fingerprint(listed) for kind, listed in tasks.items()},
+        **{name: facts[name] for name in _TOLD},
+        **run,
+        **_named("base model", setup.base),
+        **_named("unrelated model", setup.unrelated),
+        **{f"version of {name}": v for name, v in library_versions(_LIBRARIES).items()},
+    }
 
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
 
-    return {**{name: installed(name) for name in _LIBRARIES}, **versions()}
-
-
-def processor_digest(vlm: HookedVLM) -> str:
-    """A fingerprint of how texts and pictures become tensors.
-
-    Args:
-        vlm: A HookedVLM.
-    """
-    settings = vlm.processor.to_dict() if hasattr(vlm.processor, "to_dict") else {}
-    backend = getattr(vlm.tokenizer, "backend_tokenizer", None)
-    tokens = vlm.tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    for left in ("padding", "truncation"):  # set anew by every call
-        tokens.pop(left, None)
-    templates = [getattr(one, "chat_template", None) for one in (vlm.processor, vlm.tokenizer)]
-    return _digest([settings, tokens, vlm.tokenizer.special_tokens_map, templates])
+def _named(kind: str, name: str | None) -> dict[str, str | None]:
+    if name is None:
+        return {kind: None}
+    facts = named_model_facts(name)
+    return {kind: facts.pop("name"), **{f"{kind}'s {k}": v for k, v in facts.items()}}
 
 
 def named_model_facts(name: str) -> dict[str, Any]:
@@ -65,35 +67,11 @@ def named_model_facts(name: str) -> dict[str, Any]:
     config = read_config(name, where, **options)
     said = {k: v for k, v in config.to_dict().items() if k != "_name_or_path"}
     facts = {"name": name, "revision": getattr(config, "_commit_hash", None)}
-    facts["config"] = _digest(said)
+    facts["config"] = fingerprint(said)
     if Path(where).is_dir():
         files = sorted(path for glob in _WEIGHTS for path in Path(where).glob(glob))
-        facts["weights"] = _digest([[path.name, _sample(path)] for path in files])
+        facts["weights"] = fingerprint([[path.name, _sample(path)] for path in files])
     return facts
-
-
-def weights_digest(model: Any, samples: int = 64) -> str:
-    """A fingerprint of a model's weights: names, shapes, and some values of each.
-
-    Args:
-        model: A torch module.
-        samples: How many values of each tensor, evenly spaced.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if weight.device.type != "meta" and weight.numel():
-            flat = weight.detach().flatten()
-            at = torch.linspace(0, len(flat) - 1, min(samples, len(flat)), dtype=torch.float64)
-            digest.update(flat[at.long().to(flat.device)].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _digest(value: Any) -> str:
-    said = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _sample(path: Path, pieces: int = 1024, length: int = 256) -> str:

@@ -17,6 +17,7 @@ from vlm_lens.reproduce.setup import (
     choose_tasks,
     find_data,
 )
+from vlm_lens.storage.folder import MANIFEST
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -98,7 +99,7 @@ def make_plan(
 
 def _refuse_other_models(out: Path, folders: Sequence[Path]) -> None:
     """A report is of all models of a folder: one that is not named would vanish from it."""
-    others = [path.parent.name for path in sorted(out.glob("*/about.json"))
+    others = [path.parent.name for path in sorted(out.glob(f"*/{MANIFEST}"))
               if path.parent not in folders]  # fmt: skip
     if others:
         raise ReproduceError(

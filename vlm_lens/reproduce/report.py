@@ -13,7 +13,7 @@ from vlm_lens.reproduce.document import Beside, Document, Figures, Part, Table, 
 from vlm_lens.reproduce.experiment import Comparison, Experiment
 from vlm_lens.reproduce.experiments import experiments
 from vlm_lens.reproduce.runner import Outcome
-from vlm_lens.reproduce.store import write_text
+from vlm_lens.storage.files import write_whole
 from vlm_lens.terms import INTERVALS, MEAN, OTHER_RULES, short_names
 
 __all__ = ["make_document", "write_report"]
@@ -41,9 +41,9 @@ def write_report(out: str | Path, outcomes: Sequence[Outcome]) -> Path:
     document = make_document(outcomes)
     for name in ("numbers", "texts", "findings"):
         table = _joined(outcomes, name)
-        write_text(out / f"{name}.csv", table.to_csv(index=False))
-    write_text(out / "report.md", to_markdown(document))
-    write_text(out / "report.html", to_html(document))
+        write_whole(out / f"{name}.csv", table.to_csv(index=False))
+    write_whole(out / "report.md", to_markdown(document))
+    write_whole(out / "report.html", to_html(document))
     return out / "report.html"
 
 

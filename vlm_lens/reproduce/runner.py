@@ -16,8 +16,9 @@ from vlm_lens.reproduce.experiments import experiments as known_experiments
 from vlm_lens.reproduce.plan import ModelPlan
 from vlm_lens.reproduce.resized import remember_resized
 from vlm_lens.reproduce.setup import ReproduceError
-from vlm_lens.reproduce.store import Store, with_partial
+from vlm_lens.reproduce.store import Store
 from vlm_lens.reproduce.workers import in_processes, kept_error, run_one
+from vlm_lens.storage.files import written_together
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -76,8 +77,16 @@ def execute(
         VLMLensError: The model cannot be loaded, or its folder belongs to something else.
     """
     vlm = HookedVLM.from_pretrained(plan.setup.model, **options)
-    store = Store(plan.folder, plan.setup, vlm)
     remember_resized(vlm.processor)
+    with Store(plan.folder, plan.setup, vlm) as store:
+        return _execute(plan, store, vlm, say, progress, jobs, options)
+
+
+def _execute(
+    plan: ModelPlan, store: Store, vlm: HookedVLM, say: Callable[[str], None], progress: bool,
+    jobs: int, options: Mapping[str, Any],
+) -> Outcome:  # fmt: skip
+    """As `execute`, on a loaded model, in its folder."""
     skipped = dict(plan.skipped)
     for one in plan.experiments:
         reason = lacking(one, vlm)
@@ -202,14 +211,13 @@ def _check(
 
 
 def _save(folder: Path, comparison: Comparison, figures: Sequence[go.Figure]) -> None:
-    def write(to: Path) -> None:
+    before = [path.name for kind in ("*.csv", "figure*.html") for path in folder.glob(kind)]
+    with written_together(folder, "experiment", remove=before) as to:
         comparison.numbers.to_csv(to / "numbers.csv", index=False)
         comparison.texts.to_csv(to / "texts.csv", index=False)
         findings_table([comparison]).to_csv(to / "findings.csv", index=False)
         for i, figure in enumerate(figures, start=1):
             figure.write_html(to / f"figure{i}.html", include_plotlyjs="../../plotly.min.js")
-
-    with_partial(folder, write)
 
 
 def findings_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:

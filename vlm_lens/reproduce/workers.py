@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.errors import VLMLensError
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reproduce.resized import remember_resized
-from vlm_lens.reproduce.store import Store, write_text
+from vlm_lens.reproduce.store import Store
+from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe
@@ -51,7 +52,7 @@ def kept_error(folder: Path, name: str, error: Exception) -> str:
     if isinstance(error, VLMLensError):
         return str(error)
     path = folder / "errors" / f"{name}.txt"
-    write_text(path, "".join(traceback.format_exception(error)))
+    write_whole(path, "".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {error} (traceback: {path})"
 
 
@@ -88,7 +89,9 @@ def _start_worker(setup: Setup, folder: Path, options: Mapping[str, Any]) -> Non
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     vlm = HookedVLM.from_pretrained(setup.model, **options)
-    _WORKER.update(vlm=vlm, store=Store(folder, setup, vlm))
+    store = Store(folder, setup, vlm)
+    store.check()
+    _WORKER.update(vlm=vlm, store=store)
     remember_resized(vlm.processor)
 
 

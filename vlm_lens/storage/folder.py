@@ -59,7 +59,7 @@ class RunFolder:
         writable = self._own()
         try:
             if (self.path / MANIFEST).exists():
-                self._check()
+                self.check()
             else:
                 self._begin(writable)
         except BaseException:
@@ -80,6 +80,29 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def check(self) -> None:
+        """Checks the manifest of a folder that is there, without taking it for this process.
+
+        Raises:
+            VLMLensError: It holds another run, or something else.
+        """
+        try:
+            there = read_json(self.path / MANIFEST)
+        except FileError as error:
+            raise self._error(f"{error} Give another folder, or delete this one.") from None
+        held = there.get("holds") if isinstance(there, dict) else None
+        if not isinstance(there, dict) or there.get("format") != _FORMAT or held != self._holds:
+            raise self._error(
+                f"{self.path} holds {held or 'something else'}, not {self._holds}: give another "
+                "folder."
+            )
+        told = differences(there["identity"], self._identity)
+        if told:
+            raise self._error(
+                f"{self.path} holds {self._holds} with another {' and '.join(told)}: give another "
+                "folder, or delete this one."
+            )
 
     def must_be_writable(self) -> None:
         """Says, before work is begun, that its results could not be written.
@@ -116,24 +139,6 @@ class RunFolder:
         self._lock = lock
         remove_rests(self.path)
         return True
-
-    def _check(self) -> None:
-        try:
-            there = read_json(self.path / MANIFEST)
-        except FileError as error:
-            raise self._error(f"{error} Give another folder, or delete this one.") from None
-        held = there.get("holds") if isinstance(there, dict) else None
-        if not isinstance(there, dict) or there.get("format") != _FORMAT or held != self._holds:
-            raise self._error(
-                f"{self.path} holds {held or 'something else'}, not {self._holds}: give another "
-                "folder."
-            )
-        told = differences(there["identity"], self._identity)
-        if told:
-            raise self._error(
-                f"{self.path} holds {self._holds} with another {' and '.join(told)}: give another "
-                "folder, or delete this one."
-            )
 
     def _begin(self, writable: bool) -> None:
         mine = {_LOCK, *(p.name for p in self.path.glob(".*.partial"))}
