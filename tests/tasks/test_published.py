@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -131,3 +132,48 @@ def test_what_is_not_in_the_cache_says_what_to_do(cache: Path) -> None:
         Task.from_hub(REPO, revision="v2", cache_dir=cache)
     with pytest.raises(TaskError, match="write 'owner/name'"):
         Task.from_hub("one/two/three", cache_dir=cache)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    ["../secret.png", "images/../../secret.png", "{root}/secret.png", "images/..", 3, "a\0b",
+     "..\\secret.png", "C:\\secret.png", "\\\\host\\secret.png"],
+)  # fmt: skip
+def test_a_picture_outside_the_data_is_refused(tmp_path: Path, path: str, packed: bool) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    folder = fill(tmp_path / "data")
+    file = folder / "annotations" / "country-capital_val.json"
+    records = json.loads(file.read_text())
+    records[1]["image"] = path.format(root=tmp_path) if isinstance(path, str) else path
+    file.write_text(json.dumps(records))
+    if packed:
+        pack(folder, "images", inside=True)
+    with pytest.raises(TaskError, match=r"object 1: the path of a picture"):
+        Task.from_folder(folder)
+
+
+@pytest.mark.parametrize("what", ["picture", "folder of pictures", "annotations"])
+def test_a_link_out_of_the_data_is_refused(tmp_path: Path, what: str) -> None:
+    folder, other = fill(tmp_path / "data"), fill(tmp_path / "other")
+    target = {
+        "picture": Path("images/country-capital/Peru.jpg"), "folder of pictures": Path("images"),
+        "annotations": Path("annotations/country-capital_val.json"),
+    }[what]  # fmt: skip
+    shutil.rmtree(folder / target) if (folder / target).is_dir() else (folder / target).unlink()
+    (folder / target).symlink_to(other / target)
+    with pytest.raises(TaskError, match="leads out of"):
+        Task.from_folder(folder)
+    (folder / target).unlink()
+    inner = folder / "inner"  # within the data links are followed
+    shutil.move(other / target, inner)
+    (folder / target).symlink_to(inner)
+    assert len(Task.from_folder(folder)) == 3
+
+
+def test_annotations_in_another_encoding_are_said(tmp_path: Path) -> None:
+    folder = fill(tmp_path)
+    file = folder / "annotations" / "country-capital_test.json"
+    file.write_bytes('[{"input": "Côte", "output": "x"}]'.encode("latin-1"))
+    with pytest.raises(TaskError, match="not JSON in UTF-8"):
+        Task.from_folder(folder)

@@ -87,6 +87,15 @@ def test_make_row_refuses(tmp_path: Path) -> None:
             make_row(*values)
 
 
+def test_a_picture_of_too_many_pixels_is_said(flag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = make_row("Peru", flag, "Lima")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(TaskError, match="more than 2 pixels.*MAX_IMAGE_PIXELS"):
+        make_row("Peru", flag, "Lima")
+    with pytest.raises(TaskError, match="more than 2 pixels"):
+        row.image  # noqa: B018
+
+
 def test_duplicates_are_named() -> None:
     rows = [Row("Peru", "Lima"), Row("Fiji", "Suva"), Row("Peru", "Cusco")]
     with pytest.raises(TaskError, match="rows with the same input: 'Peru'"):

@@ -116,3 +116,13 @@ def test_csv_errors(folder: Path) -> None:
         path = write(folder / "t.csv", text)
         with pytest.raises(TaskError, match=message):
             Task.from_csv(path, instruction="x:")
+
+
+def test_csv_in_another_encoding_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("input,output\nCôte,x\n".encode("latin-1"))
+    with pytest.raises(TaskError, match="not in UTF-8.*save it as 'CSV UTF-8'"):
+        Task.from_csv(path, instruction="The capital:")
+    path.write_text("input,output\n" + "a" * 200_000 + ",x\n")
+    with pytest.raises(TaskError, match="cannot be read as CSV"):
+        Task.from_csv(path, instruction="The capital:")

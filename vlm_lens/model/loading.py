@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -37,14 +39,16 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     where, checkpoint = find(name)
     if checkpoint is not None:
         options.setdefault("revision", checkpoint.revision)
+    options.setdefault("trust_remote_code", False)  # left open, transformers asks on the terminal
     hub = {k: options[k] for k in _HUB_OPTIONS if k in options}
     config = read_config(name, where, **hub)
     _check_described(config)
-    model = _auto_class(config).from_pretrained(where, **options)
-    if processor is None:
-        processor = _load_processor(config, where, **hub)
-        if checkpoint is not None:
-            apply_settings(checkpoint, processor)
+    with _consent(name):
+        model = _auto_class(config).from_pretrained(where, **options)
+        if processor is None:
+            processor = _load_processor(config, where, **hub)
+            if checkpoint is not None:
+                apply_settings(checkpoint, processor)
     return model.eval(), processor
 
 
@@ -88,7 +92,10 @@ def read_config(name: str | Path, where: str, **hub: Any) -> Any:
     from vlm_lens import zoo
 
     try:
-        return AutoConfig.from_pretrained(where, **hub)
+        with _consent(name):
+            return AutoConfig.from_pretrained(where, **{"trust_remote_code": False} | hub)
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(
             f"{name!r} is not a zoo model ({', '.join(zoo.names())}), not a folder with a "
@@ -96,6 +103,20 @@ def read_config(name: str | Path, where: str, **hub: Any) -> Any:
         ) from error
     except ValueError as error:
         raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
+
+
+@contextmanager
+def _consent(name: str | Path) -> Iterator[None]:
+    """Says what to do where a repository brings code of its own, which is run if passed only."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ModelError(
+            f"{name!r} brings Python code of its own, which has not been run. If you have read it "
+            "and trust it, pass trust_remote_code=True."
+        ) from error
 
 
 def _check_described(config: Any) -> None:

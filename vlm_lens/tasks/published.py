@@ -12,7 +12,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from vlm_lens.tasks.rows import Row, TaskError
 from vlm_lens.tasks.sources import Splits, numbered_row
@@ -43,13 +43,25 @@ class Published:
 
         Returns:
             The file; where there is none, the first place at which it could have been.
+
+        Raises:
+            TaskError: It leads out of the data: an absolute path, `..`, or a link to elsewhere.
         """
-        parts = PurePosixPath(path).parts
+        parts = _checked(path)
         inside = (
             parts[1:] if parts[:1] == ("images",) else parts
         )  # an archive of the folder's files
         places = [_at(start, p) for start in self.pictures for p in (parts, inside) if p]
-        return next((place for place in places if place.is_file()), places[0])
+        return self._inside(next((place for place in places if place.is_file()), places[0]))
+
+    def _inside(self, place: Traversable) -> Traversable:
+        """A place, if it is within the data; in the Hub's cache files are links to its blobs."""
+        if isinstance(place, Path):
+            real, root = place.resolve(), self.folder.resolve()
+            blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+            if not real.is_relative_to(root) and not real.is_relative_to(blobs):
+                raise TaskError(f"{place} is a link that leads out of {root}, and is not opened")
+        return place
 
 
 def find(folder: Path) -> Published:
@@ -177,10 +189,13 @@ def _rows(data: Published, name: str, stem: str, width: int | None) -> tuple[Row
         raise TaskError(
             f"there is no {path}; tasks found there: {list(task_names(data)) or 'none'}"
         )
+    path = data._inside(path)
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # no JSON, or not in UTF-8
+        raise TaskError(f"{path} is not JSON in UTF-8: {error}") from error
     if isinstance(records, dict):
         records = records.get("data")
     if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
@@ -191,10 +206,25 @@ def _rows(data: Published, name: str, stem: str, width: int | None) -> tuple[Row
         if missing:
             raise TaskError(f"{path}, object {i} lacks {missing}; it has {sorted(record)}")
         image = record.get("image")
-        picture = data.picture(image) if image else None
         place = f"{path}, object {i}"
+        try:
+            picture = data.picture(image) if image else None
+        except TaskError as error:
+            raise TaskError(f"{place}: {error}") from error
         rows.append(numbered_row(place, record["input"], picture, record["output"], None, width))
     return tuple(rows)
+
+
+def _checked(path: object) -> tuple[str, ...]:
+    """The parts of a picture's path."""
+    if not isinstance(path, str) or "\0" in path:
+        raise TaskError(f"the path of a picture is a text, not {path!r}")
+    if PureWindowsPath(path).is_absolute() or PureWindowsPath(path).drive or path.startswith("/"):
+        raise TaskError(f"the path of a picture, {path!r}, is absolute: it must lie in the data")
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    if ".." in parts:
+        raise TaskError(f"the path of a picture, {path!r}, leads out of the data")
+    return parts
 
 
 def _open(archive: Path) -> zipfile.Path:

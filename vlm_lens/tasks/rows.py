@@ -80,7 +80,9 @@ class Row:
                     image = ImageOps.exif_transpose(opened)
             except FileNotFoundError as error:
                 raise TaskError(f"the picture of {self.input!r} is gone: {error}") from error
-            except (OSError, SyntaxError) as error:
+            except Image.DecompressionBombError as error:
+                raise TaskError(_too_large(self.input, self.picture)) from error
+            except (OSError, SyntaxError, ValueError) as error:
                 raise TaskError(
                     f"the picture of {self.input!r} cannot be read ({error}): {self.picture}; "
                     "is it a whole PNG, JPEG or other picture that Pillow knows?"
@@ -223,5 +225,15 @@ def _check_picture(given: str, path: Path | Traversable) -> None:
     try:
         with path.open("rb") as file, Image.open(file):
             pass
-    except OSError as error:
+    except Image.DecompressionBombError as error:
+        raise TaskError(_too_large(given, path)) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise TaskError(f"the file of {given!r} is no picture that Pillow knows: {path}") from error
+
+
+def _too_large(given: str, path: Path | Traversable) -> str:
+    return (
+        f"the picture of {given!r}, {path}, has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} "
+        "pixels, which Pillow does not open lest a small file fill the memory: make it smaller, or "
+        "set PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )

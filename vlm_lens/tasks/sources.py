@@ -60,10 +60,18 @@ def read_csv(path: Path, *, images: Path | None, validation: int, width: int | N
     """
     if not path.is_file():
         raise TaskError(f"there is no table {path}")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        records = list(reader)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            records = list(reader)
+    except UnicodeDecodeError as error:
+        raise TaskError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as "
+            "'CSV UTF-8', or write it with encoding='utf-8'"
+        ) from error
+    except (OSError, csv.Error) as error:
+        raise TaskError(f"{path} cannot be read as CSV: {error}") from error
     missing = [column for column in ("input", "output") if column not in columns]
     if missing:
         raise TaskError(f"{path} lacks the columns {missing}; it has {list(columns)}")

@@ -10,6 +10,7 @@ import pytest
 
 from vlm_lens.recipes.parts import judges as j
 from vlm_lens.recipes.parts.judges import Case, Endpoint, ExactRules, JudgeError, Wanted, as_judge
+from vlm_lens.recipes.task_override import TaskOverride
 from vlm_lens.terms import VERDICTS
 
 CAPITAL = Wanted("The capital:", ("Paris",), ("Paris", "Bern", "Washington", "Washington, D.C."))
@@ -70,6 +71,8 @@ class Server(BaseHTTPRequestHandler):
         if status == 200:
             content = json.dumps({"choices": [{"message": {"content": content}}]})
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", content)
         self.end_headers()
         self.wfile.write(content.encode())
 
@@ -79,16 +82,28 @@ class Server(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server():
+def start():
     made = HTTPServer(("127.0.0.1", 0), Server)
     made.asked, made.replies = [], []
     made.url = f"http://127.0.0.1:{made.server_port}/v1"
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
+    return made
+
+
+@pytest.fixture
+def servers():
+    """Two of them: another port is another host."""
+    made = [start(), start()]
     yield made
-    made.shutdown()
-    made.server_close()
+    for one in made:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.fixture
+def server(servers):
+    return servers[0]
 
 
 CASE = Case("broccoli", Wanted("What is on top?"), Wanted("Which vegetable is it?"))
@@ -148,3 +163,56 @@ def test_what_a_judge_may_be():
     with pytest.raises(JudgeError, match="begins with http"):
         Endpoint("localhost:1", "m")
     assert {j.choice(a, b) for a in (True, False) for b in (True, False)} == set(VERDICTS)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("ask", ["check", "__call__"])
+def test_a_key_goes_to_no_other_host(servers, status, ask, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    here, other = servers
+    judge = Endpoint(here.url, "m", pause=0.01, retries=1)
+    for target in (
+        other.url,
+        other.url.replace("127.0.0.1", "user:pass@127.0.0.1"),
+        "//localhost/",
+    ):
+        here.replies = [(status, target)] * 2
+        other.replies = [(200, '{"choice": "A"}')]
+        with pytest.raises(JudgeError) as raised:
+            getattr(judge, ask)(*[CASE] if ask == "__call__" else [])
+        said = str(raised.value)
+        assert "secret" not in said and "pass" not in said
+    assert other.asked == []
+    if ask == "check":  # on the same host they are followed
+        here.replies = [(status, f"{here.url}/elsewhere"), (200, "x")]
+        judge.check()
+        assert here.asked[-1][0] == "/v1/elsewhere"
+
+
+def test_a_key_that_the_server_sends_back_is_not_shown(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\n")
+    server.replies = [(401, "Incorrect API key provided: sk-secret")]
+    with pytest.raises(JudgeError, match=r"provided: \*\*\*"):
+        Endpoint(server.url, "m", retries=0)(CASE)
+    assert server.asked[0][1]["Authorization"] == "Bearer sk-secret"
+    monkeypatch.setenv("OPENAI_API_KEY", "a\nb")
+    with pytest.raises(JudgeError, match="holds what no key can hold"):
+        Endpoint(server.url, "m", retries=0)(CASE)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hidden@host/v1", "https://hidden@host/v1", "https://host/v1?key=hidden",
+        "https://host/v1#hidden", "ftp://user:hidden@host", "https://user:hidden@host:port/v1",
+        "https://", "https://[hidden", "https://ho st/hidden", "https://host\n/hidden",
+    ],
+)  # fmt: skip
+def test_credentials_in_a_url_are_refused_and_shown_nowhere(url):
+    for make in (lambda: Endpoint(url, "m"), lambda: as_judge(url, "m")):
+        with pytest.raises(JudgeError) as raised:
+            make()
+        assert "hidden" not in str(raised.value)
+    with pytest.raises(JudgeError) as raised:
+        TaskOverride(("country-capital", "country-currency"), judge=url, judge_model="m")
+    assert "hidden" not in str(raised.value)

@@ -15,7 +15,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 from vlm_lens.recipes.parts.scoring import prefix_match
 from vlm_lens.recipes.result import RecipeError
@@ -167,8 +169,7 @@ class Endpoint:
     pause: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise JudgeError(f"A judge's url begins with http:// or https://; not {self.url!r}.")
+        check_endpoint(self.url)
         if not self.model:
             raise JudgeError("A judge behind an endpoint needs the name of a model.")
 
@@ -203,13 +204,16 @@ class Endpoint:
 
     def _ask(self, path: str, body: Any = None, *, must_exist: bool = True) -> Any:
         headers = {"Content-Type": "application/json"}
-        if os.environ.get(self.key_env):
-            headers["Authorization"] = f"Bearer {os.environ[self.key_env]}"
+        key = os.environ.get(self.key_env, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise JudgeError(f"The key in the variable {self.key_env} holds what no key can hold.")
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url.rstrip("/") + path, data, headers)
         for attempt in range(self.retries + 1):
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                with _OPENER.open(request, timeout=self.timeout) as reply:
                     return json.loads(reply.read())
             except urllib.error.HTTPError as error:
                 if error.code == 404 and not must_exist:  # some servers have no list of models
@@ -218,14 +222,63 @@ class Endpoint:
                 if error.code in (401, 403):
                     reason += f" (the key is read from the variable {self.key_env})"
                 passing = error.code == 429 or error.code >= 500
-            except OSError as error:  # no connection, or none in time
+            except (OSError, HTTPException) as error:  # no connection, or none in time
                 reason, passing = str(error), True
             except ValueError:
                 reason, passing = "the reply is no JSON", False
             if not passing or attempt == self.retries:
                 break
             time.sleep(self.pause * 2**attempt)
+        if key:  # some servers send it back
+            reason = reason.replace(key, "***")
         raise JudgeError(f"The judge at {self.url} did not answer: {reason}")
+
+
+def check_endpoint(url: str) -> None:
+    """Refuses what is no endpoint, without showing what it holds.
+
+    Raises:
+        JudgeError: No http or https, no host, or credentials or a query inside it.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        known = False
+    if not known or not url.isprintable() or " " in url:
+        raise JudgeError("A judge's url begins with http:// or https:// and a host.")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise JudgeError(
+            f"A judge's url is kept in results and shown in messages, so it holds no user, no "
+            f"password and no query: put the key into an environment variable (key_env=...), and "
+            f"give {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}."
+        )
+
+
+class _NoOtherHost(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect to another scheme, host or port: the key was given for this one."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        """The request to make instead, if it is to the same host.
+
+        Raises:
+            JudgeError: It is to another.
+        """
+        old, new = (
+            urlsplit(u)._replace(path="", query="", fragment="") for u in (req.full_url, newurl)
+        )
+        if old != new:
+            raise JudgeError(
+                f"The judge at {old.geturl()} sends requests on to another host, {new.scheme}://"
+                f"{new.netloc.rpartition('@')[2]}, and keys are sent to no other than they were "
+                "given for: if it is meant, give that url."
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_NoOtherHost)
 
 
 def as_judge(judge: Any, model: str | None = None) -> Judge:
@@ -240,7 +293,7 @@ def as_judge(judge: Any, model: str | None = None) -> Judge:
     """
     if judge == "exact":
         return ExactRules()
-    if isinstance(judge, str) and judge.startswith(("http://", "https://")):
+    if isinstance(judge, str) and "://" in judge:
         return Endpoint(judge, model or "")
     if callable(judge):
         return judge
