@@ -19,6 +19,8 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy tests/typed_use.py
 	$(BIN)/python -m scripts.lint.structure
 	$(BIN)/python -m scripts.docs.generate --check
 

@@ -3,9 +3,36 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_lens.version import __version__
+
+if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
+    from vlm_lens.errors import VLMLensError as VLMLensError
+    from vlm_lens.hooked.cache import ActivationCache as ActivationCache
+    from vlm_lens.interventions import Ablate as Ablate
+    from vlm_lens.interventions import ActivationPatch as ActivationPatch
+    from vlm_lens.interventions import Intervention as Intervention
+    from vlm_lens.interventions import Steer as Steer
+    from vlm_lens.layout.layout import Layout as Layout
+    from vlm_lens.layout.positions import All as All
+    from vlm_lens.layout.positions import At as At
+    from vlm_lens.layout.positions import Find as Find
+    from vlm_lens.layout.positions import Generated as Generated
+    from vlm_lens.layout.positions import Images as Images
+    from vlm_lens.layout.positions import Last as Last
+    from vlm_lens.layout.positions import Patches as Patches
+    from vlm_lens.layout.positions import Span as Span
+    from vlm_lens.layout.positions import Text as Text
+    from vlm_lens.lenses import LogitLens as LogitLens
+    from vlm_lens.model.hooked_vlm import HookedVLM as HookedVLM
+    from vlm_lens.points.point import Point as Point
+    from vlm_lens.prompts.prompt import Prompt as Prompt
+    from vlm_lens.prompts.template import RawPrompt as RawPrompt
+    from vlm_lens.reading.mean import Mean as Mean
+    from vlm_lens.reading.vectors import TaskVector as TaskVector
+    from vlm_lens.reading.vectors import VectorEnsemble as VectorEnsemble
+    from vlm_lens.scores import Scores as Scores
 
 # Loaded when first used, so that `import vlm_lens` is quick.
 _HOMES = {
@@ -13,7 +40,7 @@ _HOMES = {
     "Prompt": "vlm_lens.prompts.prompt",
     "RawPrompt": "vlm_lens.prompts.template",
     "ActivationCache": "vlm_lens.hooked.cache",
-    "Point": "vlm_lens.points.table",
+    "Point": "vlm_lens.points.point",
     "Layout": "vlm_lens.layout.layout",
     "ActivationPatch": "vlm_lens.interventions",
     "Ablate": "vlm_lens.interventions",
@@ -39,13 +66,15 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vlm_lens' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for known
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'vlm_lens' has no attribute {name!r}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value

@@ -69,7 +69,7 @@ def warn_of(pictures: list[Image.Image]) -> None:
                 stacklevel=4,
             )
         if picture.mode.startswith(("I", "F")):
-            low, high = picture.getextrema()
+            low, high = (float(v) for v in picture.getextrema())  # type: ignore[arg-type]
             if low < 0 or high > 255 or (picture.mode == "F" and high <= 1):
                 warnings.warn(
                     f"Picture {number} has values from {low:g} to {high:g} (mode {picture.mode}); "

@@ -100,7 +100,7 @@ class ActivationCache(Mapping[str, Tensor]):
         return len(self._values)
 
     def __contains__(self, name: object) -> bool:
-        return self._points.full_name(name) in self._values if _is_name(name) else False
+        return isinstance(name, str | tuple) and self._points.full_name(name) in self._values
 
     def stack(self, kind: str) -> Tensor:
         """One kind of point over all its layers, `[layers, batch, pos, ...]`.
@@ -227,11 +227,7 @@ def gather(
     return picked.transpose(1, 2) if pattern and not position_major else picked
 
 
-def _is_name(name: object) -> bool:
-    return isinstance(name, str | tuple)
-
-
-def _bytes(n: int) -> str:
+def _bytes(n: float) -> str:
     for unit in ("B", "kB", "MB"):
         if n < 1000:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from vlm_lens.families import family_of
 from vlm_lens.hooked.description import describe, unembed_hash
@@ -18,7 +19,7 @@ from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.points.config import HookedConfig
 from vlm_lens.points.table import NamesFilter, PointTable
 from vlm_lens.prompts.chat import Message
-from vlm_lens.prompts.inputs import input_device
+from vlm_lens.prompts.inputs import input_device, input_dtype
 from vlm_lens.prompts.maker import Pictures, Promptable, PromptMaker, Texts
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.tokens import string_tokens
@@ -36,7 +37,7 @@ class DescribedModel(Vocabulary):
         ModelError: A model of a family that is not registered.
     """
 
-    def __init__(self, hf_model: nn.Module, processor: Any = None):
+    def __init__(self, hf_model: PreTrainedModel, processor: Any = None):
         self.hf_model = hf_model
         self.processor = processor
         self.family = family_of(hf_model.config)
@@ -61,7 +62,7 @@ class DescribedModel(Vocabulary):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of its activations."""
-        return self.hf_model.dtype
+        return input_dtype(self.hf_model)
 
     def points(self, names: NamesFilter = "*") -> PointTable:
         """The points that a name, glob, list or function selects, as a table.
@@ -149,7 +150,9 @@ class DescribedModel(Vocabulary):
             refuse_attribute(name, [n for n in dir(type(self)) if not n.startswith("_")])
 
     def __repr__(self) -> str:
-        return describe(self.name, self.hf_model, self.architecture, self.device)
+        return describe(
+            self.name, self.hf_model, self.architecture, self.device, self.dtype
+        )  # fmt: skip
 
 
 def _warn_if_training(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
@@ -18,7 +18,11 @@ _GROUPS = {
 
 
 def describe(
-    name: str, hf_model: nn.Module, architecture: Architecture, device: torch.device
+    name: str,
+    hf_model: PreTrainedModel,
+    architecture: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> str:
     """Family, sizes, dtype, device, attention, and the points by group."""
     cfg = architecture.cfg
@@ -35,7 +39,7 @@ def describe(
             f"{v.n_heads} heads, {frame} in patches of {v.patch_size}"
         )
     attention = hf_model.config._attn_implementation
-    lines.append(f"  {str(hf_model.dtype).removeprefix('torch.')} on {device}, {attention}")
+    lines.append(f"  {str(dtype).removeprefix('torch.')} on {device}, {attention}")
     groups = architecture.points.groups()
     for title, belongs in _GROUPS.items():
         names = [name for name in groups if belongs(name)]
@@ -44,7 +48,7 @@ def describe(
     return "\n".join(lines)
 
 
-def unembed_hash(hf_model: nn.Module, architecture: Architecture) -> str | None:
+def unembed_hash(hf_model: PreTrainedModel, architecture: Architecture) -> str | None:
     """A hash of the unembedding, one for a model in every floating dtype.
 
     `None` where the weights cannot be read: on the meta device (offloaded) or quantised.

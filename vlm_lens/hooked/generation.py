@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from vlm_lens.errors import InterventionError, PromptError, near_matches
@@ -65,7 +65,7 @@ class GenerationSettings:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Any,
         max_new_tokens: SupportsIndex | None,
         asked: Mapping[str, Any],
@@ -155,7 +155,7 @@ class GenerationSettings:
         except (ValueError, TypeError) as error:
             raise PromptError(f"transformers refuses these options: {error}") from error
 
-    def _check_names(self, model: nn.Module) -> None:
+    def _check_names(self, model: Any) -> None:
         reads = set(inspect.signature(model.forward).parameters) - {"use_cache", "logits_to_keep"}
         takes = set(inspect.signature(model.generate).parameters) - {"inputs", "kwargs", "self"}
         settings = set(GenerationConfig().to_dict())

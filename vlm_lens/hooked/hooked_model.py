@@ -10,7 +10,8 @@ from typing import Any, Self, SupportsIndex
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from vlm_lens.engine.handlers import Counter, op_handlers, read_handler, user_handler
 from vlm_lens.engine.hooks import Handler, HookedRun
@@ -55,7 +56,7 @@ class HookedModel(DescribedModel):
         ModelError: A model of a family that is not registered.
     """
 
-    def __init__(self, hf_model: nn.Module, processor: Any = None):
+    def __init__(self, hf_model: PreTrainedModel, processor: Any = None):
         super().__init__(hf_model, processor)
         self._active: list[Composed | tuple] = []
         self._pictures: PictureStore | None = None
@@ -192,12 +193,13 @@ class HookedModel(DescribedModel):
         """
         prompt = self.prompts.left_padded(self.as_prompt(prompt, images))
         composed = compose(interventions)
-        settings = GenerationSettings(self.hf_model, self.tokenizer, max_new_tokens, options)
+        model: Any = self.hf_model  # a GenerationMixin too, which its type does not say
+        settings = GenerationSettings(model, self.tokenizer, max_new_tokens, options)
         if self._active or len(composed):
             settings.check_places()
         settings.check_values()
         with self._hooked(prompt, composed, steps=settings.max_new_tokens) as run:
-            sequences = self.hf_model.generate(**prompt.inputs, **settings.options)
+            sequences = model.generate(**prompt.inputs, **settings.options)
             tokens = sequences[:, prompt.length :]
             if tokens.shape[1] == 1:  # every row ended at once: there was nothing to act on
                 run.counters[:] = [c for c in run.counters if not c.at_generated]

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
@@ -18,7 +19,7 @@ from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
 class Vocabulary:
     """The part of a HookedVLM that deals with tokens."""
 
-    hf_model: nn.Module
+    hf_model: PreTrainedModel
     processor: Any
     architecture: Architecture
 

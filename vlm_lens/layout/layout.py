@@ -125,7 +125,7 @@ class ImageLayout:
 
 
 class _Images(tuple[ImageLayout, ...]):
-    def __getitem__(self, index):  # type: ignore[override]
+    def __getitem__(self, index):
         try:
             return super().__getitem__(index)
         except IndexError:

@@ -158,13 +158,13 @@ def _load_processor(config: Any, where: str, **hub: Any) -> Any:
     if own is not None:
         return own
     if not is_torchvision_available() and type(config) in PROCESSOR_MAPPING:
-        cls = PROCESSOR_MAPPING[type(config)]
+        cls: Any = PROCESSOR_MAPPING[type(config)]
         if "video_processor" in cls.get_attributes():
             return without_video(cls).from_pretrained(where, **hub)
     return AutoProcessor.from_pretrained(where, **hub)
 
 
-def without_video(cls: type) -> type:
+def without_video(cls: Any) -> Any:
     """A processor class that reads no videos.
 
     Video processors of transformers need torchvision, and a processor that has one cannot be made

@@ -177,8 +177,9 @@ def _normed_after(added: str, inside: str) -> _Rule:
 
     def rule(block: Mapping[str, Point | None]) -> bool:
         outer = block[added]
-        known = outer is not None and block[inside] is not None
-        return known and not _scaled(outer.site) and not as_it_is(block)
+        if outer is None or block[inside] is None:
+            return False
+        return not _scaled(outer.site) and not as_it_is(block)
 
     return rule
 

@@ -239,6 +239,7 @@ def _replace(output: Any, path: tuple[str | int, ...], value: Tensor) -> Any:
     key, rest = path[0], path[1:]
     inner = _replace(output[key], rest, value)
     if isinstance(output, tuple):
+        assert isinstance(key, int), "only a ModelOutput has names"
         index = range(len(output))[key]
         return (*output[:index], inner, *output[index + 1 :])
     output[key] = inner  # a ModelOutput, made for this call alone

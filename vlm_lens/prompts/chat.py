@@ -142,7 +142,7 @@ def _picture(part: Mapping[str, Any]) -> Image.Image:
 def starts_with_bos(text: str, processor: Any) -> bool:
     """Whether a text begins with the tokenizer's first token, written out."""
     bos = getattr(tokenizer_of(processor), "bos_token", None)
-    return bool(bos) and text.startswith(bos)
+    return bos is not None and text.startswith(bos)
 
 
 class Speaker(Protocol):

@@ -7,19 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
 
 
-def input_device(model: nn.Module) -> torch.device:
+def input_device(model: PreTrainedModel) -> torch.device:
     """The device on which a model's token embedding computes.
 
     Weights that accelerate keeps on the CPU or on disk are on the meta device between two calls;
     the hook that fetches them says where to.
     """
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     device = embedding.weight.device
     if device.type != "meta":
         return device
@@ -28,7 +29,19 @@ def input_device(model: nn.Module) -> torch.device:
     return model.device if where is None else torch.device(where)
 
 
-def as_inputs(given: Mapping[str, Any], model: nn.Module, arch: Architecture) -> dict[str, Tensor]:
+def input_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The dtype of a model's token embedding, which its language model computes in.
+
+    A model's own `dtype` is that of its first weight, which BLIP-2, for one, keeps in float32.
+    """
+    embedding: Any = model.get_input_embeddings()
+    dtype = embedding.weight.dtype
+    return dtype if dtype.is_floating_point else model.dtype
+
+
+def as_inputs(
+    given: Mapping[str, Any], model: PreTrainedModel, arch: Architecture
+) -> dict[str, Tensor]:
     """The tensors that a model reads, floating ones in its dtype.
 
     Args:
@@ -43,8 +56,8 @@ def as_inputs(given: Mapping[str, Any], model: nn.Module, arch: Architecture) ->
         raise PromptError(
             f"A processor's output holds 'input_ids'; this mapping holds {sorted(given)}."
         )
-    device = input_device(model)
-    tensors = {k: _moved(k, v, device, model.dtype) for k, v in given.items() if v is not None}
+    device, dtype = input_device(model), input_dtype(model)
+    tensors = {k: _moved(k, v, device, dtype) for k, v in given.items() if v is not None}
     takes = inspect.signature(model.forward).parameters
     if "token_type_ids" not in takes:
         tensors.pop("token_type_ids", None)  # some tokenizers make them for every model
@@ -64,13 +77,14 @@ def _moved(name: str, value: Any, device: torch.device, dtype: torch.dtype) -> T
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
-def _check_ids(ids: Tensor, model: nn.Module, arch: Architecture) -> None:
+def _check_ids(ids: Tensor, model: PreTrainedModel, arch: Architecture) -> None:
     if ids.dim() != 2 or ids.shape[1] == 0:
         raise PromptError(f"input_ids must be [batch, pos], not {list(ids.shape)}.")
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise PromptError(f"input_ids are token numbers, so integers, not {ids.dtype}.")
     # some models embed more tokens than they can say
-    d_vocab = max(arch.cfg.d_vocab, model.get_input_embeddings().weight.shape[0])
+    embedding: Any = model.get_input_embeddings()
+    d_vocab = max(arch.cfg.d_vocab, embedding.weight.shape[0])
     if len(ids) and (int(ids.max()) >= d_vocab or int(ids.min()) < 0):
         raise PromptError(
             f"A token id lies outside the model's vocabulary of {d_vocab} (found "

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture, Family, PictureBatch
@@ -39,7 +40,7 @@ class PromptMaker:
         processor: Its processor or tokenizer; `None` where prompts come as tensors.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     family: Family
     architecture: Architecture
     processor: Any
@@ -176,11 +177,11 @@ class PromptMaker:
             Image.new("RGB", (64, 64), "white"),
         )
         text, options = [self.family.placeholder(self.processor)], {"return_tensors": "pt"}
-        made = [
+        one, two = (
             self.family.process(self.processor, text, [[probe]], **options).get("pixel_values")
             for probe in (clear, white)
-        ]
-        if all(isinstance(m, Tensor) for m in made) and not torch.equal(*made):
+        )
+        if one is not None and two is not None and not torch.equal(one, two):
             warnings.warn(
                 "This model's processor drops transparency: it reads the colours stored beneath "
                 "what is transparent, often black. Put the picture over a ground first: "
