@@ -55,12 +55,16 @@ class FrozenTensor:
     def __post_init__(self):
         object.__setattr__(self, "data", self.data.detach().to("cpu", copy=True).contiguous())
 
+    @property
+    def content(self) -> Tensor:
+        """What it holds, detached and on the CPU."""
+        return self.data
+
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, FrozenTensor)
-            and self.data.dtype == other.data.dtype
-            and torch.equal(self.data, other.data)
-        )
+        if not isinstance(other, FrozenTensor):
+            return False
+        mine, theirs = self.content, other.content
+        return mine.dtype == theirs.dtype and torch.equal(mine, theirs)
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -68,16 +72,38 @@ class FrozenTensor:
     @property
     def digest(self) -> str:
         """A hash of shape, dtype and content."""
-        raw = (
-            self.data.view(torch.uint8)
-            if self.data.dim()
-            else self.data.reshape(1).view(torch.uint8)
-        )
-        head = f"{tuple(self.data.shape)}{self.data.dtype}".encode()
+        content = self.content
+        raw = content.reshape(-1).view(torch.uint8)
+        head = f"{tuple(content.shape)}{content.dtype}".encode()
         return hashlib.sha256(head + raw.numpy().tobytes()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"tensor{list(self.data.shape)}"
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedTensor(FrozenTensor):
+    """A tensor that is being learned, as a value: it stays what and where it is, with its graph.
+
+    It is compared, hashed and saved by the content that it has at that time; what is loaded again
+    is a plain FrozenTensor.
+    """
+
+    def __post_init__(self):
+        pass
+
+    @property
+    def content(self) -> Tensor:
+        """What it holds now, detached and on the CPU."""
+        return self.data.detach().cpu().contiguous()
+
+    def __repr__(self) -> str:
+        return f"learned tensor{list(self.data.shape)}"
+
+
+def as_frozen(tensor: Tensor) -> FrozenTensor:
+    """A tensor as a value: a copy, or the tensor itself where it requires grad."""
+    return LearnedTensor(tensor) if tensor.requires_grad else FrozenTensor(tensor)
 
 
 class Savable:
@@ -100,9 +126,9 @@ class Savable:
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     """A value as plain JSON data; its tensors are put into `tensors` under the keys named there."""
     if isinstance(value, FrozenTensor):
-        known = (k for k, t in tensors.items() if t is value.data)  # one tensor, written once
+        known = (k for k, t in tensors.items() if t is value.content)  # one tensor, written once
         key = next(known, f"t{len(tensors)}")
-        tensors[key] = value.data
+        tensors[key] = value.content
         return {"tensor": key}
     if dataclasses.is_dataclass(value) and type(value).__name__ in _CLASSES:
         fields = {

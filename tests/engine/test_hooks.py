@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import Ablate, All, HookedVLM, Last
+from vlm_lens import Ablate, All, At, HookedVLM, Last
 from vlm_lens.engine.hooks import Firing, Handler, HookedRun, count_hooks
 from vlm_lens.errors import InterventionError
 from vlm_lens.points.sites import InputSite, OutputSite
@@ -203,3 +203,83 @@ def test_an_argument_may_be_positional_or_named():
         ("a",),
         {"inputs_embeds": new, "x": 1},
     )
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+def test_gradients_with_positions_and_on_another_device_are_those_of_the_whole(vlm, pictures):
+    prompt = vlm.prompt(TEXTS, pictures)
+    names = ["blocks.*.attn.hook_q", "blocks.1.hook_resid_mid", "blocks.0.attn.hook_pattern"]
+    logits, whole = vlm.run_with_cache(prompt, names_filter=names, grad=True)
+    full = torch.autograd.grad(logits[:, -1, 7].sum(), list(whole.values()))
+    for options in ({}, {"device": "cpu"}):
+        logits, kept = vlm.run_with_cache(
+            prompt, names_filter=names, positions=At((-1, -3)), grad=True, **options
+        )
+        found = torch.autograd.grad(logits[:, -1, 7].sum(), list(kept.values()))
+        for name, mine, theirs in zip(kept, found, full, strict=True):
+            picked = theirs[:, :, [-1, -3]] if "pattern" in name else theirs[:, [-1, -3]]
+            torch.testing.assert_close(mine, picked, rtol=1e-4, atol=1e-6)
+            assert mine.abs().sum() > 0, name
+
+
+def test_gradients_are_those_of_a_plain_hook(vlm, pictures):
+    prompt = vlm.prompt(TEXTS[0], pictures[:2])
+    names = ["blocks.0.attn.hook_v", "blocks.1.attn.hook_z", "vision.blocks.0.attn.hook_k",
+             "projector.hook_out", "blocks.0.mlp.hook_post"]  # fmt: skip
+    logits, cache = vlm.run_with_cache(prompt, names_filter=names, grad=True)
+    found = dict(
+        zip(cache, torch.autograd.grad(logits[0, -1, 7], list(cache.values())), strict=True)
+    )
+    for name in names:
+        seen = []
+        with tiny.plain_hook(*tiny.where(vlm.hf_model, name), seen.append):
+            plain = vlm.hf_model(**prompt.inputs, use_cache=False).logits
+        (expected,) = torch.autograd.grad(plain[0, -1, 7], seen[0])
+        torch.testing.assert_close(
+            found[name].flatten(), expected.flatten(), rtol=1e-4, atol=1e-6, msg=name
+        )
+
+
+def test_gradients_begin_where_weights_are_frozen(load, pictures):
+    vlm = HookedVLM(copy.deepcopy(load("clip-llama").hf_model), load("clip-llama").processor)
+    prompt = vlm.prompt(TEXTS[0], pictures[:2])
+    names = ["vision.hook_embed", "blocks.1.attn.hook_z", "blocks.0.hook_resid_mid"]
+
+    def gradients():
+        logits, cache = vlm.run_with_cache(prompt, names_filter=names, grad=True)
+        return torch.autograd.grad(logits[0, -1, 7], list(cache.values()))
+
+    expected = gradients()
+    vlm.hf_model.requires_grad_(False)
+    for mine, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_function_sees_what_the_model_goes_on_with(llama):
+    seen = {}
+    names = ["blocks.0.attn.hook_q", "blocks.0.attn.hook_pattern", "blocks.1.hook_resid_mid"]
+
+    def look(x, hook):
+        seen[hook.name] = x
+
+    logits = llama.run_with_hooks("Q:Greece\nA:", fwd_hooks=[(names, look)], grad=True)
+    _, cache = llama.run_with_cache("Q:Greece\nA:", names_filter=names, grad=True)
+    other, cache = llama.run_with_cache("Q:Greece\nA:", names_filter=names, grad=True)
+    for name in names:
+        (mine,) = torch.autograd.grad(logits[0, -1, 7], seen[name], retain_graph=True)
+        (theirs,) = torch.autograd.grad(other[0, -1, 7], cache[name], retain_graph=True)
+        torch.testing.assert_close(mine, theirs)
+        assert mine.abs().sum() > 0
+
+
+def test_unembed_and_ln_final_are_differentiable(llama):
+    x = torch.randn(2, 32, requires_grad=True)
+    model = llama.hf_model
+    (mine,) = torch.autograd.grad(llama.unembed(llama.ln_final(x))[:, 5].sum(), x)
+    (plain,) = torch.autograd.grad(model.lm_head(model.model.norm(x))[:, 5].sum(), x)
+    assert torch.equal(mine, plain)
+    assert not llama.unembed(llama.ln_final(x.detach())).requires_grad
+    with torch.no_grad():
+        assert not llama.unembed(llama.ln_final(x)).requires_grad

@@ -5,6 +5,9 @@ that; the model and its config are not touched). In the layers asked, the model'
 attention runs beside the one that the model uses, on the same queries, keys and mask. Reading so
 changes nothing. After a write, queries whose scores or pattern changed take eager attention's
 result; every other query keeps what it had, bit for bit.
+
+Where gradients are recorded, the layers asked take eager attention's result for every query,
+because what is shown must be what the model goes on with.
 """
 
 from __future__ import annotations
@@ -57,16 +60,16 @@ def tapped(taps: Mapping[nn.Module, Tap]) -> Iterator[None]:
     """While open, the attention of these modules shows its scores and pattern to their taps."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if not taps:
-        yield
-        return
-    _install(ALL_ATTENTION_FUNCTIONS)
-    token = _active.set(taps)
+    if taps:
+        _install(ALL_ATTENTION_FUNCTIONS)
+    before = _active.get()
+    _active.set(taps)
     try:
         yield
     finally:
-        _active.reset(token)
-        _uninstall(ALL_ATTENTION_FUNCTIONS)
+        _active.set(before)
+        if taps:
+            _uninstall(ALL_ATTENTION_FUNCTIONS)
 
 
 def _install(registry: Any) -> None:
@@ -108,16 +111,17 @@ def _wrap(base: Callable | None) -> Callable:
         if base is None:
             with watch:
                 return own_eager(module, query, key, value, attention_mask, **kwargs)
-        out = base(module, query, key, value, attention_mask, **kwargs)
+        recorded = torch.is_grad_enabled()
+        out = None if recorded else base(module, query, key, value, attention_mask, **kwargs)
         additive = _additive_mask(module, query, key, attention_mask, kwargs.get("is_causal"))
         kwargs.pop("is_causal", None)
         with watch:
             eager_out, _ = own_eager(module, query, key, value, additive, **kwargs)
+        if recorded:
+            return eager_out, None
         if not watch.changed_rows:
             return out
-        changed = torch.stack(watch.changed_rows).any(0)  # [batch, head, query]
-        changed = changed.transpose(1, 2).unsqueeze(-1)
-        return (torch.where(changed, eager_out, out[0]), *out[1:])
+        return (torch.where(watch.changed(), eager_out, out[0]), *out[1:])
 
     return attention
 
@@ -128,10 +132,14 @@ class ChunkedTap:
     The chunks run as they are. When the layer that reads their joined results is about to run, the
     model's eager attention runs once on the whole sequence, with a mask between chunks, and shows
     the tap scores and pattern; after a write, queries that changed take its result.
+
+    Args:
+        tap: What scores and pattern are shown to.
+        here: Whether a call belongs to the run that the tap serves.
     """
 
-    def __init__(self, tap: Tap):
-        self._tap = tap
+    def __init__(self, tap: Tap, here: Callable[[], bool]):
+        self._tap, self._here = tap, here
         self._chunks: list[tuple[Tensor, Tensor, Tensor]] = []
         self._call: tuple[nn.Module, dict[str, Any]] | None = None
 
@@ -139,6 +147,8 @@ class ChunkedTap:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]
     ) -> None:
         """Takes note of a chunk."""
+        if not self._here():
+            return
         self._chunks.append((query, key, value))
         self._call = (module, kwargs)
 
@@ -156,10 +166,11 @@ class ChunkedTap:
         watch = _SoftmaxWatch(self._tap)
         with watch:
             out, _ = _eager_of(module)(module, query, key, value, mask, **kwargs)
+        if torch.is_grad_enabled():
+            return out.reshape(joined.shape)
         if not watch.changed_rows:
             return None
-        changed = torch.stack(watch.changed_rows).any(0).transpose(1, 2).unsqueeze(-1)
-        return torch.where(changed, out, joined.view_as(out)).reshape(joined.shape)
+        return torch.where(watch.changed(), out, joined.view_as(out)).reshape(joined.shape)
 
 
 def _eager_of(module: nn.Module) -> Callable | None:
@@ -201,6 +212,10 @@ class _SoftmaxWatch(TorchFunctionMode):
             return func(*args, **kwargs)
         scores = self._show("scores", args[0])
         return self._show("pattern", func(scores, *args[1:], **kwargs))
+
+    def changed(self) -> Tensor:
+        """Queries whose scores or pattern a tap has changed, `[batch, query, head, 1]`."""
+        return torch.stack(self.changed_rows).any(0).transpose(1, 2).unsqueeze(-1)
 
     def _show(self, stage: str, x: Tensor) -> Tensor:
         new = self.tap(stage, x)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from vlm_lens.engine.hooks import Firing, Handler
+from vlm_lens.engine.ownership import calling
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Composed, Intervention, Target
 from vlm_lens.ops import IncompleteMean, Op, apply_op
 from vlm_lens.points.point import Point
+from vlm_lens.serial import LearnedTensor
 
 
 @dataclass
@@ -95,6 +97,26 @@ def op_handlers(
     return handlers, counters
 
 
+def check_gets_gradient(interventions: Composed, grad: bool | None) -> None:
+    """Refuses a value that is being learned in a run that could record gradients and does not.
+
+    Args:
+        interventions: What to change.
+        grad: Whether the run records gradients; `None` where none can (generation).
+
+    Raises:
+        InterventionError: It would get no gradient.
+    """
+    if grad is not False or not torch.is_grad_enabled():
+        return
+    for intervention in interventions:
+        if any(isinstance(value, LearnedTensor) for value in vars(intervention).values()):
+            raise InterventionError(
+                f"{intervention!r} holds a tensor that requires grad, and this run records none: "
+                "pass grad=True, or run under torch.no_grad() to use the tensor as it is now."
+            )
+
+
 def op_handler(op: Op, counter: Counter) -> Handler:
     """The handler that applies an op and counts what it wrote."""
     return Handler(partial(_apply, op, counter))
@@ -122,15 +144,37 @@ def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None
     return new.transpose(1, 2) if pattern else new
 
 
-def read_handler(
-    store: MutableMapping[str, Tensor], keep: Callable[[Tensor, Firing], Tensor]
-) -> Handler:
-    """A handler that keeps what it sees; a point that fires again is joined on its first axis."""
+PutBack = Callable[[Tensor, Tensor, Firing], Tensor]
 
-    def read(x: Tensor, firing: Firing) -> None:
+
+def read_handler(
+    store: MutableMapping[str, Tensor],
+    keep: Callable[[Tensor, Firing], Tensor],
+    put_back: PutBack | None = None,
+) -> Handler:
+    """A handler that keeps what it sees; a point that fires again is joined on its first axis.
+
+    Args:
+        store: Point name -> what is kept.
+        keep: `(activation, firing) -> what is kept of it`.
+        put_back: `(activation, kept, firing) -> activation` with what is kept in its place, where
+            that is a copy: while gradients are recorded, what is kept must be what goes on.
+    """
+
+    def read(x: Tensor, firing: Firing) -> Tensor | None:
         value = keep(x, firing)
         name = firing.point.name
-        store[name] = torch.cat([store[name], value]) if name in store else value
+        recorded = torch.is_grad_enabled() and value.requires_grad
+        if name in store:
+            if recorded:
+                raise InterventionError(
+                    f"{name} is computed several times in this run, so what is read is joined and "
+                    "has no gradient: read it without grad=True."
+                )
+            value = torch.cat([store[name], value])
+        store[name] = value
+        copied = recorded and put_back is not None and value is not x
+        return put_back(x, value, firing) if copied else None
 
     return Handler(read, writes=False)
 
@@ -146,7 +190,8 @@ def user_handler(fn: Callable[[Tensor, Hook], Tensor | None]) -> Handler:
     def call(x: Tensor, firing: Firing) -> Tensor:
         name = firing.point.name
         copy = x.clone()
-        result = fn(copy, Hook(firing.point, ctx.setdefault(name, {})))
+        with calling(fn, name):
+            result = fn(copy, Hook(firing.point, ctx.setdefault(name, {})))
         if result is not None and not isinstance(result, Tensor):
             raise InterventionError(
                 f"The hook at {name} returned a {type(result).__name__}: return a tensor or None."

@@ -3,12 +3,19 @@
 Hooks are registered with `prepend=True`: transformers 5 records `hidden_states` with forward hooks
 of its own, and a hook that comes after them changes a layer's output only after the projector's
 copy has been taken.
+
+Where gradients are recorded, what a handler is shown is what the model goes on with:
+
+    x --split--> activation --handlers--> activation --join--> x'     (x' goes on)
+
+so that a gradient taken at the activation is that of the point. Where none are recorded and no
+handler writes, `x` itself goes on, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from vlm_lens.engine.attention import ChunkedTap, check_supported, tapped
+from vlm_lens.engine.obstacles import check_not_checkpointing, check_not_compiled
+from vlm_lens.engine.ownership import Owner
 from vlm_lens.errors import InterventionError
+from vlm_lens.locks import lock_of
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
 from vlm_lens.points.table import PointTable
@@ -44,64 +54,64 @@ class Handler:
 
     Attributes:
         call: `(activation, firing) -> replacement`, or `None` to leave it.
-        writes: Whether it may replace the activation.
+        writes: Whether it may replace the activation's values.
     """
 
     call: Callable[[Tensor, Firing], Tensor | None]
     writes: bool = True
 
 
-Action = tuple[InputSite | OutputSite, Callable[[Tensor], Tensor | None]]
+_FIRST, _USUAL, _LAST = 0, 1, 2  # in which order a module's actions run
+
+
+@dataclass(frozen=True)
+class _Action:
+    """What is done with one input or output of a module: shown to handlers, completed, kept."""
+
+    site: InputSite | OutputSite
+    call: Callable[[Tensor], Tensor | None]
+    order: int = _USUAL
 
 
 class HookedRun:
     """A context in which a model's forward passes call handlers at points.
+
+    It holds the model's lock, so that other threads' runs wait. Handlers are called by the forward
+    passes of this run only: a model that a handler runs does not call them.
 
     Args:
         model: The model; nothing of it is changed but for hooks, taken off on exit, also after an
             exception.
         points: Its points.
         handlers: Point name -> handlers, called in order. Readers should come after writers.
+
+    Attributes:
+        fired: Names of the points that have fired.
+
+    Raises:
+        ModelError: On entering, where hooks could not act: a compiled module, or gradient
+            checkpointing in a run that records gradients.
     """
 
     def __init__(
         self, model: nn.Module, points: PointTable, handlers: Mapping[str, Sequence[Handler]]
     ):
+        self.fired: set[str] = set()
         self._model = model
         self._handlers = {name: handlers[name] for name in points if handlers.get(name)}
         self._points = {name: points[name] for name in self._handlers}
-        self._inputs: dict[str, list[Action]] = defaultdict(list)
-        self._outputs: dict[str, list[Action]] = defaultdict(list)
-        self._mids: dict[str, dict[str, Tensor]] = defaultdict(dict)
         self._offset = 0
         self._length: int | None = None
         self._rows = 1
+        self._generates = False
         self._stack = ExitStack()
         self._entry = _entry(model, points)
 
     def __enter__(self) -> Self:
-        taps = self._plan()
+        self._stack.enter_context(lock_of(self._model))
         try:
-            self._stack.enter_context(tapped(taps))
-            for module in dict.fromkeys((self._model, self._entry)):
-                self._add_hook(
-                    module.register_forward_pre_hook(
-                        self._start_forward, prepend=True, with_kwargs=True
-                    )
-                )
-            if self._entry is not self._model:
-                self._add_hook(self._entry.register_forward_hook(self._end_forward, prepend=True))
-            for path, actions in self._inputs.items():
-                hook = partial(_run_inputs, actions)
-                self._add_hook(
-                    submodule(self._model, path).register_forward_pre_hook(
-                        hook, prepend=True, with_kwargs=True
-                    )
-                )
-            for path, actions in self._outputs.items():
-                hook = partial(_run_outputs, actions)
-                module = submodule(self._model, path)
-                self._add_hook(module.register_forward_hook(hook, prepend=True))
+            self._owner = Owner()
+            self._put_on()
         except BaseException:
             self._stack.close()
             raise
@@ -109,52 +119,74 @@ class HookedRun:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
-        self._mids.clear()
 
-    def _add_hook(self, handle: Any) -> None:
+    def _put_on(self) -> None:
+        """Registers the hooks; none where nobody asks."""
+        if not self._handlers:
+            return
+        actions = [action for point in self._points.values() for action in self._actions(point)]
+        taps, more = self._taps()
+        actions = sorted([*more, *actions], key=lambda action: action.order)
+        modules = {m.site.module for m in actions} | {
+            p.site.module for p in self._points.values() if isinstance(p.site, AttentionSite)
+        }
+        check_not_compiled(self._model, modules)
+        if torch.is_grad_enabled():
+            check_not_checkpointing(self._model)
+        self._stack.enter_context(tapped(taps))
+        for module in dict.fromkeys((self._model, self._entry)):
+            self._hook_input(module, self._start_forward)
+        if self._entry is not self._model:
+            self._hook_output(self._entry, self._end_forward)
+        inputs: dict[str, list[_Action]] = defaultdict(list)
+        outputs: dict[str, list[_Action]] = defaultdict(list)
+        for action in actions:
+            side = inputs if isinstance(action.site, InputSite) else outputs
+            side[action.site.module].append(action)
+        for path, mine in inputs.items():
+            self._hook_input(submodule(self._model, path), partial(self._on_input, mine))
+        for path, mine in outputs.items():
+            self._hook_output(submodule(self._model, path), partial(self._on_output, mine))
+
+    def _hook_input(self, module: nn.Module, hook: Callable) -> None:
+        handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
         self._stack.callback(handle.remove)
 
-    def _plan(self) -> dict[nn.Module, Callable]:
-        """Sorts the points into actions on inputs and outputs of modules and attention taps."""
-        attention: dict[nn.Module, dict[str, Point]] = defaultdict(dict)
-        tail: list[tuple[str, Action]] = []  # run after all handlers of the module
-        for point in self._points.values():
-            site = point.site
-            fire = partial(self._fire, point)
-            if isinstance(site, InputSite):
-                self._inputs[site.module].append((site, fire))
-            elif isinstance(site, OutputSite):
-                self._outputs[site.module].append((site, fire))
-            elif isinstance(site, AttentionSite):
-                module = submodule(self._model, site.module)
-                check_supported(module, point.name)
-                attention[module][site.stage] = point
-            elif isinstance(site, MidSite):
-                self._inputs[site.module].append((site.norm, fire))
-                if any(h.writes for h in self._handlers[point.name]):
-                    kept = self._mids[point.name]
-                    self._inputs[site.module][-1] = (
-                        site.norm,
-                        partial(self._fire_mid, point, kept),
-                    )
-                    self._outputs[site.block.module].insert(
-                        0, (site.block, partial(_complete_mid, kept))
-                    )
-                    if site.branch is not None:
-                        keep = partial(self._keep_branch, kept, site.branch)
-                        tail.append((site.branch.module, (site.branch, keep)))
-        for path, action in tail:
-            self._outputs[path].append(action)
-        return {module: self._tap_of(stages) for module, stages in attention.items()}
+    def _hook_output(self, module: nn.Module, hook: Callable) -> None:
+        self._stack.callback(module.register_forward_hook(hook, prepend=True).remove)
 
-    def _tap_of(self, stages: Mapping[str, Point]) -> Callable:
-        tap = partial(self._tap, stages)
-        joined = next(iter(stages.values())).site.joined
-        if not joined:
-            return tap
-        chunked = ChunkedTap(tap)
-        self._inputs[joined].insert(0, (InputSite(joined, keyword="input"), chunked.finish))
-        return chunked
+    def _actions(self, point: Point) -> Iterator[_Action]:
+        """What must be done at modules for a point; nothing for those of attention."""
+        site, fire = point.site, partial(self._fire, point)
+        if isinstance(site, InputSite | OutputSite):
+            yield _Action(site, fire)
+        elif isinstance(site, MidSite):
+            writes = any(h.writes for h in self._handlers[point.name]) or torch.is_grad_enabled()
+            middle = _MidWrite(fire, site.branch, lambda: self._rows)
+            yield _Action(site.norm, middle.write if writes else fire)
+            if writes:
+                yield _Action(site.block, middle.complete, _FIRST)
+                if site.branch is not None:
+                    yield _Action(site.branch, middle.keep_branch, _LAST)
+
+    def _taps(self) -> tuple[dict[nn.Module, Callable], list[_Action]]:
+        """For each attention module with a handler, what its scores and pattern are shown to."""
+        stages: dict[nn.Module, dict[str, Point]] = defaultdict(dict)
+        for point in self._points.values():
+            if isinstance(point.site, AttentionSite):
+                module = submodule(self._model, point.site.module)
+                check_supported(module, point.name)
+                stages[module][point.site.stage] = point
+        taps: dict[nn.Module, Callable] = {}
+        actions = []
+        for module, mine in stages.items():
+            tap = taps[module] = partial(self._tap, mine)
+            joined = next(iter(mine.values())).site.joined
+            if joined:
+                chunked = taps[module] = ChunkedTap(tap, self._owner.here)
+                site = InputSite(joined, keyword="input")
+                actions.append(_Action(site, chunked.finish, _FIRST))
+        return taps, actions
 
     def place(self, *, offset: int, length: int | None, rows: int) -> None:
         """Says what the modules called next work on, where they are not called by the model.
@@ -178,7 +210,15 @@ class HookedRun:
         return x if new is None else new
 
     def _start_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not self._owner.here():
+            if self._owner.in_handler and self._generates:
+                raise InterventionError(
+                    "A function runs the model while it generates, and models keep what they know "
+                    "of a generation in themselves: run another model, or copy.deepcopy this one."
+                )
+            return
         past = kwargs.get("past_key_values")
+        self._generates = past is not None
         self._offset = int(past.get_seq_length()) if past is not None else 0
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
@@ -186,15 +226,52 @@ class HookedRun:
         self._rows = 1 if tokens is None else tokens.shape[0]
 
     def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.place(offset=0, length=None, rows=1)
+        if self._owner.here():
+            self.place(offset=0, length=None, rows=1)
+
+    def _on_input(
+        self, actions: Sequence[_Action], module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict] | None:
+        if not self._owner.here():
+            return None
+        changed = False
+        for action in actions:
+            value = action.site.get(args, kwargs)
+            new = None if value is None else action.call(value)
+            if new is not None:
+                args, kwargs = action.site.put(args, kwargs, new)
+                changed = True
+        return (args, kwargs) if changed else None
+
+    def _on_output(
+        self, actions: Sequence[_Action], module: nn.Module, args: tuple, output: Any
+    ) -> Any:
+        if not self._owner.here():
+            return None
+        changed = False
+        for action in actions:
+            new = action.call(action.site.get(output))
+            if new is not None:
+                output = action.site.put(output, new)
+                changed = True
+        return output if changed else None
 
     def _fire(self, point: Point, x: Tensor) -> Tensor | None:
+        """Shows a point's activation to its handlers; what goes on, `None` for `x` itself."""
+        self.fired.add(point.name)
         view = point.site.view
         value = view.split(x, self._rows) if view else x
+        recorded = torch.is_grad_enabled() and value.is_floating_point()
+        if recorded:  # a tensor of its own, because x may also be read elsewhere
+            value = value.view_as(value) if x.requires_grad else value.detach().requires_grad_()
         firing = Firing(point, self._offset_of(point, value))
-        changed = False
+        written = False
         for handler in self._handlers[point.name]:
-            new = handler.call(value, firing)
+            self._owner.in_handler = True
+            try:
+                new = handler.call(value, firing)
+            finally:
+                self._owner.in_handler = False
             if new is None or new is value:
                 continue
             if new.shape != value.shape:
@@ -202,10 +279,10 @@ class HookedRun:
                     f"A write to {point.name} has shape {list(new.shape)}; the activation has "
                     f"{list(value.shape)}."
                 )
-            value, changed = new.to(device=value.device, dtype=value.dtype), True
-        if not changed:
-            return None
-        return view.join(value, x) if view else value
+            value, written = new.to(device=value.device, dtype=value.dtype), True
+        if view:
+            return view.join(value, x) if written or recorded else None
+        return None if value is x else value
 
     def _offset_of(self, point: Point, x: Tensor) -> int:
         if point.space != "text":
@@ -215,20 +292,52 @@ class HookedRun:
         # logits may be computed for the last positions only
         return self._offset + self._length - x.shape[1]
 
-    def _fire_mid(self, point: Point, kept: dict[str, Tensor], x: Tensor) -> Tensor | None:
-        kept.clear()
-        new = self._fire(point, x)
-        if new is not None:
-            kept["mid"] = new
-            kept["before"] = x
-        return new
-
-    def _keep_branch(self, kept: dict[str, Tensor], site: OutputSite, x: Tensor) -> None:
-        if "mid" in kept:
-            kept["branch"] = site.view.split(x, self._rows) if site.view else x
-
     def _tap(self, stages: Mapping[str, Point], stage: str, x: Tensor) -> Tensor | None:
-        return self._fire(stages[stage], x) if stage in stages else None
+        return self._fire(stages[stage], x) if stage in stages and self._owner.here() else None
+
+
+class _MidWrite:
+    """A write to the stream between attention and MLP, which the block's sum must repeat.
+
+        mid --norm--> mlp --> branch         the block returns before + branch
+        new --norm--> mlp --> branch         so its output becomes new + branch
+
+    Args:
+        fire: Shows the stream to its handlers.
+        branch: What the block adds to it; `None` where no module gives that.
+        rows: The number of rows of the forward pass.
+    """
+
+    def __init__(
+        self,
+        fire: Callable[[Tensor], Tensor | None],
+        branch: OutputSite | None,
+        rows: Callable[[], int],
+    ):
+        self._fire, self._site, self._n_rows = fire, branch, rows
+        self._before: Tensor | None = None
+        self._new: Tensor | None = None
+        self._branch: Tensor | None = None
+
+    def write(self, x: Tensor) -> Tensor | None:
+        """At the norm's input."""
+        self._new = self._fire(x)
+        self._before, self._branch = x, None
+        return self._new
+
+    def keep_branch(self, x: Tensor) -> None:
+        """At the output of the MLP, after its own handlers."""
+        if self._new is not None:
+            view = self._site.view
+            self._branch = view.split(x, self._n_rows()) if view else x
+
+    def complete(self, x: Tensor) -> Tensor | None:
+        """At the block's output, before its own handlers."""
+        new, before, branch = self._new, self._before, self._branch
+        self._new = self._before = self._branch = None
+        if new is None:
+            return None
+        return x + (new - before) if branch is None else (new + branch).view_as(x)
 
 
 def _entry(model: nn.Module, points: PointTable) -> nn.Module:
@@ -239,38 +348,6 @@ def _entry(model: nn.Module, points: PointTable) -> nn.Module:
     site = points["hook_logits"].site if "hook_logits" in points else None
     named = isinstance(site, OutputSite) and site.path == ("logits",)
     return submodule(model, site.module) if named else model
-
-
-def _complete_mid(kept: dict[str, Tensor], x: Tensor) -> Tensor | None:
-    if "mid" not in kept:
-        return None
-    mid, before = kept.pop("mid"), kept.pop("before")
-    if "branch" not in kept:
-        return x + (mid - before)
-    return (mid + kept.pop("branch")).view_as(x)
-
-
-def _run_inputs(actions: Sequence[Action], module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-    changed = False
-    for site, act in actions:
-        value = site.get(args, kwargs)
-        if value is None:
-            continue
-        new = act(value)
-        if new is not None:
-            args, kwargs = site.put(args, kwargs, new)
-            changed = True
-    return (args, kwargs) if changed else None
-
-
-def _run_outputs(actions: Sequence[Action], module: nn.Module, args: tuple, output: Any) -> Any:
-    changed = False
-    for site, act in actions:
-        new = act(site.get(output))
-        if new is not None:
-            output = site.put(output, new)
-            changed = True
-    return output if changed else None
 
 
 def count_hooks(model: torch.nn.Module) -> int:

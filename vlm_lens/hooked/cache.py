@@ -15,7 +15,7 @@ from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.point import Point, expand_name
 from vlm_lens.points.table import PointTable
-from vlm_lens.serial import FrozenTensor, Savable, savable
+from vlm_lens.serial import FrozenTensor, Savable, as_frozen, savable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ class ActivationCache(Mapping[str, Tensor]):
         if self.at is not None and self.at != at:
             raise VectorError(f"The cache kept the activations at {self.at}, not at {at}.")
         kept = {
-            n: FrozenTensor(self._position_major(n) if self.at is not None else self._places(n, at))
+            n: as_frozen(self._position_major(n) if self.at is not None else self._places(n, at))
             for n in names
         }
         return CacheSlice(kept, self.source)
@@ -210,6 +210,27 @@ def gather(
     """
     pattern = "query" in point.axes
     value = value.transpose(1, 2) if pattern else value
+    index, n_places = _index(at, point, layouts)
+    picked = value[tuple(i.to(value.device) for i in index)].unflatten(0, (len(layouts), n_places))
+    return picked.transpose(1, 2) if pattern and not position_major else picked
+
+
+def scatter(
+    value: Tensor, picked: Tensor, point: Point, at: Position, layouts: tuple[Layout, ...]
+) -> Tensor:
+    """An activation with what `gather` picked of it in its places, as a new tensor."""
+    pattern = "query" in point.axes
+    value, picked = (x.transpose(1, 2) if pattern else x for x in (value, picked))
+    index, _ = _index(at, point, layouts)
+    index = tuple(i.to(value.device) for i in index)
+    whole = value.index_put(index, picked.flatten(0, 1).to(value.device))
+    return whole.transpose(1, 2) if pattern else whole
+
+
+def _index(
+    at: Position, point: Point, layouts: tuple[Layout, ...]
+) -> tuple[tuple[Tensor, Tensor], int]:
+    """Rows and positions of the places of a position, and how many each prompt has."""
     pairs = [at.resolve(layout, point.space) for layout in layouts]
     counts = sorted({len(p) for p in pairs})
     if len(counts) > 1:
@@ -220,11 +241,7 @@ def gather(
     if not counts[0]:
         raise PositionError(f"{at} holds no position of this prompt, so there is nothing to read.")
     rows, positions = zip(*(pair for row in pairs for pair in row), strict=True)
-    picked = value[
-        torch.tensor(rows, device=value.device), torch.tensor(positions, device=value.device)
-    ]
-    picked = picked.unflatten(0, (len(layouts), counts[0]))
-    return picked.transpose(1, 2) if pattern and not position_major else picked
+    return (torch.tensor(rows), torch.tensor(positions)), counts[0]
 
 
 def _bytes(n: float) -> str:

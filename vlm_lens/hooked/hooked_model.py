@@ -13,15 +13,22 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vlm_lens.engine.handlers import Counter, op_handlers, read_handler, user_handler
+from vlm_lens.engine.handlers import (
+    Counter,
+    check_gets_gradient,
+    op_handlers,
+    read_handler,
+    user_handler,
+)
 from vlm_lens.engine.hooks import Handler, HookedRun
 from vlm_lens.engine.picture_store import PictureStore
 from vlm_lens.errors import PromptError
 from vlm_lens.hooked.cache import ActivationCache
+from vlm_lens.hooked.contexts import open_for, opened
 from vlm_lens.hooked.described_model import DescribedModel
 from vlm_lens.hooked.generation import Generation, GenerationSettings
 from vlm_lens.hooked.habits import answers_habits
-from vlm_lens.hooked.request import check_fires, keeper, names_to_read
+from vlm_lens.hooked.request import Keeper, check_fired, check_fires, names_to_read
 from vlm_lens.interventions.base import Composed, Intervention, Target, compose
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.table import NamesFilter
@@ -58,8 +65,6 @@ class HookedModel(DescribedModel):
 
     def __init__(self, hf_model: PreTrainedModel, processor: Any = None):
         super().__init__(hf_model, processor)
-        self._active: list[Composed | tuple] = []
-        self._pictures: PictureStore | None = None
 
     # ------------------------------------------------------------------ runs
 
@@ -124,8 +129,8 @@ class HookedModel(DescribedModel):
         at = None if positions is None else as_position(positions)
         names = names_to_read(self.architecture.points, prompt, names_filter, at)
         store: dict[str, Tensor] = {}
-        keep = keeper(at, prompt, device)
-        readers = {name: [read_handler(store, keep)] for name in names}
+        keeper = Keeper(at, prompt, device)
+        readers = {name: [read_handler(store, keeper.keep, keeper.put_back)] for name in names}
         with self._hooked(prompt, interventions, readers=readers, grad=grad) as run:
             logits = self._forward(prompt, run, last_logits)
         cache = ActivationCache(
@@ -158,11 +163,9 @@ class HookedModel(DescribedModel):
             VLMLensError: The prompt, a name or an intervention does not fit.
         """
         prompt = self.as_prompt(prompt, images)
-        with (
-            self.intervening(interventions),
-            self.hooks(fwd_hooks),
-            self._hooked(prompt, (), grad=grad) as run,
-        ):
+        with self._hooked(
+            prompt, interventions, functions=self._named(fwd_hooks), grad=grad
+        ) as run:
             return self._forward(prompt, run)
 
     @answers_habits
@@ -214,23 +217,21 @@ class HookedModel(DescribedModel):
 
     @contextmanager
     def intervening(self, interventions: Interventions) -> Iterator[Self]:
-        """While open, every run of this HookedVLM makes these interventions first."""
-        self._active.append(compose(interventions))
-        try:
+        """While open, every run of this HookedVLM in this thread or task makes these first."""
+        with opened(self, compose(interventions)):
             yield self
-        finally:
-            self._active.pop()
 
     @contextmanager
     def hooks(self, fwd_hooks: FwdHooks) -> Iterator[Self]:
-        """While open, every run of this HookedVLM calls these functions; see `run_with_hooks`."""
-        self._active.append(
-            tuple((self.architecture.points.match(names), fn) for names, fn in fwd_hooks)
-        )
-        try:
+        """While open, every run of this HookedVLM in this thread or task calls these functions.
+
+        A function that itself runs this model would be called by that run too, and is refused then.
+
+        Args:
+            fwd_hooks: As for `run_with_hooks`.
+        """
+        with opened(self, self._named(fwd_hooks)):
             yield self
-        finally:
-            self._active.pop()
 
     @contextmanager
     def reusing_pictures(self) -> Iterator[Self]:
@@ -241,12 +242,23 @@ class HookedModel(DescribedModel):
         compute them as ever. Logits equal those of other runs up to rounding, because pictures are
         computed in other batches.
         """
-        before = self._pictures
-        self._pictures = before or PictureStore(self.hf_model, self.family, self.architecture)
-        try:
+        store = self._pictures or PictureStore(self.hf_model, self.family, self.architecture)
+        with opened(self, store):
             yield self
-        finally:
-            self._pictures = before
+
+    @property
+    def _pictures(self) -> PictureStore | None:
+        """The store of pictures that is open, if one is."""
+        return next((one for one in open_for(self) if isinstance(one, PictureStore)), None)
+
+    @property
+    def _active(self) -> tuple[Composed | tuple, ...]:
+        """The interventions and the functions that are open, in order."""
+        return tuple(one for one in open_for(self) if not isinstance(one, PictureStore))
+
+    def _named(self, fwd_hooks: FwdHooks) -> tuple[tuple[list[str], Callable], ...]:
+        """Functions with the points that they are called at."""
+        return tuple((self.architecture.points.match(names), fn) for names, fn in fwd_hooks)
 
     @contextmanager
     def _hooked(
@@ -254,35 +266,37 @@ class HookedModel(DescribedModel):
         prompt: Prompt,
         interventions: Interventions,
         *,
+        functions: Sequence[tuple[list[str], Callable]] = (),
         readers: Mapping[str, list[Handler]] | None = None,
-        grad: bool = False,
+        grad: bool | None = None,
         steps: int = 1,
     ) -> Iterator[_Open]:
-        """The model with handlers on: contexts' first, then interventions, then readers."""
-        target = Target(self.architecture.points, prompt.layouts, self.facts)
+        """The model with handlers on: contexts' first, then the run's own, then readers."""
+        points = self.architecture.points
+        target = Target(points, prompt.layouts, self.facts)
         handlers: dict[str, list[Handler]] = {}
         counters: list[Counter] = []
-        for active in [*self._active, compose(interventions)]:
+        for active in [*self._active, compose(interventions), tuple(functions)]:
             if isinstance(active, Composed):
+                check_gets_gradient(active, grad)
                 added, counted = op_handlers(active, target, steps=steps)
                 counters += counted
             else:
                 added = []
                 for names, fn in active:
-                    check_fires(self.architecture.points, prompt, names)
+                    check_fires(points, prompt, names)
                     handler = user_handler(fn)
                     added += [(name, handler) for name in names]
             for name, handler in added:
                 handlers.setdefault(name, []).append(handler)
         for name, more in (readers or {}).items():
             handlers.setdefault(name, []).extend(more)
-        with (
-            torch.set_grad_enabled(grad),
-            HookedRun(self.hf_model, self.architecture.points, handlers),
-        ):
-            yield _Open(counters, tuple(handlers), grad)
+        hooked = HookedRun(self.hf_model, points, handlers)
+        with torch.set_grad_enabled(bool(grad)), hooked:
+            yield _Open(counters, tuple(handlers), bool(grad))
         for counter in counters:
             counter.check()
+        check_fired(points, prompt, handlers, hooked.fired)
 
     def _forward(self, prompt: Prompt, run: _Open, last_logits: int | None = None) -> Tensor:
         inputs: Mapping[str, Any] = prompt.inputs

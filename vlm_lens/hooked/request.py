@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlm_lens.engine.hooks import Firing
-from vlm_lens.errors import PositionError, PromptError
-from vlm_lens.hooked.cache import gather
+from vlm_lens.errors import PointError, PositionError, PromptError
+from vlm_lens.hooked.cache import gather, scatter
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.table import NamesFilter, PointTable
 from vlm_lens.prompts.prompt import Prompt
@@ -59,6 +60,28 @@ def check_fires(points: PointTable, prompt: Prompt, names: Sequence[str]) -> Non
         raise PromptError(f"{names[0]} is computed from pictures, and this prompt has none.")
 
 
+def check_fired(
+    points: PointTable, prompt: Prompt, asked: Iterable[str], fired: Collection[str]
+) -> None:
+    """Refuses the result of a run in which a point that was asked for did not fire.
+
+    Raises:
+        PointError: A point that this prompt computes did not fire.
+    """
+    pictures = any(layout.images for layout in prompt.layouts)
+    due = [n for n in asked if pictures or not points[n].needs_pictures]
+    silent = [n for n in due if n not in fired]
+    if silent:
+        raise PointError(
+            f"{silent[0]} did not fire in this run"
+            + (f", nor did {len(silent) - 1} others of the {len(due)} asked" if silent[1:] else "")
+            + ": the model did not call the module that it stands at (a block that is skipped or "
+            "replaced, code that calls the layer's function itself, a compiled model), so nothing "
+            "was read or changed there. Leave it out, or run the model without what replaces it; "
+            "vlm_lens.testing.conformance(vlm, prompt) lists every point that is dead."
+        )
+
+
 def _check_position(points: PointTable, prompt: Prompt, name: str, at: Position) -> None:
     counts = {len(at.resolve(layout, points[name].space)) for layout in prompt.layouts}
     if counts == {0}:
@@ -70,14 +93,28 @@ def _check_position(points: PointTable, prompt: Prompt, name: str, at: Position)
         )
 
 
-def keeper(
-    at: Position | None, prompt: Prompt, device: str | torch.device | None
-) -> Callable[[Tensor, Firing], Tensor]:
-    """A function from what fires to what is kept: all of it, or a copy of some positions."""
+@dataclass(frozen=True)
+class Keeper:
+    """What of an activation is kept: all of it, or a copy of some positions; and where.
 
-    def keep(value: Tensor, firing: Firing) -> Tensor:
-        if at is not None:
-            value = gather(value, firing.point, at, prompt.layouts)
-        return value if device is None else value.to(device)
+    Attributes:
+        at: Which positions; `None` for all.
+        prompt: The prompt.
+        device: Where it is kept; `None` for where it is computed.
+    """
 
-    return keep
+    at: Position | None
+    prompt: Prompt
+    device: str | torch.device | None
+
+    def keep(self, value: Tensor, firing: Firing) -> Tensor:
+        """What is kept of an activation."""
+        if self.at is not None:
+            value = gather(value, firing.point, self.at, self.prompt.layouts)
+        return value if self.device is None else value.to(self.device)
+
+    def put_back(self, value: Tensor, kept: Tensor, firing: Firing) -> Tensor:
+        """The activation made of what was kept of it, so that gradients pass through that."""
+        if self.at is None:
+            return kept.to(value.device)
+        return scatter(value, kept, firing.point, self.at, self.prompt.layouts)

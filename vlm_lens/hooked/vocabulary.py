@@ -28,15 +28,21 @@ class Vocabulary:
         """The processor's tokenizer, `None` without a processor."""
         return tokenizer_of(self.processor)
 
-    @torch.no_grad()
     def unembed(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        """Logits of normed residual-stream vectors: the model's own output layer."""
-        return self.architecture.logits(self.hf_model, x)
+        """Logits of normed residual-stream vectors: the model's own output layer.
 
-    @torch.no_grad()
+        Differentiable in `x`: gradients are recorded where it requires them.
+        """
+        with _recording_for(x):
+            return self.architecture.logits(self.hf_model, x)
+
     def ln_final(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """The language model's final norm, its statistics computed anew from `x`."""
-        return submodule(self.hf_model, self.architecture.decoder.norm)(x)
+        """The language model's final norm, its statistics computed anew from `x`.
+
+        Differentiable in `x`: gradients are recorded where it requires them.
+        """
+        with _recording_for(x):
+            return submodule(self.hf_model, self.architecture.decoder.norm)(x)
 
     def to_tokens(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens."""
@@ -63,3 +69,8 @@ class Vocabulary:
     def to_first_token(self, text: str) -> int:
         """The id of the first token of a text."""
         return first_token(self.tokenizer, text)
+
+
+def _recording_for(x: Tensor) -> torch.set_grad_enabled:
+    """Records gradients for `x` alone: the model's weights are no reason to."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad)

@@ -11,7 +11,7 @@ from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.point import Point
-from vlm_lens.serial import FrozenTensor
+from vlm_lens.serial import FrozenTensor, as_frozen
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ def freeze_value(value: Any, points: tuple[str, ...], at: Position) -> Any:
     if isinstance(value, PointValue | FrozenTensor):
         return value
     if isinstance(value, Tensor):
-        return FrozenTensor(value)
+        return as_frozen(value)
     if isinstance(value, int | float):
         return FrozenTensor(torch.tensor(float(value)))
     raise InterventionError(

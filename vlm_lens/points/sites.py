@@ -6,6 +6,7 @@ hooks. Nothing here knows of models, prompts or interventions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -182,9 +183,25 @@ class ScaleView:
         return self.factor * x
 
     def join(self, value: Tensor, original: Tensor) -> Tensor:
-        """The output that gives this product; where nothing changed, the very same."""
-        same = (value == self.factor * original) | (self.factor == 0)
-        return torch.where(same, original, value / self.factor)
+        """The output that gives this product; where nothing changed, the very same.
+
+        Where gradients are recorded, those of the output pass to the product. Where the factor is
+        exactly 0 they cannot, because the block gives none, and a warning says so.
+        """
+        factor = self.factor
+        zero = factor == 0
+        same = (value == factor * original) | zero
+        divided = value / torch.where(zero, torch.ones_like(factor), factor)
+        if not torch.is_grad_enabled():
+            return torch.where(same, original, divided)
+        if zero.any():
+            warnings.warn(
+                "The block multiplies its output by a learned factor that is exactly 0, so the "
+                "gradient at what it adds to the stream reads 0 there.",
+                stacklevel=2,
+            )
+        unchanged = original.detach() + (divided - divided.detach())  # its value, that gradient
+        return torch.where(zero, original, torch.where(same, unchanged, divided))
 
 
 @dataclass(frozen=True)

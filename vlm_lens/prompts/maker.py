@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture, Family, PictureBatch
 from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
+from vlm_lens.locks import lock_of
 from vlm_lens.pictures import as_picture, is_transparent, warn_of
 from vlm_lens.prompts.chat import Message, starts_with_bos, write_chat
 from vlm_lens.prompts.inputs import as_inputs, left_padded
@@ -193,7 +194,8 @@ class PromptMaker:
         self, texts: list[str], rows: list[list[Image.Image]], options: dict[str, Any]
     ) -> Mapping[str, Any]:
         try:
-            return self.family.process(self.processor, texts, rows, **options)
+            with lock_of(self.model):  # a fast tokenizer serves one thread at a time
+                return self.family.process(self.processor, texts, rows, **options)
         except PromptError:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from vlm_lens.engine.baseline import Baseline, NotReplayable
@@ -18,6 +19,7 @@ from vlm_lens.engine.tower import TowerReplay
 from vlm_lens.errors import InterventionError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import Target
+from vlm_lens.locks import alone
 from vlm_lens.measures.base import BoundMeasure, Record
 from vlm_lens.measures.named import as_measure
 from vlm_lens.prompts.prompt import Prompt
@@ -139,9 +141,9 @@ class _Runner:
         baseline, reason = None, "asked for" if self.engine == "full" else ""
         if todo and not reason:
             baseline, reason = self._record()
-        self.plain = self.measure.of_plain(baseline) or (
-            self.measure.of_run(()) if unchanged else []
-        )
+        with torch.no_grad():
+            plain = self.measure.of_plain(baseline)
+            self.plain = plain or (self.measure.of_run(()) if unchanged else [])
         _check_labels(self.labels, self.plain[0] if self.plain else ())
         if unchanged:
             self.engines["plain run"] += len(unchanged)
@@ -159,8 +161,9 @@ class _Runner:
                 yield self._replay(chunk, baseline)
         for number in slow:
             self.engines["full"] += 1
-            yield {number: self.measure.of_run(self.lowered.variants[number].intervention)}
+            yield {number: self._full(number)}
 
+    @alone
     def _record(self) -> tuple[Baseline | None, str]:
         """The recorded plain run, or why there is none."""
         family = self.vlm.family
@@ -189,6 +192,11 @@ class _Runner:
         baseline.no_tower = baseline.no_tower or no_tower
         return baseline, ""
 
+    @torch.no_grad()
+    def _full(self, number: int) -> list[Record]:
+        return self.measure.of_run(self.lowered.variants[number].intervention)
+
+    @alone
     def _replay(self, chunk: Sequence[Job], baseline: Baseline) -> dict[int, list[Record]]:
         variants = []
         for job in chunk:

@@ -140,6 +140,8 @@ def points_fire(subject: Subject) -> str:
         if name not in subject.cache:
             raise CheckFailed(f"{name} never fired")
         point, value = subject.vlm.architecture.points[name], subject.cache[name]
+        if value.dim() != len(point.axes):
+            raise CheckFailed(f"{name} declares {point.shape} and has {list(value.shape)}")
         known = {"batch": n_rows, "pos": length if point.space == "text" else None}
         for axis, declared, found in zip(point.axes, point.sizes, value.shape, strict=True):
             wanted = declared if declared is not None else known.get(axis)
@@ -150,8 +152,9 @@ def points_fire(subject: Subject) -> str:
 
 def writes_restore(subject: Subject) -> str:
     """Writing back what was read gives the plain logits, bit for bit."""
+    cache = subject.cache  # read before a write begins
     for name in subject.names:
-        logits = subject.write(name, lambda x, name=name: subject.cache[name].clone(), cold=False)
+        logits = subject.write(name, lambda x, name=name: cache[name].clone(), cold=False)
         if not torch.equal(logits, subject.plain):
             off = float((logits - subject.plain).abs().max())
             raise CheckFailed(f"{name} written back is off by {off:.3g}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vlm_lens.errors import ModelError
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.testing import checks
+from vlm_lens.testing import checks, gradients
 from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject
 from vlm_lens.testing.report import FAILED, NOT_APPLICABLE, PASSED, CheckResult, Report
 
@@ -23,6 +24,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "generation equals Hugging Face": checks.generation_equals_plain,
     "nothing is left behind": checks.nothing_is_left_behind,
     "patch -> pixels -> patch": checks.grids_round_trip,
+    "gradients equal finite differences": gradients.gradients_are_right,
 }
 
 
@@ -43,13 +45,20 @@ def conformance(
         prompt: A Prompt (a batch is fine), text, or a processor's output; with pictures, if the
             vision points are to be checked.
         images: Pictures, where `prompt` is text.
-        cold: Also check writes on a copy of the model in the state before its first run; takes the
-            memory of a second model.
+        cold: Also run the checks that need a copy of the model: writes in the state before its
+            first run, and gradients in float64. They take the memory of a second model, or of two
+            to four where the weights are in half precision.
         only: Names of checks; all by default.
 
     Returns:
         A report; `report.raise_if_failed()` turns failures into an error.
+
+    Raises:
+        ModelError: `only` names no check.
     """
+    unknown = [name for name in only if name not in CHECKS]
+    if unknown:
+        raise ModelError(f"There is no check {unknown[0]!r}; there are {', '.join(CHECKS)}.")
     subject = Subject(vlm, vlm.as_prompt(prompt, images), cold)
     results = []
     for name, check in CHECKS.items():

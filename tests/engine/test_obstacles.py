@@ -1,0 +1,87 @@
+"""What keeps hooks from acting is named before a run, or as soon as it shows."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+
+from vlm_lens import Ablate, HookedVLM, Last
+from vlm_lens.errors import ModelError, PointError
+
+P = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture
+def fresh(load):
+    """A copy of the tiny LLaVA that a test may spoil."""
+    vlm = load("clip-llama")
+    return HookedVLM(copy.deepcopy(vlm.hf_model), vlm.processor)
+
+
+def asks(vlm):
+    """Every way to ask for a point."""
+    yield lambda: vlm.run_with_cache("Q:Greece", names_filter=P)
+    yield lambda: vlm.run_with_hooks("Q:Greece", fwd_hooks=[(P, lambda x, hook: None)])
+    yield lambda: vlm.run("Q:Greece", interventions=Ablate(P, at=Last()))
+    yield lambda: vlm.generate(
+        "Q:Greece", max_new_tokens=2, interventions=Ablate("blocks.*.attn.hook_pattern", at=Last())
+    )
+
+
+@pytest.mark.parametrize("part", ["", "model.language_model", "model.language_model.layers.1"])
+def test_compiled_modules_are_named(fresh, part):
+    plain = fresh.run("Q:Greece")
+    fresh.hf_model.get_submodule(part).compile(backend="eager")
+    for ask in asks(fresh):
+        with pytest.raises(ModelError, match=f"{part or 'The model'} is compiled"):
+            ask()
+    assert torch.equal(fresh.run("Q:Greece"), plain)  # a run without hooks is the model's own
+
+
+def test_a_compiled_wrapper_is_named(fresh):
+    layers = fresh.hf_model.model.language_model.layers
+    layers[1] = torch.compile(layers[1], backend="eager")
+    with pytest.raises(ModelError, match="layers.1 is compiled"):
+        fresh.run_with_cache("Q:Greece", names_filter=P)
+    other = fresh.run_with_cache("Q:Greece", names_filter="blocks.0.hook_resid_pre")[1]
+    assert len(other) == 1
+
+
+def test_what_does_not_fire_is_an_error(fresh):
+    mlp = fresh.hf_model.model.language_model.layers[1].mlp
+    fresh.hf_model.model.language_model.layers[1].forward = lambda x, **kwargs: x
+    names = ["blocks.1.hook_mlp_out", "blocks.1.attn.hook_z"]
+    with pytest.raises(PointError, match="hook_z did not fire in this run, nor did 1 others of"):
+        fresh.run_with_cache("Q:Greece", names_filter=names)
+    with pytest.raises(PointError, match="blocks.1.hook_mlp_out did not fire"):
+        fresh.run_with_hooks("Q:Greece", fwd_hooks=[(names[0], lambda x, hook: None)])
+    with pytest.raises(PointError, match="did not fire"), fresh.hooks([("*", lambda x, hook: x)]):
+        fresh.generate("Q:Greece", max_new_tokens=2)
+    read = fresh.run_with_cache("Q:Greece", names_filter="blocks.*.hook_resid_post")[1]
+    assert len(read) == 2
+    assert not mlp._forward_hooks
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_is_refused(fresh, reentrant):
+    model = fresh.hf_model
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    picture = tiny.noise_picture()
+    with torch.no_grad():
+        plain = fresh.run("<image>A:", [picture])
+    model.train()
+    for ask in (
+        lambda: fresh.run_with_cache("<image>A:", [picture], names_filter=P, grad=True),
+        lambda: fresh.run("<image>A:", [picture], interventions=Ablate(P, Last()), grad=True),
+    ):
+        with pytest.raises(ModelError, match="gradient_checkpointing_disable"):
+            ask()
+    # without hooks there is nothing to lose, nor without gradients
+    fresh.run("<image>A:", [picture], grad=True).sum().backward()
+    assert torch.equal(fresh.run_with_cache("<image>A:", [picture], names_filter=P)[0], plain)
+    model.eval()
+    logits, cache = fresh.run_with_cache("<image>A:", [picture], names_filter=P, grad=True)
+    assert torch.autograd.grad(logits.sum(), cache[P])[0].abs().sum() > 0

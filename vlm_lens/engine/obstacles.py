@@ -1,0 +1,52 @@
+"""What keeps hooks from acting, found before a run and named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from vlm_lens.errors import ModelError
+
+
+def check_not_compiled(model: nn.Module, paths: Iterable[str]) -> None:
+    """Refuses modules whose compiled code calls no hooks.
+
+    Args:
+        model: The model.
+        paths: Paths of the modules that hooks are put on.
+
+    Raises:
+        ModelError: One of them, or a module around it, is compiled.
+    """
+    names = {name for path in paths for name in _around(path)}
+    for name in sorted(names):
+        module = model.get_submodule(name)
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or "_orig_mod" in module._modules:
+            raise ModelError(
+                f"{name or 'The model'} is compiled, and compiled code calls no hooks, so nothing "
+                "could be read or changed there: use the model as it is before compile() or "
+                "torch.compile(...)."
+            )
+
+
+def _around(path: str) -> Iterator[str]:
+    yield ""
+    parts = path.split(".") if path else []
+    for n in range(len(parts)):
+        yield ".".join(parts[: n + 1])
+
+
+def check_not_checkpointing(model: nn.Module) -> None:
+    """Refuses gradient checkpointing, which runs blocks again when the hooks are off.
+
+    Raises:
+        ModelError: A module would be run again in the backward pass.
+    """
+    if any(getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules()):
+        raise ModelError(
+            "With gradient checkpointing the backward pass runs the blocks again, when the hooks "
+            "of this run are off, so that its gradients would be those of another run: call "
+            "gradient_checkpointing_disable() or eval() on the model."
+        )
