@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vlm_lens.engine.baseline import POSITION_AXES, Baseline, NotReplayable
+from vlm_lens.engine.logit_head import head_error, tolerance
 from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
 
@@ -45,6 +46,8 @@ def record(
         NotReplayable: The blocks are called in a way that is not understood, or keep their keys and
             values elsewhere.
     """
+    if arch.unknown_head:
+        raise NotReplayable(arch.unknown_head)
     fewer = n_last is not None and "logits_to_keep" in inspect.signature(model.forward).parameters
     options = {"logits_to_keep": n_last} if fewer else {}
     cache = DynamicCache()  # without a config: every layer keeps all its keys, sliding ones too
@@ -56,6 +59,12 @@ def record(
             **inputs, past_key_values=cache, use_cache=True, return_dict=True, **options
         ).logits
     baseline = recorder.baseline(inputs, logits, cache)
+    error = head_error(arch, model, baseline.resid_post[:, -1:], logits[:, -1:])
+    if error > tolerance(logits.dtype):
+        raise NotReplayable(
+            "its logits are not what its final norm and output layer give "
+            f"(off by {error:.2g} of their scale)"
+        )
     if tower is not None:
         try:
             tower.check(baseline.resid_pre[0], baseline.added)

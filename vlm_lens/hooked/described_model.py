@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vlm_lens.engine.logit_head import with_fitted_head
 from vlm_lens.families import family_of
 from vlm_lens.hooked.description import describe, unembed_hash
 from vlm_lens.hooked.habits import answers_habits, refuse_attribute
@@ -41,7 +42,7 @@ class DescribedModel(Vocabulary):
         self.hf_model = hf_model
         self.processor = processor
         self.family = family_of(hf_model.config)
-        self.architecture = self.family.architecture(hf_model)
+        self.architecture = with_fitted_head(hf_model, self.family.architecture(hf_model))
         _warn_if_training(hf_model)
 
     @cached_property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_lens.errors import ModelError
 from vlm_lens.families.parts.decoders import Decoder, text_point
 from vlm_lens.points.config import HookedConfig, VisionConfig
 from vlm_lens.points.point import Point
@@ -28,6 +29,7 @@ class Architecture:
         decoder: Its text model.
         unembed: Path of the layer that gives logits.
         image_token_id: The token that stands for a patch of a picture, if any.
+        unknown_head: Why logits cannot be computed from the final norm's output, where so.
     """
 
     cfg: HookedConfig
@@ -35,9 +37,19 @@ class Architecture:
     decoder: Decoder
     unembed: str
     image_token_id: int | None = None
+    unknown_head: str = ""
 
     def logits(self, model: torch.nn.Module, x: Tensor) -> Tensor:
-        """What the model's output layer makes of `x`, scaled and capped as the model does."""
+        """What the model's output layer makes of `x`, scaled and capped as the model does.
+
+        Raises:
+            ModelError: The model does something else to it, which is not known.
+        """
+        if self.unknown_head:
+            raise ModelError(
+                f"{self.cfg.model_name}: {self.unknown_head}, so no logits can be computed from "
+                "its residual stream. Describe it in a family of its own, or read them in runs."
+            )
         logits = submodule(model, self.unembed)(x)
         if self.decoder.logit_scale != 1.0:
             logits = logits * self.decoder.logit_scale
