@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import All, Last, RawPrompt
+from vlm_lens import Ablate, All, HookedVLM, Last, RawPrompt
+from vlm_lens.engine.tower import tower_blocks
 from vlm_lens.errors import VectorError
 from vlm_lens.reading.vectors import read_each
 
@@ -92,3 +93,55 @@ def test_old_pictures_are_forgotten(clip, rows_seen):
     assert len(given.pooler_output) == 2 and not store._kept and not store._bytes
     store.inputs_for(prompt)
     assert rows_seen == [2, 2]
+
+
+class _Adapted(torch.nn.Module):
+    """A layer with an adapter beside it, which can be switched off, as peft has them."""
+
+    def __init__(self, layer: torch.nn.Module):
+        super().__init__()
+        self.layer, self._disable_adapters = layer, False
+        self.added = torch.nn.Linear(layer.in_features, layer.out_features)
+
+    def forward(self, x):
+        return self.layer(x) if self._disable_adapters else self.layer(x) + self.added(x)
+
+
+def test_pictures_do_not_outlive_the_weights_that_they_came_of():
+    vlm = HookedVLM(tiny.build("clip-llama"), tiny.reader("clip-llama"))
+    tower, projector = vlm.hf_model.model.vision_tower, vlm.hf_model.model.multi_modal_projector
+    prompt = vlm.as_prompt(PROMPTS[3])
+    block = tower_blocks(vlm.hf_model, vlm.architecture)[0]
+    block.mlp.fc1 = adapted = _Adapted(block.mlp.fc1)
+
+    def double(parameter):
+        parameter.data = parameter.data * 2
+
+    changes = (
+        lambda: setattr(adapted, "_disable_adapters", True),
+        lambda: setattr(adapted, "_disable_adapters", False),
+        lambda: torch.nn.init.normal_(adapted.added.weight),
+        lambda: double(projector.linear_2.weight),
+        lambda: setattr(projector.linear_1, "bias", torch.nn.Parameter(torch.ones(32))),
+        lambda: block.mlp.register_forward_hook(lambda module, args, out: 2 * out),
+        lambda: setattr(block.layer_norm1, "eps", 1.0),
+    )
+    with vlm.reusing_pictures():
+        before = vlm.run(prompt)
+        for change in changes:
+            change()
+            with torch.no_grad():
+                plain = vlm.hf_model(**prompt.inputs).logits
+            reused = vlm.run(prompt)
+            assert (plain - before).abs().max() > 1e-4  # the change makes a difference
+            torch.testing.assert_close(reused, plain, rtol=1e-4, atol=1e-5)
+            before = plain
+    with vlm.reusing_pictures():  # nothing changes: nothing is computed again
+        vlm.run(prompt)
+        seen = []
+        tower.register_forward_pre_hook(lambda m, args: seen.append(1))
+        vlm.run(prompt)
+        assert len(seen) == 1  # a hook of others may change what is computed
+        vlm.run(prompt)
+        vlm.run(prompt, interventions=Ablate("blocks.0.hook_mlp_out", at=Last()))
+        assert len(seen) == 1

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.families import Architecture, Family
 from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.storage.identity import module_settings
+from vlm_lens.storage.weights import weights_state
 
 _LIMIT = 512 << 20  # bytes of features kept
 
 
 class PictureStore:
     """Features of pictures by their content; those unused the longest are forgotten first.
+
+    Features count for the model as it is: where a weight outside the text model's blocks changes,
+    or an adapter there is switched, they are computed again.
 
     Args:
         model: The Hugging Face model.
@@ -36,6 +41,7 @@ class PictureStore:
         self._bytes = 0
         self._form: torch.Size | None = None
         self._works = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self._before_text = _outside(model, arch.decoder.stack.path)
 
     def inputs_for(self, prompt: Prompt) -> Mapping[str, Any]:
         """A prompt's tensors, with features that are known in place of pixels.
@@ -48,12 +54,21 @@ class PictureStore:
             pictures = Pictures(
                 self._model, self._family, self._arch, prompt.inputs, prompt.layouts
             )
-            keys = [_digest(pictures.tensors([n])) for n in range(len(pictures))]
+            state = self._state()
+            keys = [_digest(state, pictures.tensors([n])) for n in range(len(pictures))]
             features = self._features(pictures, keys)
         except NotSeparable:
             return prompt.inputs
         known = {"image": pictures.as_output(features, self._form)}
         return {**prompt.inputs, "pixel_values": None, "mm_encoder_outputs": known}
+
+    def _state(self) -> str:
+        """What features depend on beside pixels: weights, adapters on or off, hooks of others."""
+        modules = [m for top in self._before_text for m in top.modules()]
+        settings = [facts for m in modules if (facts := module_settings(m))]
+        device = self._model.device.type
+        autocast = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+        return f"{weights_state(*self._before_text)} {settings} {autocast}"
 
     def _features(self, pictures: Pictures, keys: list[str]) -> list[Tensor]:
         missing = {key: n for n, key in enumerate(keys) if key not in self._kept}
@@ -72,9 +87,18 @@ class PictureStore:
         return features
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of what a picture is read from."""
-    digest = hashlib.sha256()
+def _outside(model: nn.Module, path: str) -> list[nn.Module]:
+    """The modules beside those on the way to one: all of a model but what is below that one."""
+    found, module = [], model
+    for name in path.split("."):
+        found += [child for other, child in module.named_children() if other != name]
+        module = getattr(module, name)
+    return found
+
+
+def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
+    """A hash of what a picture is read from and by."""
+    digest = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())

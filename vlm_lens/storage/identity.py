@@ -51,7 +51,11 @@ def model_settings(model: nn.Module) -> str:
         _without_provenance(config.to_dict()) if hasattr(config, "to_dict") else None,
         _without_provenance(generation.to_dict()) if hasattr(generation, "to_dict") else None,
         list(_attentions(config)),
-        [(name, facts) for name, module in model.named_modules() if (facts := _facts(module))],
+        [
+            (name, facts)
+            for name, module in model.named_modules()
+            if (facts := module_settings(module))
+        ],
         torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device)),
         torch.get_float32_matmul_precision(),
     )
@@ -97,8 +101,8 @@ def _attentions(config: Any) -> Iterator[tuple[str, Any]]:
             yield from _attentions(inner)
 
 
-def _facts(module: nn.Module) -> dict[str, Any]:
-    """What stands in a module beside tensors and other modules."""
+def module_settings(module: nn.Module) -> dict[str, Any]:
+    """What stands in a module beside tensors and other modules, hooks of others included."""
     found: dict[str, Any] = {}
     left_out = _NOTED_IN_RUNS | _PROVENANCE | {"training"}
     for name, value in vars(module).items():
@@ -128,4 +132,4 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | bool)
 
 
-__all__ = ["library_versions", "model_settings", "processor_digest"]
+__all__ = ["library_versions", "model_settings", "module_settings", "processor_digest"]

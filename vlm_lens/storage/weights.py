@@ -72,6 +72,17 @@ def weights_digest(model: nn.Module, *, exact: bool = False) -> WeightsDigest:
     return made
 
 
+def weights_state(*modules: nn.Module) -> str:
+    """What differs in this process where a parameter or buffer was replaced or changed in place.
+
+    It reads a few values of each only: for what is kept between the calls of one process.
+
+    Args:
+        *modules: Torch modules.
+    """
+    return _state([one for module in modules for one in _tensors(module)])
+
+
 # ---------------------------------------------------------------------- what there is
 
 
@@ -223,4 +234,4 @@ def _factors(device: str) -> Tensor:
     return (torch.frombuffer(bytearray(raw), dtype=torch.int64) | 1).to(device)
 
 
-__all__ = ["WeightsDigest", "weights_digest"]
+__all__ = ["WeightsDigest", "weights_digest", "weights_state"]
