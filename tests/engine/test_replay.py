@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches
 from vlm_lens.engine.baseline import NotReplayable
+from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.hooks import count_hooks
+from vlm_lens.engine.joining import CountedOp
+from vlm_lens.engine.pictures import Pictures
 from vlm_lens.engine.recorder import record
+from vlm_lens.engine.replay import ReplayVariant, replay
 from vlm_lens.engine.stand_ins import standing_in
 from vlm_lens.engine.start import start_of
-from vlm_lens.engine.tower import tower_blocks
+from vlm_lens.engine.tower import TowerReplay, tower_blocks
+from vlm_lens.errors import InterventionError
 from vlm_lens.interventions import Target
 
 SEEDS = st.integers(min_value=0, max_value=2**32 - 1)
@@ -162,3 +167,30 @@ def test_recording_leaves_the_model_as_it_was(clip, picture):
     assert torch.equal(baseline.logits, plain)
     assert len(baseline.keys) == clip.cfg.n_layers
     assert baseline.keys[0].shape[-2] == prompt.length
+
+
+def test_a_point_that_never_fires_is_an_error(clip, picture, monkeypatch):
+    """As where a module is called past its hooks, which compiled code does."""
+    prompt, arch = clip.prompt("<image>A:", [picture]), clip.architecture
+    pictures = Pictures(clip.hf_model, clip.family, arch, prompt.inputs, prompt.layouts)
+    tower = TowerReplay(clip.hf_model, arch, pictures)
+    baseline = record(clip.hf_model, arch, prompt.inputs, tower=tower)
+    target = Target(arch.points, prompt.layouts, clip.facts)
+
+    def read(edit, name, cell):
+        ops = [CountedOp(op, Counter(edit, op.point)) for op in edit.lower(target)]
+        start = start_of([c.op for c in ops], baseline)
+        return replay(baseline, [ReplayVariant(ops, start)], cells={name: [cell]}).read[0]
+
+    cases = (
+        (Ablate("blocks.0.hook_mlp_out", at=Last()), "blocks.1.mlp.hook_post", prompt.length - 1),
+        (Ablate("vision.blocks.0.hook_mlp_out", at=Images()), "vision.blocks.1.mlp.hook_post", 1),
+    )
+    for edit, name, position in cases:
+        assert (0, position) in read(edit, name, (0, position))[name]
+    monkeypatch.setattr(torch.nn.Linear, "__call__", torch.nn.Linear.forward)
+    for edit, name, position in cases:
+        with pytest.raises(InterventionError, match=f"{name} did not fire"):
+            read(edit, name, (0, position))
+    with pytest.raises(InterventionError, match="touched no element"):
+        read(Ablate("blocks.0.mlp.hook_post", at=Last()), "blocks.0.hook_resid_pre", (0, 1))

@@ -31,7 +31,8 @@ from vlm_lens.engine.hooks import Firing, Handler, HookedRun
 from vlm_lens.engine.joining import Cell, CountedOp, joined_handlers
 from vlm_lens.engine.start import Stage, Start, in_text, served
 from vlm_lens.engine.suffix_cache import SuffixCache
-from vlm_lens.engine.tower import ChangedPictures
+from vlm_lens.engine.tower import ChangedPictures, not_fired
+from vlm_lens.errors import InterventionError
 from vlm_lens.points.sites import submodule
 
 Cells = Mapping[str, Sequence[Cell]]  # point name -> row and position of the prompt's activation
@@ -161,6 +162,7 @@ class _TextReplay:
                 new = handler.call(resid, Firing(point, self._start))
                 resid = resid if new is None else new
             logits = self._logits(run, resid)
+        self._reader.check(baseline, self._join_layers[0])
         n_rows, ranks = baseline.n_rows, torch.tensor(self._rank, device=logits.device)
         whole = None
         if self._keep_cache:
@@ -289,6 +291,21 @@ class _CellReader:
             self._found[name] = by_variant[:, rows, positions - firing.offset].cpu()
 
         return Handler(keep, writes=False)
+
+    def check(self, baseline: Baseline, first_layer: int) -> None:
+        """Raises if a point never fired that some variant computes.
+
+        Args:
+            baseline: The recorded run.
+            first_layer: The first block that was run.
+
+        Raises:
+            InterventionError: It did not.
+        """
+        for name in self.cells:
+            computed = name != "hook_embed" and served(name, baseline).layer >= first_layer
+            if computed and name not in self._found:
+                raise InterventionError(not_fired(name))
 
     def of_variant(self, rank: int) -> dict[str, dict[Cell, Tensor]]:
         """What was read of one variant."""

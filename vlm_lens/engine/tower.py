@@ -23,6 +23,7 @@ from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.engine.joining import Cell, CountedOp, joined_handlers
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.stand_ins import standing_in
+from vlm_lens.errors import InterventionError
 from vlm_lens.families import Architecture
 from vlm_lens.layout.layout import ImageLayout
 from vlm_lens.ops import Op
@@ -187,6 +188,10 @@ class TowerReplay:
             handlers.setdefault(name, []).append(read_handler(store, lambda x, firing: x))
         with HookedRun(self.model, self.arch.points, handlers):
             features = self.features(numbers, starts[0].layer)
+        for name in cells:
+            layer = self.arch.points[name].layer
+            if name not in store and (layer is None or layer >= starts[0].layer):
+                raise InterventionError(not_fired(name))
         changed = [ChangedPictures() for _ in starts]
         for i, (v, n) in enumerate(copies):
             if self._position_streams:
@@ -283,6 +288,14 @@ def _index_of(layouts: Sequence[ImageLayout], space: str, *, packed: bool) -> _P
         found = {p for _, ps in sequences for p in ps} if packed else {r for r, _ in sequences}
         items.append(sorted(found))
     return _PictureIndex(items, packed)
+
+
+def not_fired(name: str) -> str:
+    """What is said where a point that a replay computes was not seen by its reader."""
+    return (
+        f"{name} did not fire in a replay, so it cannot be captured there: is the model compiled, "
+        "or its module replaced? engine='full' runs the whole model."
+    )
 
 
 def tower_blocks(model: nn.Module, arch: Architecture) -> list[nn.Module]:
