@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
-from families.every import BUILDERS
+from families.every import FAMILIES, LMS, VLMS
 from vlm_lens import HookedVLM
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
-def family(request, tmp_path_factory) -> Iterator[HookedVLM]:
-    """A tiny model of each family, saved and loaded."""
-    folder = BUILDERS[request.param].save(tmp_path_factory.mktemp(request.param))
-    yield HookedVLM.from_pretrained(folder)
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Callable[[str], HookedVLM]:
+    """A tiny model by its name in `every`, saved and loaded once."""
+    models: dict[str, HookedVLM] = {}
+
+    def load(name: str) -> HookedVLM:
+        if name not in models:
+            models[name] = (VLMS | LMS)[name].load(tmp_path_factory.mktemp(name))
+        return models[name]
+
+    return load
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, made) -> HookedVLM:
+    """A tiny model of each family."""
+    return made(request.param)

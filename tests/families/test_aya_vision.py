@@ -6,42 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from families import pictures, tiny_aya_vision
 from vlm_lens import HookedVLM
 from vlm_lens.errors import PointError
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    return HookedVLM.from_pretrained(tiny_aya_vision.save(tmp_path_factory.mktemp("aya")))
-
-
-@pytest.mark.parametrize("which", pictures.prompts())
-def test_conformance(vlm, which):
-    pictures.check_conformance(vlm, which)
-
-
-def test_errors(vlm):
-    pictures.check_errors(vlm)
-
-
-def test_batch(vlm):
-    pictures.check_batch_is_its_rows(vlm)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (64, 64), (120, 52), (60, 130)])
-def test_geometry(vlm, size):
-    assert pictures.check_geometry(vlm, size) >= 12
-
-
-def test_geometry_of_the_second_picture(vlm):
-    text = "a<image>b<image>"
-    assert pictures.check_geometry(vlm, (64, 120), text, 1, others=((120, 52),)) > 12
-
-
-def test_writes(vlm):
-    pictures.check_tower_writes(vlm)
-    pictures.check_boxes(vlm)
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("aya_vision")
 
 
 def test_what_stands_where(vlm):

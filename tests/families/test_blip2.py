@@ -6,10 +6,7 @@ import pytest
 import tiny
 import torch
 
-from families import pictures as shared
-from families import tiny_blip2
-from families.pictured import check_conforms, check_generation
-from families.tiny_words import odd_pictures
+from families import bench, tiny_blip2
 from vlm_lens import Ablate, HookedVLM, Images, Patches
 from vlm_lens.errors import ModelError, PointError, PositionError, PromptError
 from vlm_lens.measures import GeneratedTokens
@@ -18,18 +15,9 @@ from vlm_lens.reading.resampled import patch_weights
 QUERIES = tiny_blip2.QUERIES
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> HookedVLM:
-    return HookedVLM.from_pretrained(tiny_blip2.save(tmp_path_factory.mktemp("blip2")))
-
-
-def test_conforms_on_a_padded_batch(vlm):
-    pictures = [tiny.noise_picture(0, (30, 24)), *odd_pictures()[3:5]]
-    check_conforms(vlm, ["abc", "<image>Q:A:", "x<image><image>y"], pictures)
-
-
-def test_conforms_on_odd_pictures(vlm):
-    check_conforms(vlm, "<image>" * 7 + "what", odd_pictures(), quick=True)
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("blip2")
 
 
 def test_facts(vlm):
@@ -115,20 +103,6 @@ def test_a_position_in_the_text_has_no_patch(vlm):
         vlm.run(prompt, interventions=Ablate("projector.hook_out", at=Patches()))
 
 
-def test_painting_a_patch_changes_its_position(vlm):
-    shared.check_geometry(vlm, (96, 60))
-    shared.check_geometry(vlm, (17, 400), "a<image>b<image>", 1, ((60, 20),))
-
-
-def test_a_row_of_a_batch_is_that_row_alone(vlm):
-    pictures = [shared.noise((30, 30)), shared.noise((40, 20), seed=1)]
-    batch = vlm.prompt(["<image>ab", "longer text:<image>\nA:"], pictures)
-    logits = vlm.run(batch)
-    for row, (text, picture) in enumerate(zip(batch.texts, pictures, strict=True)):
-        alone = vlm.run(vlm.prompt(text, [picture]))
-        torch.testing.assert_close(logits[row, -1], alone[0, -1], rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     "name", ["hook_merged", "blocks.0.mlp.hook_post", "blocks.1.attn.hook_z", "projector.hook_out",
              "hook_embed"]
@@ -138,7 +112,7 @@ def test_generation(vlm, name):
     pictures = [tiny.noise_picture(i, (20, 16)) for i in range(2)]
     prompt = vlm.prompt(["<image>b:", "longer<image>c"], pictures)
     at = prompt.length - 1 if name == "hook_embed" else None
-    check_generation(vlm, prompt, name, at)
+    bench.check_grown(vlm, prompt, name, at)
 
 
 def test_a_second_generation_in_the_same_context(vlm):
@@ -166,7 +140,6 @@ def test_replay_but_for_tokens_after_the_first(vlm):
 
 
 def test_errors(vlm):
-    shared.check_errors(vlm)
     with pytest.raises(PromptError, match="HookedVLM\\(vlm.hf_model.language_model"):
         vlm.prompt("no picture")
     text = HookedVLM(vlm.hf_model.language_model, vlm.tokenizer)

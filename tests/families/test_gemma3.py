@@ -5,41 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from families import pictures, tiny_gemma3, tiny_parts
+from families import bench, tiny_gemma3, tiny_parts
 from vlm_lens import HookedVLM
 from vlm_lens.errors import PromptError
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    return HookedVLM.from_pretrained(tiny_gemma3.save(tmp_path_factory.mktemp("gemma3")))
-
-
-@pytest.mark.parametrize("which", pictures.prompts())
-def test_conformance(vlm, which):
-    pictures.check_conformance(vlm, which)
-
-
-def test_errors(vlm):
-    pictures.check_errors(vlm)
-
-
-def test_batch(vlm):
-    pictures.check_batch_is_its_rows(vlm)
-
-
-@pytest.mark.parametrize("size", [(64, 48), (90, 333)])
-def test_geometry(vlm, size):
-    assert pictures.check_geometry(vlm, size) == 12
-
-
-def test_writes(vlm):
-    pictures.check_tower_writes(vlm)
-    pictures.check_boxes(vlm)
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("gemma3")
 
 
 def test_a_position_covers_four_patches(vlm):
-    prompt = vlm.prompt("a<image>b<image>", [pictures.noise((64, 64)), pictures.noise((64, 32))])
+    prompt = vlm.prompt("a<image>b<image>", [bench.noise((64, 64)), bench.noise((64, 32))])
     image = prompt.layout.images[1]
     tower, text = image.vision.grid(), image.text.grid()
     assert (tower.rows, tower.cols, text.rows, text.cols) == (8, 8, 4, 4)
@@ -62,7 +39,7 @@ def test_a_position_covers_four_patches(vlm):
 
 
 def test_a_picture_sees_itself_both_ways(vlm):
-    prompt = vlm.prompt("a<image>b<image>", [pictures.noise((64, 64)), pictures.noise((64, 32))])
+    prompt = vlm.prompt("a<image>b<image>", [bench.noise((64, 64)), bench.noise((64, 32))])
     _, cache = vlm.run_with_cache(prompt, names_filter="blocks.*.attn.hook_pattern")
     first, second = (im.text.grid().positions for im in prompt.layout.images)
     for layer in (0, 1):
@@ -76,7 +53,7 @@ def test_a_picture_sees_itself_both_ways(vlm):
 def test_a_soft_cap_is_not_applied(vlm):
     model = tiny_parts.finish(tiny_gemma3.model(final_logit_softcapping=2.0))
     other = HookedVLM(model, vlm.processor)
-    pictures.check_conformance(other, "one", only=("lens reproduces logits",))
+    bench.check_conforms(other, bench.one(other), only=("lens reproduces logits",))
 
 
 def test_pan_and_scan_is_refused(vlm, monkeypatch):
@@ -85,4 +62,4 @@ def test_pan_and_scan_is_refused(vlm, monkeypatch):
         type(vlm.processor), "images_kwargs", type(vlm.processor).images_kwargs | options
     )
     with pytest.raises(PromptError, match="pan and scan"):
-        vlm.prompt("<image>", [pictures.noise((100, 20))])
+        vlm.prompt("<image>", [bench.noise((100, 20))])

@@ -6,10 +6,7 @@ import pytest
 import tiny
 import torch
 
-from families import pictures as shared
-from families import tiny_idefics2
-from families.pictured import check_conforms, check_generation, check_replay
-from families.tiny_words import odd_pictures
+from families import bench, tiny_idefics2
 from vlm_lens import Ablate, All, At, HookedVLM, Images, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
 from vlm_lens.reading.resampled import patch_weights
@@ -17,29 +14,14 @@ from vlm_lens.reading.resampled import patch_weights
 PATCH, LATENTS = tiny_idefics2.PATCH, tiny_idefics2.LATENTS
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> HookedVLM:
-    return HookedVLM.from_pretrained(tiny_idefics2.save(tmp_path_factory.mktemp("idefics2")))
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("idefics2")
 
 
-@pytest.fixture(scope="module")
-def split(tmp_path_factory) -> HookedVLM:
-    folder = tiny_idefics2.save(tmp_path_factory.mktemp("idefics2-split"), split=True)
-    return HookedVLM.from_pretrained(folder)
-
-
-def test_conforms_on_a_padded_batch(vlm):
-    pictures = [tiny.noise_picture(0, (30, 24)), *odd_pictures()[3:5]]
-    check_conforms(vlm, ["abc", "Q:<image>A:", "x<image><image>y"], pictures)
-
-
-def test_conforms_when_pictures_are_cut(split):
-    check_conforms(split, "Q:<image>A:", [tiny.noise_picture(0, (30, 24))], quick=True)
-
-
-def test_conforms_on_text_and_odd_pictures(vlm):
-    check_conforms(vlm, "abc", quick=True)
-    check_conforms(vlm, "<image>" * 7, odd_pictures(), quick=True)
+@pytest.fixture
+def split(made) -> HookedVLM:
+    return made("idefics2-split")
 
 
 def test_facts(vlm):
@@ -106,27 +88,14 @@ def test_frames_are_those_of_the_processor(vlm, size):
     assert grid.pixels(grid.patch(0, 0))[:2] == (0, 0)
 
 
-def test_painting_a_patch_changes_its_position(vlm):
-    text = "a<image>b<image>"
-    assert shared.check_geometry(vlm, (100, 60), text, 0, ((40, 90),)) == 4
-    assert shared.check_geometry(vlm, (40, 90), text, 1, ((100, 60),)) == 4
-    for size in ((17, 400), (400, 17)):
-        shared.check_geometry(vlm, size)
-
-
 def test_replay_and_generation(vlm):
     prompt = vlm.prompt("a<image>b<image>:", [tiny.noise_picture(i, (20, 16)) for i in range(2)])
-    check_replay(vlm, prompt)
+    bench.check_replay(vlm, prompt)
     for name in ("hook_merged", "blocks.1.attn.hook_z", "projector.hook_out"):
-        check_generation(vlm, prompt, name)
+        bench.check_grown(vlm, prompt, name)
 
 
-def test_a_row_of_a_batch_is_that_row_alone(vlm):
-    shared.check_batch_is_its_rows(vlm)
-
-
-def test_painting_a_patch_of_a_quarter(split):
-    assert shared.check_geometry(split, (101, 67)) == 5 * 4
+def test_quarters(split):
     vision = split.prompt("a<image>", [tiny.noise_picture(0, (101, 67))]).layout.image[0].vision
     assert [g.row for g in vision.grids] == [4, 0, 1, 2, 3]
     assert vision.grids[4].pixels(vision.grids[4].patch(0, 0))[:2] == (50, 33)
@@ -213,7 +182,3 @@ def test_errors(vlm, split, no_forward):
         vlm.run(doubled)
     with pytest.raises(PromptError, match="cannot be cut into four"):
         split.prompt("<image>", [tiny.noise_picture(0, (1, 9))])
-
-
-def test_pictures_and_image_tokens_must_match(vlm):
-    shared.check_errors(vlm)

@@ -6,10 +6,7 @@ import pytest
 import tiny
 import torch
 
-from families import pictures as shared
-from families import tiny_internvl
-from families.pictured import check_conforms, check_generation, check_replay
-from families.tiny_words import odd_pictures
+from families import bench, tiny_internvl
 from vlm_lens import Ablate, HookedVLM, Images, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
 from vlm_lens.points.sites import ScaleView
@@ -18,9 +15,9 @@ CELLS = tiny_internvl.CELLS
 PER_FRAME = CELLS**2
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> HookedVLM:
-    return HookedVLM.from_pretrained(tiny_internvl.save(tmp_path_factory.mktemp("internvl")))
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("internvl")
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +28,8 @@ def earlier() -> HookedVLM:
     return HookedVLM(model, tiny_internvl.processor())
 
 
-def test_conforms(vlm):
-    check_conforms(vlm, ["abc", "Q:<image>A:"], [tiny.noise_picture(0, (48, 10))])
-
-
-def test_conforms_on_text_and_odd_pictures(vlm):
-    check_conforms(vlm, "abc", quick=True)
-    check_conforms(vlm, ["<image>a<image>" * 3, "b<image>"], odd_pictures(), quick=True)
-
-
 def test_conforms_where_an_earlier_block_is_read(earlier):
-    check_conforms(earlier, "Q:<image>A:", [tiny.noise_picture(0, (9, 10))], cold=False)
+    bench.check_conforms(earlier, "Q:<image>A:", [tiny.noise_picture(0, (9, 10))])
     with pytest.raises(PointError, match="the projector reads block 1"):
         name = "vision.blocks.2.hook_resid_post"
         earlier.run("a<image>", [tiny.noise_picture()], interventions=Ablate(name, at=Images()))
@@ -108,7 +96,7 @@ def test_a_scaled_output_is_put_back_as_it_was():
 
 @pytest.mark.parametrize("size", [(48, 32), (17, 400), (400, 17), (1, 1), (100, 61)])
 def test_tiles_are_those_of_the_processor(vlm, size):
-    picture = shared.noise(size)
+    picture = bench.noise(size)
     prompt = vlm.prompt("Q:<image>A:", [picture])
     image = prompt.layout.image[0]
     frames = vlm.processor.image_processor(picture, return_tensors="pt")
@@ -126,20 +114,11 @@ def test_tiles_are_those_of_the_processor(vlm, size):
         assert grid.pixels(grid.patch(-1, -1))[2:] == pytest.approx(size)
 
 
-def test_painting_a_patch_changes_its_position(vlm):
-    shared.check_geometry(vlm, (96, 60))
-    shared.check_geometry(vlm, (40, 96), "a<image>b<image>", 1, ((60, 20),))
-
-
 def test_replay_and_generation(vlm):
     prompt = vlm.prompt("a<image>b<image>:", [tiny.noise_picture(i, (20, 16)) for i in range(2)])
-    check_replay(vlm, prompt)
+    bench.check_replay(vlm, prompt)
     for name in ("hook_merged", "blocks.1.attn.hook_z", "projector.hook_out"):
-        check_generation(vlm, prompt, name)
-
-
-def test_a_row_of_a_batch_is_that_row_alone(vlm):
-    shared.check_batch_is_its_rows(vlm)
+        bench.check_grown(vlm, prompt, name)
 
 
 def test_without_sizes_only_the_thumbnail_is_mapped(vlm):
@@ -161,11 +140,9 @@ def test_a_write_at_a_box_reaches_every_tile_that_sees_it(vlm):
     by_text = vlm.run(prompt, interventions=Ablate("hook_merged", at=at))
     assert torch.equal(by_projector, by_text)
     assert not torch.equal(by_text, vlm.run(prompt))
-    shared.check_tower_writes(vlm)
 
 
 def test_errors(vlm):
-    shared.check_errors(vlm)
     inputs = vlm.prompt("Q:<image>\nA:", [tiny.noise_picture(0, (48, 32))]).inputs
     more = inputs | {"pixel_values": inputs["pixel_values"][:-1]}
     with pytest.raises(PromptError, match=rf"6 frames .* need {6 * PER_FRAME} image tokens"):

@@ -6,53 +6,28 @@ import pytest
 import torch
 from PIL import Image
 
-from families import pictures, tiny_llava_next
+from families import bench, tiny_llava_next
 from vlm_lens import Ablate, All, HookedVLM
 from vlm_lens.errors import PointError, PromptError
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    return HookedVLM.from_pretrained(tiny_llava_next.save(tmp_path_factory.mktemp("llava-next")))
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("llava_next")
 
 
-@pytest.mark.parametrize("which", pictures.prompts())
-def test_conformance(vlm, which):
-    pictures.check_conformance(vlm, which)
-
-
-def test_errors(vlm):
-    pictures.check_errors(vlm)
-    inputs = dict(vlm.prompt("<image>", [pictures.noise((64, 48))]).inputs)
+def test_sizes_must_be_given(vlm):
+    inputs = dict(vlm.prompt("<image>", [bench.noise((64, 48))]).inputs)
     del inputs["image_sizes"]
     with pytest.raises(PromptError, match="image_sizes"):
         vlm.run(inputs)
-
-
-def test_batch(vlm):
-    pictures.check_batch_is_its_rows(vlm)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (120, 52), (40, 200), (201, 64)])
-def test_geometry(vlm, size):
-    assert pictures.check_geometry(vlm, size) > 12
-
-
-def test_geometry_of_the_second_picture(vlm):
-    text = "a<image>b<image>"
-    assert pictures.check_geometry(vlm, (64, 120), text, 1, others=((120, 52),)) > 12
-
-
-def test_writes(vlm):
-    pictures.check_tower_writes(vlm)
-    pictures.check_boxes(vlm)
 
 
 def test_the_last_block_is_not_read(vlm):
     assert vlm.cfg.vision.n_layers_read == 2
     with pytest.raises(PointError, match="the projector reads block 1"):
         vlm.run(
-            "<image>", [pictures.noise((8, 8))],
+            "<image>", [bench.noise((8, 8))],
             interventions=Ablate("vision.blocks.2.hook_resid_post", at=All()),
         )  # fmt: skip
 
@@ -81,7 +56,7 @@ def test_what_stands_where(vlm, size):
 
 def test_tiles_and_mosaic_agree(vlm):
     """A patch of the mosaic and the tile's patch with the same features see the same pixels."""
-    prompt = vlm.prompt("<image>", [pictures.noise((100, 60))])
+    prompt = vlm.prompt("<image>", [bench.noise((100, 60))])
     image = prompt.layout.images[0]
     _, cache = vlm.run_with_cache(prompt, names_filter=["hook_merged", "projector.hook_out"])
     mosaic = image.text.grids[1]
@@ -94,11 +69,13 @@ def test_tiles_and_mosaic_agree(vlm):
 def test_patches_that_do_not_fill_a_tile(vlm):
     """Tiles of 18 pixels hold 4 patches of 4: 2 pixels of every tile are seen by none."""
     other = HookedVLM(*tiny_llava_next.with_side(18))
-    assert pictures.check_geometry(other, (120, 56)) > 12
+    assert bench.check_geometry(other, (120, 56)) > 12
     mosaic = other.prompt("<image>", [Image.new("RGB", (36, 18))]).layout.images[0].text.grids[1]
     assert [mosaic.pixels(mosaic.patch(0, c))[::2] for c in (0, 3, 4)] == [
         (0, 4),
         (12, 16),
         (18, 22),
     ]
-    pictures.check_conformance(other, "several", only=("patch -> pixels -> patch",))
+    pictures = [bench.noise(size) for size in ((17, 400), (400, 17), (1, 1))]
+    only = ("patch -> pixels -> patch",)
+    bench.check_conforms(other, "<image>a<image>b<image>", pictures, only=only)

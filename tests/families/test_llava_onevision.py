@@ -6,62 +6,33 @@ import pytest
 import torch
 from PIL import Image
 
-from families import pictures, tiny_llava_onevision, tiny_parts
+from families import bench, tiny_llava_onevision, tiny_parts
 from vlm_lens import HookedVLM
 from vlm_lens.errors import PositionError, PromptError
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llava-onevision")
-    return HookedVLM.from_pretrained(tiny_llava_onevision.save(folder))
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("llava_onevision")
 
 
-@pytest.mark.parametrize("which", pictures.prompts())
-def test_conformance(vlm, which):
-    pictures.check_conformance(vlm, which)
-
-
-def test_errors(vlm):
-    pictures.check_errors(vlm)
-    inputs = dict(vlm.prompt("<image>", [pictures.noise((64, 48))]).inputs)
+def test_sizes_must_be_given(vlm):
+    inputs = dict(vlm.prompt("<image>", [bench.noise((64, 48))]).inputs)
     del inputs["image_sizes"]
     with pytest.raises(PromptError, match="image_sizes"):
         vlm.run(inputs)
 
 
-def test_batch(vlm):
-    pictures.check_batch_is_its_rows(vlm)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (120, 52), (100, 200)])
-def test_geometry(vlm, size):
-    """At most 3 x 9 patches: the mosaic of larger pictures is interpolated."""
-    assert pictures.check_geometry(vlm, size) > 12
-
-
 def test_geometry_without_interpolation(vlm):
     model = tiny_parts.finish(tiny_llava_onevision.model(9))
     other = HookedVLM(model, tiny_llava_onevision.processor(9))
-    assert pictures.check_geometry(other, (96, 96)) > 12
-    pictures.check_boxes(other)
+    assert bench.check_geometry(other, (96, 96)) > 12
+    bench.check_boxes(other)
     mosaic = other.prompt("<image>", [Image.new("RGB", (48, 48))]).layout.images[0].text.grids[1]
     left_to_right = [mosaic.pixels(mosaic.patch(0, c))[::2] for c in (0, 2, 3, 8)]
     assert left_to_right == [(0, 5), (10, 15), (16, 21), (42, 47)]
     with pytest.raises(PositionError):
         mosaic.box(15.2, 0, 15.8, 5)
-
-
-def test_geometry_of_the_second_picture(vlm):
-    """Several pictures in a text are padded to squares, and not cut into tiles."""
-    text = "a<image>b<image>"
-    prompt = vlm.prompt(text, [Image.new("RGB", (120, 52)), Image.new("RGB", (64, 120))])
-    assert [len(i.text.grids) for i in prompt.layout.images] == [1, 1]
-    assert pictures.check_geometry(vlm, (64, 120), text, 1, others=((120, 52),)) > 8
-
-
-def test_writes(vlm):
-    pictures.check_tower_writes(vlm)
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -82,3 +53,10 @@ def test_what_stands_where(vlm, size, n):
         n_rows = image.text.grids[1].rows if len(image.text.grids) > 1 else 1
         assert len(rest) == n_rows
         assert not any(torch.equal(merged[p], newline) for p in patches)
+
+
+def test_several_pictures_are_not_cut_into_tiles(vlm):
+    """They are padded to squares."""
+    pictures = [Image.new("RGB", (120, 52)), Image.new("RGB", (64, 120))]
+    prompt = vlm.prompt("a<image>b<image>", pictures)
+    assert [len(i.text.grids) for i in prompt.layout.images] == [1, 1]

@@ -6,42 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from families import pictures, tiny_mistral3
-
-SAVE = {"mistral3": tiny_mistral3.save, "llava": tiny_mistral3.save_llava}
-
-
-@pytest.fixture(scope="module", params=SAVE)
-def vlm(request, tmp_path_factory):
-    return tiny_mistral3.load(SAVE[request.param](tmp_path_factory.mktemp(request.param)))
+from families import bench
+from vlm_lens import HookedVLM
 
 
-@pytest.mark.parametrize("which", pictures.prompts())
-def test_conformance(vlm, which):
-    pictures.check_conformance(vlm, which)
-
-
-def test_errors(vlm):
-    pictures.check_errors(vlm)
-
-
-def test_batch(vlm):
-    pictures.check_batch_is_its_rows(vlm)
-
-
-@pytest.mark.parametrize("size", [(32, 24), (64, 40), (20, 333)])
-def test_geometry(vlm, size):
-    assert pictures.check_geometry(vlm, size) > 6
-
-
-def test_geometry_of_the_second_picture(vlm):
-    text = "a<image>b<image>"
-    assert pictures.check_geometry(vlm, (64, 120), text, 1, others=((32, 24),)) > 6
-
-
-def test_writes(vlm):
-    pictures.check_tower_writes(vlm)
-    pictures.check_boxes(vlm)
+@pytest.fixture(params=["mistral3", "llava-pixtral"])
+def vlm(request, made) -> HookedVLM:
+    return made(request.param)
 
 
 def test_breaks_and_end_belong_to_the_picture(vlm):
@@ -59,7 +30,7 @@ def test_breaks_and_end_belong_to_the_picture(vlm):
 
 def test_pictures_follow_each_other_in_the_tower(vlm):
     sizes = [(32, 24), (16, 32)]
-    prompt = vlm.prompt("<image><image>", [pictures.noise(s, seed=i) for i, s in enumerate(sizes)])
+    prompt = vlm.prompt("<image><image>", [bench.noise(s, seed=i) for i, s in enumerate(sizes)])
     _, cache = vlm.run_with_cache(prompt, names_filter="*")
     assert cache["vision.hook_embed"].shape[:2] == (1, 8 * 6 + 4 * 8)
     first, second = prompt.layout.images

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 
-from families import painting, tiny_mllama
-from families.tiny_words import odd_pictures
-from vlm_lens import Ablate, HookedVLM, Images, Patches
+from families import bench
+from vlm_lens import Ablate, HookedVLM, Images, Last, Patches, TaskVector
 from vlm_lens.errors import PointError, PositionError, PromptError
 
 TEXT = "Q:<image>b<image>A:"
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> HookedVLM:
-    return HookedVLM.from_pretrained(tiny_mllama.save(tmp_path_factory.mktemp("mllama")))
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("mllama")
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [painting.grey((24, 12)), painting.grey((12, 36))]  # tiles are 12 by 12
-
-
-def test_conforms(vlm, pictures):
-    painting.check_conforms(vlm, "Q:a\nA:", cold=True)
-    rows = ["Q:<image>A:", "x", "Q:<image>y<image>A:longer"]
-    painting.check_conforms(vlm, rows, [*pictures, odd_pictures()[3]])
+    return [bench.grey((24, 12)), bench.grey((12, 36))]  # tiles are 12 by 12
 
 
 def test_pictures_of_every_shape_and_mode(vlm):
-    for picture in odd_pictures():
+    for picture in bench.odd_pictures():
         prompt = vlm.prompt("Q:<image>A:", [picture])
-        painting.check_conforms_geometry(vlm, prompt)
         grid = prompt.layout.image[0].projector.grid()
         shown = [grid.pixels(p) for p in grid.positions]
         assert max(b[2] for b in shown) == pytest.approx(picture.size[0])
@@ -41,12 +34,8 @@ def test_pictures_of_every_shape_and_mode(vlm):
 
 def test_geometry_over_tiles(vlm, pictures):
     points = ["projector.hook_in", "projector.hook_out"]
-    for number in (0, 1):
-        painting.check_painting(
-            vlm, TEXT, pictures, number, points=points, exact=["vision.hook_embed"]
-        )
-    resized = [painting.grey((50, 31)), pictures[0]]
-    painting.check_painting(vlm, TEXT, resized, 0, points=points, step=4)
+    resized = [bench.grey((50, 31)), pictures[0]]
+    bench.check_painting(vlm, TEXT, resized, 0, points=points, step=4)
     images = vlm.prompt(TEXT, pictures).layout.images
     first = images[0].vision.grid()
     # a tile is 9 patches and a class token, filled up to 16; the second tile is to the right
@@ -81,10 +70,10 @@ def test_cross_attention(vlm, pictures):
     place = prompt.layout.image[0].positions[0]
     assert set(seen[place + 1].nonzero().flatten().tolist()) >= set(first)
     assert not seen[place + 1, second].any() and not seen[-1, first].any()
-    painting.check_pattern_edit(vlm, prompt, "blocks.1.attn.hook_pattern", (0, second[3]))
+    bench.check_pattern_edit(vlm, prompt, "blocks.1.attn.hook_pattern", (0, second[3]))
     grid = prompt.layout.image[0].vision.grid()
     tower = "vision.blocks.0.attn.hook_pattern"
-    painting.check_pattern_edit(vlm, prompt, tower, (0, grid.patch(1, 1)))
+    bench.check_pattern_edit(vlm, prompt, tower, (0, grid.patch(1, 1)))
 
 
 def test_what_blocks_add(vlm, pictures):
@@ -119,7 +108,7 @@ def test_writes(vlm, pictures):
              "vision.global.blocks.0.hook_resid_mid", "vision.global.blocks.0.hook_attn_out",
              "projector.hook_in", "projector.hook_out", "blocks.1.attn.hook_k",
              "blocks.1.attn.hook_v"]  # fmt: skip
-    painting.check_writes_act(vlm, prompt, names)
+    bench.check_writes_act(vlm, prompt, names)
     name = "projector.hook_out"
     patch = Ablate(name, at=Patches(1, rows=4, cols=1))
     cache = vlm.run_with_cache(prompt, names_filter=[name], interventions=patch)[1]
@@ -129,8 +118,7 @@ def test_writes(vlm, pictures):
 
 def test_generation(vlm, pictures):
     prompt = vlm.prompt(TEXT, pictures)
-    painting.check_generation(vlm, prompt, "blocks.0.hook_resid_post")
-    painting.check_generation(vlm, prompt, "projector.hook_out")
+    bench.check_generation(vlm, prompt, "projector.hook_out")
     off = Ablate("blocks.1.attn.hook_v", at=Images())
     tokens = vlm.generate(prompt, max_new_tokens=2, interventions=off).tokens
     assert tokens.shape == (1, 2)
@@ -138,10 +126,48 @@ def test_generation(vlm, pictures):
 
 def test_prompts_without_pictures_skip_cross_attention(vlm):
     prompt = vlm.prompt("Q:a")
-    names = vlm.run_with_cache(prompt)[1]
-    assert not any(n.startswith("blocks.1.") for n in names)
+    names = [n for n in vlm.run_with_cache(prompt)[1] if n.startswith("blocks.1.")]
+    assert names == ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
     with pytest.raises(PromptError, match="computed from pictures"):
-        vlm.run_with_cache(prompt, names_filter="blocks.1.hook_resid_post")
+        vlm.run_with_cache(prompt, names_filter="blocks.1.hook_attn_out")
+
+
+def test_texts_are_read_at_every_block(vlm, pictures):
+    """Without pictures a block is skipped; its ends are where the stream passes."""
+    prompt = vlm.prompt(["Q:a", "longer:"])
+    names = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post",
+             "blocks.2.hook_resid_pre"]  # fmt: skip
+    cache = vlm.run_with_cache(prompt, names_filter=names)[1]
+    seen = []
+    layers = vlm.hf_model.model.language_model.layers
+    handle = layers[2].register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    plain = tiny.plain_logits(vlm.hf_model, prompt.inputs)
+    handle.remove()
+    for name in names:
+        assert torch.equal(cache[name], seen[0]), name
+    vector = TaskVector.read(vlm, ["Q:a", "longer:"], at=Last())
+    assert torch.equal(vector.data.data[0], vector.data.data[1])
+    zero = Ablate("blocks.1.hook_resid_post", at=Last())
+    changed = vlm.run(prompt, interventions=zero)
+
+    def cut(m, args):
+        x = args[0].clone()
+        x[:, -1] = 0
+        return (x, *args[1:])
+
+    handle = layers[2].register_forward_pre_hook(cut)
+    assert torch.equal(changed, tiny.plain_logits(vlm.hf_model, prompt.inputs))
+    handle.remove()
+    assert not torch.equal(changed, plain)
+    with_pictures = vlm.prompt(TEXT, pictures)
+    names = ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
+    cache = vlm.run_with_cache(with_pictures, names_filter=names)[1]
+    seen.clear()
+    handle = layers[1].register_forward_hook(lambda m, a, out: seen.extend([a[0], tiny.first(out)]))
+    tiny.plain_logits(vlm.hf_model, with_pictures.inputs)
+    handle.remove()
+    for name, expected in zip(names, seen, strict=True):
+        assert torch.equal(cache[name], expected), name
 
 
 def test_errors(vlm, pictures, no_forward):

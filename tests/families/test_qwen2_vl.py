@@ -3,50 +3,36 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
-from families import painting, tiny_qwen2_vl
-from families.tiny_words import odd_pictures
+from families import bench
 from vlm_lens import Ablate, At, HookedVLM, Patches
 from vlm_lens.errors import PromptError
 
 TEXT = "Q:<image>b<image>A:"
 
 
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory) -> HookedVLM:
-    return HookedVLM.from_pretrained(tiny_qwen2_vl.save(tmp_path_factory.mktemp("qwen2_vl")))
+@pytest.fixture
+def vlm(made) -> HookedVLM:
+    return made("qwen2_vl")
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [painting.grey((24, 16)), painting.grey((16, 32))]
-
-
-def test_conforms(vlm, pictures):
-    painting.check_conforms(vlm, "Q:a\nA:")
-    painting.check_conforms(vlm, "<image>A:", pictures[:1], cold=True)
-    rows = ["Q:<image>A:", "x", "Q:<image>y<image>A:longer"]
-    painting.check_conforms(vlm, rows, [*pictures, odd_pictures()[3]])
+    return [bench.grey((24, 16)), bench.grey((16, 32))]
 
 
 def test_pictures_of_every_shape_and_mode(vlm):
-    for picture in odd_pictures():
+    for picture in bench.odd_pictures():
         prompt = vlm.prompt("Q:<image>A:", [picture])
-        painting.check_conforms_geometry(vlm, prompt)
         rows, cols = prompt.inputs["image_grid_thw"][0, 1:].tolist()
         image = prompt.layout.image[0]
         assert (image.grid.rows, image.grid.cols) == (rows // 2, cols // 2)
         assert (image.vision.grid().rows, image.vision.grid().cols) == (rows, cols)
-        assert image.pixels(image.patch(-1, -1))[2:] == pytest.approx(picture.size)
 
 
-def test_geometry(vlm, pictures):
-    painting.check_painting(vlm, TEXT, pictures, 0, exact=["vision.hook_embed"])
-    painting.check_painting(vlm, TEXT, pictures, 1, exact=["vision.hook_embed"])
-    # a picture that is resized
-    painting.check_painting(vlm, TEXT, [painting.grey((50, 31)), pictures[0]], 0, step=3)
+def test_geometry_of_a_picture_that_is_resized(vlm, pictures):
+    bench.check_painting(vlm, TEXT, [bench.grey((50, 31)), pictures[0]], 0, step=3)
 
 
 def test_marks_belong_to_the_picture_and_to_no_patch(vlm, pictures):
@@ -64,7 +50,7 @@ def test_vision_writes(vlm, pictures):
     names = ["vision.hook_embed", "vision.blocks.0.hook_resid_mid", "vision.blocks.0.attn.hook_k",
              "vision.blocks.1.hook_resid_post", "vision.hook_out",
              "projector.hook_out"]  # fmt: skip
-    painting.check_writes_act(vlm, prompt, names)
+    bench.check_writes_act(vlm, prompt, names)
 
 
 def test_a_write_at_a_patch_moves_its_picture_only(vlm, pictures):
@@ -96,25 +82,15 @@ def test_patterns(vlm, pictures):
     first, second = (i.vision.sequences[0][1] for i in prompt.layout.images)
     assert pattern.shape == (1, 3, len(first) + len(second), len(first) + len(second))
     assert (pattern[0][:, list(first)][..., list(second)] == 0).all()
-    painting.check_pattern_edit(vlm, prompt, name, (0, second[3]))
+    bench.check_pattern_edit(vlm, prompt, name, (0, second[3]))
     image = prompt.layout.image[0]
-    painting.check_pattern_edit(vlm, prompt, "blocks.1.attn.hook_pattern", (0, image.patch(0, 0)))
+    bench.check_pattern_edit(vlm, prompt, "blocks.1.attn.hook_pattern", (0, image.patch(0, 0)))
 
 
-def test_generation(vlm, pictures):
+def test_a_row_without_a_picture_generates_as_alone(vlm, pictures):
     prompt = vlm.prompt(["Q:<image>A:", "x"], pictures[:1])
-    painting.check_generation(vlm, vlm.prompt(TEXT, pictures), "blocks.0.hook_resid_post")
     both = vlm.generate(prompt, max_new_tokens=4).tokens
     assert torch.equal(both[1:], vlm.generate("x", max_new_tokens=4).tokens)
-
-
-def test_a_batch_is_its_rows(vlm, pictures):
-    texts = ["Q:<image>A:", "x:", TEXT]
-    rows = [pictures[:1], [], [pictures[1], tiny.noise_picture(3, (9, 70))]]
-    together = vlm.run(vlm.prompt(texts, rows))
-    for row, (text, mine) in enumerate(zip(texts, rows, strict=True)):
-        alone = vlm.run(vlm.prompt(text, mine))[0]
-        torch.testing.assert_close(together[row, -len(alone) :], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_errors(vlm, pictures, no_forward):

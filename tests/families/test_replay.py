@@ -17,7 +17,6 @@ from differential import (
     random_prompt,
 )
 
-from families.every import BUILDERS
 from vlm_lens import HookedVLM, Steer
 from vlm_lens.engine.baseline import NotReplayable
 from vlm_lens.engine.recorder import record
@@ -50,8 +49,8 @@ def test_replay_from_tower_and_projector_equals_full_forward(family):
         assert replayed == (0 if reason else 8), seed
 
 
-def test_a_llava_whose_tower_packs_pictures(tmp_path):
-    vlm = HookedVLM.from_pretrained(BUILDERS["mistral3"].save_llava(tmp_path))
+def test_a_llava_whose_tower_packs_pictures(made):
+    vlm = made("llava-pixtral")
     for seed in range(4):
         assert compare(vlm, seed, pictures=True, tower=True) == 8, seed
     pictures = [tiny.noise_picture(i, (40, 36)) for i in (0, 1, 0)]
@@ -107,9 +106,9 @@ def check_refused(vlm: HookedVLM, reason: str, measure: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ("gemma3", "paligemma"))
-def test_a_change_in_a_picture_reaches_back(name, tmp_path):
+def test_a_change_in_a_picture_reaches_back(name, made):
     """To the picture's first position in Gemma 3, to the whole prompt in PaliGemma."""
-    vlm = HookedVLM.from_pretrained(BUILDERS[name].save(tmp_path))
+    vlm = made(name)
     prompt = vlm.prompt("Q:<image>\nA:", [tiny.noise_picture(0)])
     positions = prompt.layout.image[0].text.grids[0].positions
     edit = Steer("blocks.0.hook_resid_post", At((positions[-1],)), torch.randn(32))

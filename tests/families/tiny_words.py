@@ -1,11 +1,9 @@
-"""A tokenizer of letters with the special tokens that a processor needs, and odd pictures."""
+"""A tokenizer of letters with the special tokens that a processor needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tiny
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -27,17 +25,3 @@ def tokenizer(special: Sequence[str] = (), **options) -> PreTrainedTokenizerFast
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         pad_token="<pad>", **options,
     )  # fmt: skip
-
-
-def odd_pictures() -> list[Image.Image]:
-    """Pictures of odd shapes and modes."""
-    noise = tiny.noise_picture
-    return [
-        noise(0, (17, 400)),
-        noise(1, (400, 17)),
-        noise(2, (64, 48)),
-        noise(3, (1, 1)),
-        noise(4, (30, 20)).convert("RGBA"),
-        noise(5, (20, 31)).convert("L"),
-        noise(6, (33, 21)).convert("P"),
-    ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from families.every import BUILDERS
+from families.every import VLMS
 
-from vlm_lens import Ablate, All, At, HookedVLM, Images, Last, Mean, Text
+from vlm_lens import Ablate, All, At, Images, Last, Mean, Text
 from vlm_lens.errors import InterventionError, PositionError, VectorError
 
 TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:Peru\nA:", "Q:<image>\nA:"]
@@ -130,7 +130,7 @@ def _plain_mean(model, inputs, path: str, picture: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", PACKED)
 def test_the_mean_in_a_packed_tower_is_that_of_each_picture(name, tmp_path):
-    vlm = HookedVLM.from_pretrained(BUILDERS[name].save(tmp_path))
+    vlm = VLMS[name].load(tmp_path)
     pictures = [
         tiny.noise_picture(i, size) for i, size in enumerate([(24, 16), (16, 32), (24, 24)])
     ]

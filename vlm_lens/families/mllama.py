@@ -32,6 +32,7 @@ from vlm_lens.points.sites import (
     ScaleView,
     submodule,
 )
+from vlm_lens.tokens import tokenizer_of
 
 _TOWER, _PROJECTOR, _TEXT = (
     "model.vision_model",
@@ -93,6 +94,12 @@ class MllamaFamily(Family):
             image_token_id=config.image_token_id,
         )  # fmt: skip
 
+    def tokenize(self, processor: Any, texts: list[str], **options: Any) -> Mapping[str, Any]:
+        """As the processor writes texts beside pictures: with a beginning of its own."""
+        if tokenizer_of(processor) is processor:
+            return super().tokenize(processor, texts, **options)
+        return processor(text=texts, **options)
+
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """An aspect ratio of 0 fills up rows with fewer pictures."""
         ratios = inputs.get("aspect_ratio_ids")
@@ -128,7 +135,14 @@ def _decoder(model: torch.nn.Module) -> Decoder:
     def cross(layer: int) -> dict[str, SiteMaker]:
         block = submodule(model, f"{stack.path}.{layer}")
         gate = partial(getattr, block, "cross_attn_attn_gate")
-        return {
+        before, after = f"{stack.path}.{layer - 1}", f"{stack.path}.{layer + 1}"
+        ends = layer == stack.size.n_layers - 1
+        passing = {
+            # without pictures the block is skipped; the stream passes here all the same
+            "hook_resid_pre": lambda b: OutputSite(before) if layer else InputSite(b),
+            "hook_resid_post": lambda b: InputSite(decoder.norm if ends else after),
+        }
+        return passing | {
             "attn.hook_k": lambda b: OutputSite(f"{b}.cross_attn.k_proj", view=RowsView(heads)),
             "attn.hook_v": lambda b: OutputSite(f"{b}.cross_attn.v_proj", view=RowsView(heads)),
             "hook_attn_out": lambda b: OutputSite(f"{b}.cross_attn", view=ScaleView(gate, True)),
@@ -145,6 +159,7 @@ def _decoder(model: torch.nn.Module) -> Decoder:
         layer_sites={i: cross(i) for i in layers},
         layer_lacks={i: {"hook_mlp_out": _MASKED} for i in layers},
         crossing=frozenset(layers),
+        passing=frozenset({"hook_resid_pre", "hook_resid_post"}),
     )
     return replace(decoder, stack=stack)
 

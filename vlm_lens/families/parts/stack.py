@@ -83,6 +83,7 @@ class Stack:
         layer_lacks: Likewise for `lacks`.
         crossing: Blocks of cross-attention, computed only where there are pictures: their keys and
             values count the projector's positions.
+        passing: Points of such blocks that are where the stream passes without pictures too.
     """
 
     path: str
@@ -99,6 +100,7 @@ class Stack:
     layer_sites: Mapping[int, Mapping[str, SiteMaker]] = field(default_factory=dict)
     layer_lacks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     crossing: frozenset[int] = frozenset()
+    passing: frozenset[str] = frozenset()
 
     def points(self) -> Iterator[Point]:
         """The points of every block, in the order in which they are computed."""
@@ -138,7 +140,7 @@ class Stack:
                 axes, sizes = (batch, *axes), (rows, *sizes)
             else:
                 axes, sizes = (batch, "pos", *axes), (rows, None, *sizes)
-            crosses = layer in self.crossing
+            crosses = layer in self.crossing and name not in self.passing
             space = self.space
             if crosses and name in ("attn.hook_k", "attn.hook_v"):
                 space = "projector"
