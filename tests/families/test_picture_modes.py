@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from families.every import BUILDERS
-from vlm_lens import HookedVLM
+from families.every import FAMILIES
 
 
 def pictures() -> dict[str, Image.Image]:
@@ -27,21 +26,21 @@ def pictures() -> dict[str, Image.Image]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-def test_pixels_are_the_processors_own(family, tmp_path):
-    vlm = HookedVLM.from_pretrained(BUILDERS[family].save(tmp_path))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pixels_are_the_processors_own(name, made):
+    vlm = made(name)
     for mode, picture in pictures().items():
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             found = vlm.prompt("<image>What?", picture).inputs["pixel_values"]
-        if family == "fuyu":
+        if name == "fuyu":
             ground = Image.new("RGBA", picture.size, "white")  # as the others' processors do
             ground.alpha_composite(picture.convert("RGBA"))
             rgb = (
                 ground.convert("RGB") if "A" in mode or "trans" in mode else picture.convert("RGB")
             )
             assert torch.equal(found, reader_patches(vlm.processor.image_processor, rgb))
-        elif family == "idefics2":  # whose processor converts before its image processor would
+        elif name == "idefics2":  # whose processor converts before its image processor would
             theirs = vlm.processor(text="<image>What?", images=[[picture]], return_tensors="pt")
             assert torch.equal(found, theirs["pixel_values"])
             lost = any("drops transparency" in str(w.message) for w in said)
