@@ -111,13 +111,13 @@ def test_rests_of_processes_that_ended_are_removed_and_no_others(tmp_path):
     code = (
         "import os, sys\n"
         "from vlm_lens.storage import files\n"
-        "for name in 'ab': open(files._partial_name(name), 'w').close()\n"
-        "os.mkdir(files._partial_name('c'))\n"
+        "for name in 'ab': open(files.partial_name(name), 'w').close()\n"
+        "os.mkdir(files.partial_name('c'))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    from vlm_lens.storage.files import _partial_name
+    from vlm_lens.storage.files import partial_name
 
-    mine = tmp_path / _partial_name("mine")
+    mine = tmp_path / partial_name("mine")
     mine.touch()
     (tmp_path / ".hidden.partial").touch()  # somebody else's
     assert len(os.listdir(tmp_path)) == 5

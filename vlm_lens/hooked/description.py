@@ -40,6 +40,8 @@ def describe(
         )
     attention = hf_model.config._attn_implementation
     lines.append(f"  {str(dtype).removeprefix('torch.')} on {device}, {attention}")
+    if weights := getattr(hf_model.config, "weights", None):
+        lines.append(f"  weights: {weights}")
     groups = architecture.points.groups()
     for title, belongs in _GROUPS.items():
         names = [name for name in groups if belongs(name)]

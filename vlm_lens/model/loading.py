@@ -12,6 +12,8 @@ import torch
 
 from vlm_lens.errors import ModelError, near_matches
 from vlm_lens.model.checkpoints import CHECKPOINTS, Checkpoint, apply_settings
+from vlm_lens.model.gguf import dequantized
+from vlm_lens.model.packaged import where_is
 
 _HUB_OPTIONS = (
     "revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder",
@@ -28,10 +30,13 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
             is.
         **options: `revision`, `dtype`, `device_map`, `quantization_config`,
             `attn_implementation`, `trust_remote_code` and whatever else transformers'
-            `from_pretrained` takes; `processor` overrides the checkpoint's own.
+            `from_pretrained` takes; `processor` overrides the checkpoint's own; `gguf_file` is
+            the name of a GGUF file in the folder or repository, whose weights are dequantised
+            once (`vlm_lens.model.gguf`).
 
     Raises:
         ModelError: No family for this model, or nothing of that name.
+        FileError: Weights that are to be dequantised cannot be kept in the cache.
     """
     processor = options.pop("processor", None)
     if "torch_dtype" in options:
@@ -41,6 +46,10 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
         options.setdefault("revision", checkpoint.revision)
     options.setdefault("trust_remote_code", False)  # left open, transformers asks on the terminal
     hub = {k: options[k] for k in _HUB_OPTIONS if k in options}
+    if (gguf_file := options.pop("gguf_file", None)) is not None:
+        where = str(dequantized(_gguf_path(where, gguf_file, hub)))
+    elif checkpoint is not None:
+        where = where_is(checkpoint, **hub)
     config = read_config(name, where, **hub)
     _check_described(config)
     with _consent(name):
@@ -74,6 +83,29 @@ def find(name: str | Path) -> tuple[str, Checkpoint | None]:
             + near_matches(text, [*shipped, *CHECKPOINTS])
         )
     return text, None
+
+
+def _gguf_path(where: str, file: str, hub: dict[str, Any]) -> Path:
+    """A GGUF file in a folder, or fetched from the Hub.
+
+    Raises:
+        ModelError: There is none of that name.
+    """
+    path = Path(where) / file
+    if Path(where).is_dir():
+        if not path.is_file():
+            there = ", ".join(sorted(p.name for p in Path(where).glob("*.gguf"))) or "none"
+            raise ModelError(f"{where} has no GGUF file {file!r}; it has: {there}.")
+        return path
+    from huggingface_hub import hf_hub_download
+
+    known = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "force_download")
+    try:
+        return Path(hf_hub_download(where, file, **{k: hub[k] for k in known if k in hub}))
+    except OSError as error:
+        raise ModelError(
+            f"{file!r} of {where} could not be had from the Hub: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def read_config(name: str | Path, where: str, **hub: Any) -> Any:

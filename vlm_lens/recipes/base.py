@@ -287,6 +287,7 @@ def model_facts(vlm: HookedVLM) -> dict[str, Any]:
         "device": str(vlm.device),
         "attention": getattr(config, "_attn_implementation", None),
         "quantization": None if quantization is None else plain(str(quantization)),
+        "weights": getattr(config, "weights", None),
     }
 
 

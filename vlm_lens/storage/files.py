@@ -70,7 +70,7 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], Any]) 
         FileError: The disk is full, the folder read-only, ...; what was there before still is.
     """
     path = Path(path)
-    partial = path.with_name(_partial_name(path.name))
+    partial = path.with_name(partial_name(path.name))
     with told_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -176,7 +176,7 @@ def written_together(
         FileError: They cannot be written; what was there before still is.
     """
     folder = Path(folder)
-    partial, whole = folder / _partial_name(name), folder / f".{name}{_WHOLE}"
+    partial, whole = folder / partial_name(name), folder / f".{name}{_WHOLE}"
     with told_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _finish(folder, name)
@@ -235,7 +235,7 @@ def _finish(folder: Path, name: str) -> None:
     _sync(folder)
 
 
-def _partial_name(name: str) -> str:
+def partial_name(name: str) -> str:
     """A hidden name that no other process uses and that tells whose it is."""
     return f".{name}.{_HOST}.{os.getpid()}.{token_hex(4)}{_PARTIAL}"
 
@@ -282,6 +282,7 @@ __all__ = [
     "current",
     "file_name",
     "inside",
+    "partial_name",
     "read_json",
     "read_tensors",
     "remove_rests",

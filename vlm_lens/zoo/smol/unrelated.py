@@ -15,14 +15,18 @@ from torch import Tensor
 __all__ = ["WORD_TASKS", "unrelated_prompts"]
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(tuple(pair.split(">")) for pair in text.split())
 
 
-_NOUNS = tuple(
+_NOUNS = _words(
     "table chair book house river street window garden letter picture teacher doctor engine bottle "
     "mirror bridge candle pencil ticket jacket basket corner market village island planet camera "
-    "tunnel ladder hammer".split(" ")
+    "tunnel ladder hammer"
 )
 
 WORD_TASKS: dict[str, tuple[tuple[str, str], ...]] = {
