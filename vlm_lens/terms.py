@@ -7,8 +7,13 @@ and for `MEAN`, the mean over tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 MEAN = "mean"
+
+# A layer is a 0-based block, by its output; before the first block the stream is the embedding.
+EMBED = "embed"
+Layer = int | Literal["embed"]
 
 # Cross-modal patching and its controls.
 NO_CONTEXT = "No Context"
@@ -61,6 +66,23 @@ INTERVALS = (("95 % queries", "low", "high"), ("95 % seeds", "seeds_low", "seeds
 OTHER_RULES = ("strict", "balanced")
 BESIDE_ACCURACY = (*(bound for _, *bounds in INTERVALS for bound in bounds), *OTHER_RULES)
 SCORES = ("accuracy", *BESIDE_ACCURACY)
+
+
+def layers_of(n_layers: int) -> list[Layer]:
+    """The layers of a residual stream: the embedding, then every block."""
+    return [EMBED, *range(n_layers)]
+
+
+def layer_name(layer: Layer) -> str:
+    """A layer in a sentence: `embed`, `block 3`."""
+    return EMBED if layer == EMBED else f"block {layer}"
+
+
+def layer_ticks(layers: Sequence[Any]) -> dict[str, list]:
+    """The ticks of an axis along which layers stand one after another: places and labels."""
+    step = 1 if len(layers) <= 20 else 4
+    shown = [i for i, layer in enumerate(layers) if layer == EMBED or layer % step == 0]
+    return {"tickvals": shown, "ticktext": [str(layers[i]) for i in shown]}
 
 
 def short_names(tasks: Sequence[str]) -> dict[str, str]:

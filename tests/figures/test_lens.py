@@ -133,9 +133,10 @@ def test_one_position_shows_ranks(clip, picture):
     result = LogitLens(at=Last(), k=4, embedding=True).run(clip, clip.prompt(TEXT, [picture]))
     fig = result.plot()
     (trace,) = fig.data
-    assert fig.layout.yaxis.ticktext[:3] == ("input", "0", "1")
-    for layer in range(clip.cfg.n_layers + 1):
-        assert list(trace.z[layer]) == pytest.approx([p for _, p in result.top(layer)])
+    assert fig.layout.yaxis.ticktext[:3] == ("embed", "0", "1")
+    assert result.layers == ("embed", *range(clip.cfg.n_layers))
+    for row, layer in enumerate(result.layers):
+        assert list(trace.z[row]) == pytest.approx([p for _, p in result.top(layer)])
     assert f"position {result.rows[0].positions[0]}, ':'" in fig.layout.xaxis.title.text
 
 

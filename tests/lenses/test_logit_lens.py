@@ -127,6 +127,17 @@ def test_refused_before_any_compute(vlm, prompt, no_forward):
     assert issubclass(LensError, VLMLensError)
 
 
+def test_layers_are_blocks_embed_or_points(clip):
+    prompt = clip.prompt("Q:Greece\nA:")
+    seen = LogitLens(at=Last(), k=2, embedding=True).run(clip, prompt)
+    assert list(seen.to_dataframe()["layer"]) == [lay for lay in ("embed", 0, 1) for _ in range(2)]
+    assert seen.top(1) == seen.top(-1) == seen.top("blocks.1.hook_resid_post") != seen.top("embed")
+    with pytest.raises(PointError, match="Layer 2 was not decoded; there are embed, 0, 1"):
+        seen.top(2)
+    twice = LogitLens(("blocks.0.hook_resid_*",), at=Last(), k=1).run(clip, prompt)
+    assert twice.layers == twice.points and twice.top(twice.points[0])
+
+
 def test_as_a_table(clip):
     prompt = clip.prompt("Q:Greece\nA:")
     table = LogitLens(at=Last(), k=2, tokens=(9,)).run(clip, prompt).to_dataframe()

@@ -47,15 +47,15 @@ def test_points_of_the_curve_equal_plain_transformers(result):
 
 def test_layers_are_the_embedding_and_every_block(result, toy):
     assert len(result.table) == toy.cfg.n_layers + 1
-    assert list(result.table["where"][:2]) == ["embedding", "block 0"]
-    assert result.table["where"].iloc[-1] == f"block {toy.cfg.n_layers - 1}"
+    assert list(result.table["layer"]) == ["embed", *range(toy.cfg.n_layers)]
+    assert list(dict.fromkeys(result.tables["runs"]["layer"])) == list(result.table["layer"])
     assert len(result.phases) == toy.cfg.n_layers + 1
 
 
 def test_probabilities_sum_to_one_and_bands_are_quartiles(result):
     runs = result.tables["runs"]
     assert runs[["input", "task", "answer"]].sum(axis=1).to_numpy() == pytest.approx(1)
-    last = runs[runs["layer"] == runs["layer"].max()]["task"]
+    last = runs[runs["layer"] == result.table["layer"].iloc[-1]]["task"]
     assert result.table["task_low"].iloc[-1] == pytest.approx(last.quantile(0.25))
     assert result.table["task_high"].iloc[-1] == pytest.approx(last.quantile(0.75))
     assert runs["run"].nunique() == RUNS
@@ -72,7 +72,7 @@ def test_the_embedding_is_the_same_for_text_and_pictures(result, toy):
 
 def test_the_input_token_is_what_the_delimiter_decodes_to_and_can_be_set(toy):
     found = PhaseAnalysis("food-color", runs=2).run(toy, progress=False)
-    first = found.tables["runs"].query("layer == 0")
+    first = found.tables["runs"].query("layer == 'embed'")
     assert set(first["top_token"]) == {found.values["input_token"]}
     assert set(first["input_rank"]) == {0}
     chosen = PhaseAnalysis("food-color", runs=2, input_token="Paris").run(toy, progress=False)
@@ -99,7 +99,6 @@ def test_boundaries_follow_the_phases():
 
 
 def test_boundaries_are_as_sure_as_runs_agree():
-    import numpy as np
     import pandas as pd
 
     from vlm_lens.recipes.parts.phase_result import phases
@@ -116,7 +115,7 @@ def test_boundaries_are_as_sure_as_runs_agree():
     edges = phases(pd.DataFrame(rows), values, skipped=0).boundaries.set_index("boundary")
     # the mean turns at layer 1 where more than 20 of 40 draws are of the 30: nearly always
     assert edges.loc["task_from", ["layer", "low", "high", "found"]].tolist() == [1, 1, 1, 1]
-    assert np.isnan(edges.loc["answer_from", "layer"]) and edges.loc["answer_from", "found"] == 0
+    assert pd.isna(edges.loc["answer_from", "layer"]) and edges.loc["answer_from", "found"] == 0
     even = pd.DataFrame([r | {"run": r["run"] - 10} for r in rows if r["run"] >= 10])  # 20 and 10
     even = even[(even["run"] < 11) | (even["run"] >= 20)]  # 11 and 10
     edges = phases(even, values, skipped=0).boundaries.set_index("boundary")
@@ -140,7 +139,7 @@ def test_the_input_token_is_found_on_any_model(model):
 def test_an_instruction_is_paired_with_every_answer(toy):
     told = PhaseAnalysis("food-color", modality="instruction", runs=6).run(toy, progress=False)
     assert told.values["runs"] == 6
-    runs = told.tables["runs"].query("layer == 8")
+    runs = told.tables["runs"].query("layer == 7")
     assert runs["task_rank"].nunique() == 1 and runs["answer_rank"].nunique() > 1
     logits = toy.run("The color of the food:")[0, -1]
     answers = [toy.to_first_token(row.output) for row in Task.load("food-color").test[:6]]
@@ -174,7 +173,9 @@ def test_wrong_fields_and_models_are_named(load):
 def test_figure_and_files(result, tmp_path):
     figure = result.plot()
     assert len(figure.data) == 9 + 2 and len(figure.layout.shapes) >= 1  # two boundaries
-    assert "embedding" in figure.layout.xaxis.title.text
+    assert list(figure.layout.xaxis.ticktext)[:3] == ["embed", "0", "1"]
     again = Result.load(result.save(tmp_path))
     assert type(again) is type(result) and repr(again) == repr(result)
+    assert list(again.tables["runs"]["layer"]) == list(result.tables["runs"]["layer"])
+    assert again.task_from == result.task_from and type(again.task_from) is int
     assert {p.name for p in tmp_path.glob("*.html")} == {"phases.html", "ranks.html"}

@@ -10,7 +10,7 @@ import torch
 from recipes.plain import Plain, few_shot, small
 from vlm_lens.recipes import RecipeError, Result, TaskSpace
 
-LAYER, POINTS = 6, 6
+LAYER, POINTS = 5, 6
 RECIPE = TaskSpace(
     (small("food-color", 8, 8), small("animal-young", 8, 8)), points=POINTS, split="validation",
     relabellings=19,
@@ -26,7 +26,7 @@ def test_points_equal_plain_transformers(toy):
     ):
         text = text[: text.rindex("A:", 0, text.rindex("A:")) + 2]
         kept = []
-        plain.logits(text, outputs=[(plain.blocks[LAYER - 1], kept.append)])
+        plain.logits(text, outputs=[(plain.blocks[LAYER], kept.append)])
         with torch.no_grad():
             normed = norm(kept[0][0])
         name = text[text.rindex("Q:") + 2 : -3]
@@ -48,7 +48,7 @@ def test_points_equal_plain_transformers(toy):
 
 def test_a_pictures_context_is_the_mean_over_its_patches(toy):
     task = RECIPE.tasks[0]
-    mine = RECIPE.read(toy, task, "image", 0)[1]
+    mine = RECIPE.read(toy, task, "image", "embed")[1]
     row = next(r for r in task.validation if r.input == mine["input"])
     # before the first block nothing is mixed in: a prompt with that picture alone holds the same
     prompt = toy.prompt(task.query(row, "image"))
@@ -125,7 +125,7 @@ def test_runs_repeat_and_files_hold_all(result, toy, tmp_path):
     assert repr(Result.load(result.save(tmp_path))) == repr(result)
     figure = result.plot()
     assert "silhouette by task" in figure.layout.annotations[0].text
-    assert "layer 6" in figure.layout.title.text
+    assert "block 5" in figure.layout.title.text
 
 
 @pytest.mark.parametrize(

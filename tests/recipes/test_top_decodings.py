@@ -10,7 +10,7 @@ import torch
 from recipes.plain import Plain, few_shot, small
 from vlm_lens.recipes import RecipeError, Result, TopDecodings
 
-RUNS, LAYER = 6, 5
+RUNS, LAYER = 6, 4
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_tokens_equal_plain_transformers(result):
     for text in few_shot(rows, 1)[:RUNS]:
         text = text[: text.rindex("A:", 0, text.rindex("A:")) + 2]  # up to the fifth example's
         found = []
-        plain.logits(text, outputs=[(plain.blocks[LAYER - 1], found.append)])
+        plain.logits(text, outputs=[(plain.blocks[LAYER], found.append)])
         kept.append(found[0][0, -1])
     with torch.no_grad():
         each = head(norm(torch.stack(kept))).softmax(-1)
@@ -45,16 +45,18 @@ def test_tokens_equal_plain_transformers(result):
 
 
 def test_layers_go_from_the_embedding_to_the_last_block(result, toy):
-    assert sorted(set(result.table["layer"])) == list(range(toy.cfg.n_layers + 1))
-    assert result.values["layer"] == 5  # as deep as 18 of 32, of 8 blocks
-    assert result.top("food-color", layer=0) == result.top("country-capital", "image", layer=0)
+    assert list(dict.fromkeys(result.table["layer"])) == ["embed", *range(toy.cfg.n_layers)]
+    assert result.values["layer"] == 4  # as deep as 18 of 32, of 8 blocks
+    assert result.top("food-color", layer="embed") == result.top(
+        "country-capital", "image", layer="embed"
+    )
     assert result.top("food-color")[0].strip() == "color"
-    with pytest.raises(RecipeError, match="'food-color' from 'text' at layer 9"):
+    with pytest.raises(RecipeError, match="'food-color' from 'text' at block 9"):
         result.top("food-color", layer=9)
 
 
 def test_an_instruction_is_one_run(toy):
-    told = TopDecodings("food-color", sources=("instruction",), layer=8).run(toy, progress=False)
+    told = TopDecodings("food-color", sources=("instruction",), layer=7).run(toy, progress=False)
     says = toy.run("The color of the food:")[0, -1].argmax()
     assert told.top("food-color", "instruction")[0] == toy.tokenizer.decode([int(says)])
     assert set(told.tables["top_1"]["count"]) == {1}
@@ -64,7 +66,7 @@ def test_figures_text_and_files(result, tmp_path):
     figures = result.plots()
     for figure in figures.values():
         assert len(figure.data) == 2 and list(figure.data[0].x) == ["color", "capital"]
-        assert "embedding" in figure.layout.yaxis.title.text
+        assert list(figure.layout.yaxis.ticktext)[:2] == ["embed", "0"]
     assert figures["decodings"].data[0].text[5][0] == "color"
     again = Result.load(result.save(tmp_path))
     assert repr(again) == repr(result) and "color, " in repr(result)
@@ -82,7 +84,7 @@ def test_wrong_fields_are_named(fields, name):
 
 def test_what_the_model_cannot_do_is_said_before_any_run(toy, load, no_forward):
     no_forward(toy)
-    with pytest.raises(RecipeError, match=r"TopDecodings\.layer is 9; toy-llava has layers 0\.\.8"):
+    with pytest.raises(RecipeError, match=r"TopDecodings\.layer is 9; toy-llava has blocks 0\.\.7"):
         TopDecodings(layer=9).run(toy)
     with pytest.raises(RecipeError, match=r"TopDecodings\.sources asks for some"):
         TopDecodings().run(load("llama"))

@@ -204,10 +204,10 @@ def test_neurons_of_the_tower_are_steps_of_channels(vlm, prompt) -> None:
 def test_lens(vlm, prompt) -> None:
     lens = LogitLens(embedding=True).run(vlm, prompt)
     patches = dict(zip(prompt.layout.image[0].positions, full(0).values(), strict=True))
-    for layer in range(4):
+    for layer in ("embed", 0, 1, 2):
         for index, position in enumerate(lens.rows[0].positions):
             word = patches.get(position, "</s>")
-            if layer == 3 and position == prompt.layout.last:
+            if layer == 2 and position == prompt.layout.last:
                 word = HERE
             token, prob = lens.top(layer, index)[0]
             assert token == word and prob > 0.99999

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlm_lens.cli.common import console, load, plain_errors, shown
-from vlm_lens.terms import INTERVALS, OTHER_RULES, PATCH
+from vlm_lens.terms import INTERVALS, OTHER_RULES, PATCH, PHASES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,8 +82,8 @@ def phase_table(result: PhaseResult) -> Table:
         f"{values['task']}, {values['modality']} examples: {result.phases} "
         f"(input {values['input_token']!r}, task {values['task_token']!r})"
     )
-    table = Table("layer", "where", "input", "task", "answer", "phase", title=title, box=None)
+    table = Table("block", *PHASES, "phase", title=title, box=None)
     for row in result.table.to_dict("records"):
-        cells = (row["layer"], row["where"], row["input"], row["task"], row["answer"])
+        cells = (row["layer"], *(row[phase] for phase in PHASES))
         table.add_row(*map(shown, cells), row["phase"])
     return table

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.figures.style import SEQUENTIAL, style
-from vlm_lens.terms import examples_of, short_names
+from vlm_lens.terms import Layer, examples_of, layer_name, layer_ticks, short_names
 
 __all__ = ["commonest_tokens", "vector_tokens"]
 
@@ -52,7 +52,7 @@ def commonest_tokens(table: pd.DataFrame) -> go.Figure:
 def _cells(table: pd.DataFrame, value: str, *, title: str, subtitle: str, bar: str) -> go.Figure:
     tasks = list(dict.fromkeys(table["task"]))
     sources = list(dict.fromkeys(table["source"]))
-    layers = sorted(set(table["layer"]))
+    layers = list(dict.fromkeys(table["layer"]))
     short = short_names(tasks)
     fig = make_subplots(
         rows=1, cols=len(sources), shared_yaxes=True, horizontal_spacing=0.02,
@@ -63,14 +63,16 @@ def _cells(table: pd.DataFrame, value: str, *, title: str, subtitle: str, bar: s
         cells = [[groups[source, task, layer] for task in tasks] for layer in layers]
         fig.add_heatmap(
             x=[short[task] for task in tasks],
-            y=layers,
+            y=list(range(len(layers))),
             z=[[cell[value].iloc[0] for cell in row] for row in cells],
             text=[[_token(cell["token"].iloc[0], _LETTERS) for cell in row] for row in cells],
-            customdata=[[_hover(cell, value) for cell in row] for row in cells],
+            customdata=[
+                [_hover(cell, layer, value) for cell in row]
+                for layer, row in zip(layers, cells, strict=True)
+            ],
             texttemplate="%{text}",
             textfont={"size": 11},
-            hovertemplate=f"<b>%{{x}}, {source}, layer %{{y}}</b><br>%{{customdata}}"
-            "<extra></extra>",
+            hovertemplate=f"<b>%{{x}}, {source}</b>, %{{customdata}}<extra></extra>",
             coloraxis="coloraxis",
             xgap=1,
             ygap=1,
@@ -90,14 +92,15 @@ def _cells(table: pd.DataFrame, value: str, *, title: str, subtitle: str, bar: s
         hoverlabel_align="left",
     )  # fmt: skip
     fig.update_xaxes(showgrid=False, tickangle=0)
-    fig.update_yaxes(showgrid=False, zeroline=False, dtick=1 if len(layers) <= 40 else 4)
-    fig.update_yaxes(title_text="layer (0: embedding, k: output of block k - 1)", col=1)
+    fig.update_yaxes(showgrid=False, zeroline=False, **layer_ticks(layers))
+    fig.update_yaxes(title_text="block (0-based), its output; embed: before", col=1)
     return fig
 
 
-def _hover(cell: pd.DataFrame, value: str) -> str:
+def _hover(cell: pd.DataFrame, layer: Layer, value: str) -> str:
     lines = zip(cell["token"][:8], cell[value][:8], strict=True)
-    return "<br>".join(f"{share:6.1%}  {escape(repr(token))}" for token, share in lines)
+    said = (f"{share:6.1%}  {escape(repr(token))}" for token, share in lines)
+    return "<br>".join([layer_name(layer), *said])
 
 
 def _token(token: str, most: int) -> str:

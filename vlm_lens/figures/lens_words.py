@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm_lens.errors import PositionError
 from vlm_lens.figures.prompt_view import runs, visible
 from vlm_lens.layout.layout import Layout
+from vlm_lens.terms import EMBED
 
 LETTERS = 8  # of a token that fit into a column
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -128,10 +129,10 @@ class Words:
             yield None if kind == "text" else int(kind.split()[1]), list(range(start, stop))
 
     def layer(self, number: int) -> str:
-        """The label of a layer: its 0-based block."""
+        """The label of a layer: its 0-based block, or `embed`."""
         point = self.points[number]
         match = _BLOCK.fullmatch(point)
-        return match[1] if match else "input" if point == "hook_merged" else point
+        return match[1] if match else EMBED if point == "hook_merged" else point
 
     @property
     def of_layers(self) -> str:

@@ -11,12 +11,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.figures.style import PALETTE, fade, style
-from vlm_lens.terms import ANSWER, INPUT, TASK
+from vlm_lens.terms import ANSWER, INPUT, TASK, layer_name, layer_ticks
 
 __all__ = ["Curves", "phase_curves", "phase_grid", "rank_curves"]
 
 COLOURS = {INPUT: PALETTE["orange"], TASK: PALETTE["green"], ANSWER: PALETTE["blue"]}
-_LAYERS = "layer: 0 is the embedding, k the output of block k - 1"
+_LAYERS = "block (0-based), its output; embed: before"
 _BEGINS = {"task_from": TASK, "answer_from": ANSWER}
 _EDGE = 1.04  # the height at which a boundary's interval is drawn
 
@@ -26,7 +26,7 @@ class Curves:
     """The curves of one task and one kind of examples.
 
     Attributes:
-        table: A row a layer: `layer`, `where`, the `phase` that leads, and for each phase its mean,
+        table: A row a layer: `layer`, the `phase` that leads, and for each phase its mean,
             `<phase>_low`, `<phase>_high` and `<phase>_rank`.
         task: The task's name.
         examples: What prompts hold.
@@ -39,6 +39,11 @@ class Curves:
     examples: str
     tokens: Mapping[str, str]
     counted: str
+
+    @property
+    def where(self) -> list[str]:
+        """Each layer as hovering says it."""
+        return [layer_name(layer) for layer in self.table["layer"]]
 
 
 def phase_curves(curves: Curves, boundaries: pd.DataFrame) -> go.Figure:
@@ -56,17 +61,18 @@ def phase_curves(curves: Curves, boundaries: pd.DataFrame) -> go.Figure:
     fig = go.Figure()
     _draw(fig, curves, {}, legend=True)
     _style(fig, curves)
+    places = {layer: i for i, layer in enumerate(curves.table["layer"])}
     for row in boundaries.dropna().itertuples():
         colour = COLOURS[_BEGINS[row.boundary]]
         fig.add_scatter(
-            x=[row.low - 0.5, row.high - 0.5],
+            x=[places[row.low] - 0.5, places[row.high] - 0.5],
             y=[_EDGE, _EDGE],
             mode="lines+markers",
             line={"color": colour, "width": 3},
             marker={"symbol": "line-ns", "size": 9, "line": {"color": colour, "width": 2}},
             showlegend=False,
-            hovertemplate=f"{_BEGINS[row.boundary]} leads from layer {row.layer:.0f}, 95 % "
-            f"{row.low:.0f} to {row.high:.0f}<extra></extra>",
+            hovertemplate=f"{_BEGINS[row.boundary]} leads from {layer_name(row.layer)}, 95 % "
+            f"{layer_name(row.low)} to {layer_name(row.high)}<extra></extra>",
         )
     fig.update_yaxes(title_text="probability among three tokens")
     return fig
@@ -85,8 +91,8 @@ def rank_curves(curves: Curves) -> go.Figure:
     fig = go.Figure()
     for phase, colour in COLOURS.items():
         fig.add_scatter(
-            x=table["layer"], y=table[f"{phase}_rank"] + 1, name=curves.tokens[phase],
-            mode="lines+markers", line={"color": colour, "width": 2.4}, customdata=table["where"],
+            x=list(range(len(table))), y=table[f"{phase}_rank"] + 1, name=curves.tokens[phase],
+            mode="lines+markers", line={"color": colour, "width": 2.4}, customdata=curves.where,
             hovertemplate="%{customdata}: rank %{y:.0f}<extra></extra>",
         )  # fmt: skip
     _style(fig, curves, what="median")
@@ -121,10 +127,10 @@ def phase_grid(every: Sequence[Curves]) -> go.Figure:
         subtitle="Mean over prompts, band 25-75 %; shaded: the token that leads",
         height=150 + 170 * len(tasks),
     )  # fmt: skip
-    layers = max(len(one.table) for one in every)
+    layers = max((list(one.table["layer"]) for one in every), key=len)
     fig.update_yaxes(range=[0, 1.05], tickformat=".1f", dtick=0.5)
-    fig.update_xaxes(range=[-0.5, layers - 0.5], dtick=_step(layers), showgrid=False)
-    fig.update_xaxes(title_text="layer (0: embedding)", row=len(tasks))
+    fig.update_xaxes(range=[-0.5, len(layers) - 0.5], showgrid=False, **layer_ticks(layers))
+    fig.update_xaxes(title_text=_LAYERS, row=len(tasks))
     fig.update_yaxes(title_text="probability", col=1)
     fig.update_layout(legend={"orientation": "h", "y": -0.5 / len(tasks), "yanchor": "top", "x": 0})
     fig.update_layout(margin={"t": 110, "r": 40})
@@ -135,16 +141,16 @@ def _draw(
     fig: go.Figure, curves: Curves, place: Mapping[str, int], *, legend: bool, short: bool = False
 ) -> None:
     """Bands, curves and the shading of one task."""
-    table = curves.table
+    table, xs = curves.table, list(range(len(curves.table)))
     for phase, colour in COLOURS.items():
-        band = {"x": table["layer"], "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip",
+        band = {"x": xs, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip",
                 "showlegend": False, "legendgroup": phase}  # fmt: skip
         fig.add_scatter(y=table[f"{phase}_low"], **band, **place)
         fill = {"fill": "tonexty", "fillcolor": fade(colour, 0.2)}
         fig.add_scatter(y=table[f"{phase}_high"], **fill, **band, **place)
     for phase, colour in COLOURS.items():
         fig.add_scatter(
-            x=table["layer"],
+            x=xs,
             y=table[phase],
             name=phase if short else curves.tokens[phase],
             legendgroup=phase,
@@ -152,7 +158,7 @@ def _draw(
             mode="lines+markers",
             marker_size=4 if short else 6,
             line={"color": colour, "width": 2 if short else 2.6},
-            customdata=table[["where", f"{phase}_rank"]],
+            customdata=list(zip(curves.where, table[f"{phase}_rank"], strict=True)),
             hovertemplate=(
                 f"<b>{curves.tokens[phase]}</b><br>%{{customdata[0]}}: %{{y:.3f}}<br>"
                 "median rank in the vocabulary %{customdata[1]:.0f}<extra></extra>"
@@ -174,7 +180,7 @@ def _draw(
 
 
 def _style(fig: go.Figure, curves: Curves, *, what: str = "mean and 25-75 % band") -> None:
-    layers = len(curves.table)
+    layers = list(curves.table["layer"])
     style(
         fig,
         title=f"{curves.task}, {curves.examples}",
@@ -184,8 +190,4 @@ def _style(fig: go.Figure, curves: Curves, *, what: str = "mean and 25-75 % band
     )
     fig.update_layout(legend={"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0})
     fig.update_yaxes(range=[0, 1.12], tickformat=".1f", dtick=0.2)
-    fig.update_xaxes(range=[-0.5, layers - 0.5], dtick=_step(layers), showgrid=False)
-
-
-def _step(layers: int) -> int:
-    return 1 if layers <= 20 else 4
+    fig.update_xaxes(range=[-0.5, len(layers) - 0.5], showgrid=False, **layer_ticks(layers))

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.figures.style import GREY, PALETTE, style
-from vlm_lens.terms import CONTEXT, VECTORS, examples_of
+from vlm_lens.terms import CONTEXT, VECTORS, Layer, examples_of, layer_name
 
 __all__ = ["space_maps"]
 
@@ -15,7 +15,7 @@ _SHAPES = {"text": "circle", "image": "x-thin", "description": "square", "instru
 _ORDER = (CONTEXT, VECTORS)
 
 
-def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: int) -> go.Figure:
+def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: Layer) -> go.Figure:
     """The t-SNE maps side by side; their titles give the silhouettes.
 
     Args:
@@ -69,8 +69,8 @@ def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: int) -
         )  # fmt: skip
     style(
         fig, title="Context lies by modality, vectors by task?",
-        subtitle=f"t-SNE of layer {layer} (0: embedding, k: output of block k - 1)"
-        ", after the final norm; distances have no unit",
+        subtitle=f"t-SNE of the output of {layer_name(layer)} (0-based), after the final norm; "
+        "distances have no unit",
         height=560,
     )  # fmt: skip
     plain = {"showticklabels": False, "zeroline": False, "ticks": ""}

@@ -38,7 +38,7 @@ class LogitLens:
         at: Which positions; all by default.
         k: How many of the most likely tokens are kept.
         tokens: Tokens (ids, or texts of one token) whose probability and rank are kept too.
-        embedding: Whether the language model's input comes first, as one layer more.
+        embedding: Whether the language model's input comes first, as the layer `"embed"`.
     """
 
     points: str | tuple[str, ...] = "blocks.*.hook_resid_post"

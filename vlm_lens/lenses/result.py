@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.errors import PositionError
+from vlm_lens.errors import PointError, PositionError
 from vlm_lens.layout.layout import Layout
+from vlm_lens.terms import EMBED, Layer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,28 +62,48 @@ class LensResult:
     pictures: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
     model: str = ""
 
-    def top(self, layer: int, position: int = -1, *, row: int = 0) -> list[tuple[str, float]]:
+    @property
+    def layers(self) -> tuple[Layer | str, ...]:
+        """The layer of each decoded point; where a block has several, the points' names."""
+        found = [_layer_of(point) for point in self.points]
+        return tuple(found) if len(set(found)) == len(found) else self.points
+
+    def top(
+        self, layer: Layer | str, position: int = -1, *, row: int = 0
+    ) -> list[tuple[str, float]]:
         """The most likely tokens with their probabilities.
 
         Args:
-            layer: Which of the decoded points, from 0.
+            layer: Which of `layers`: a 0-based block (-1 for the last), `"embed"`, or a point.
             position: Which of the decoded positions, by index into `rows[row].positions`.
             row: Which prompt.
+
+        Raises:
+            PointError: This layer was not decoded.
         """
+        known = dict(zip(self.layers, range(len(self.points)), strict=True))
+        known |= dict(zip(self.points, range(len(self.points)), strict=True))
+        index = -1 if layer == -1 else known.get(layer)
+        if index is None:
+            listed = ", ".join(map(str, self.layers))
+            raise PointError(f"Layer {layer!r} was not decoded; there are {listed}.")
         mine = self.rows[row]
-        ids, probs = mine.top_ids[layer, position], mine.top_probs[layer, position]
+        ids, probs = mine.top_ids[index, position], mine.top_probs[index, position]
         return [(self.labels[int(i)], float(p)) for i, p in zip(ids, probs, strict=True)]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row for each prompt, point, position and rank among the most likely tokens."""
+        """One row for each prompt, point, position and rank among the most likely tokens.
+
+        The column `layer` has the 0-based block, or `embed`; see `layers`.
+        """
         import pandas as pd
 
         records = []
-        for number, row in enumerate(self.rows):
-            for layer, point in enumerate(self.points):
+        for i, row in enumerate(self.rows):
+            for number, (layer, point) in enumerate(zip(self.layers, self.points, strict=True)):
                 for index, position in enumerate(row.positions):
                     base: dict[str, Any] = {
-                        "row": number,
+                        "row": i,
                         "point": point,
                         "layer": layer,
                         "position": position,
@@ -90,11 +112,11 @@ class LensResult:
                     }
                     for t, token in enumerate(self.token_ids):
                         label = self.labels[token]
-                        base[f"p({label!r})"] = float(row.token_probs[layer, index, t])
-                        base[f"rank({label!r})"] = int(row.token_ranks[layer, index, t])
+                        base[f"p({label!r})"] = float(row.token_probs[number, index, t])
+                        base[f"rank({label!r})"] = int(row.token_ranks[number, index, t])
                     for rank in range(row.top_ids.shape[-1]):
-                        token = int(row.top_ids[layer, index, rank])
-                        prob = float(row.top_probs[layer, index, rank])
+                        token = int(row.top_ids[number, index, rank])
+                        prob = float(row.top_probs[number, index, rank])
                         records.append(
                             {**base, "rank": rank, "token": self.labels[token], "prob": prob}
                         )
@@ -152,3 +174,8 @@ class LensResult:
     def _repr_html_(self) -> str:
         table = self.to_dataframe()
         return table[table["rank"] == 0].drop(columns="rank").to_html(index=False, max_rows=40)
+
+
+def _layer_of(point: str) -> Layer | str:
+    match = re.fullmatch(r"blocks\.(\d+)\..+", point)
+    return int(match[1]) if match else EMBED if point == "hook_merged" else point

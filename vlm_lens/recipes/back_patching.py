@@ -174,15 +174,8 @@ class BackPatching(MethodRecipe):
                 compose([*(self.write(held, pair) if pair else ()), *compose(also)])
                 for pair in pairs
             ]
-            found = torch.empty(len(edits), len(prompt), dtype=torch.long)
-            some = [i for i, edit in enumerate(edits) if len(edit)]
-            none = [i for i, edit in enumerate(edits) if not len(edit)]
-            if some:
-                swept = vlm.sweep(prompt, [edits[i] for i in some], progress=False)
-                found[some] = swept.stack("token_id").reshape(len(some), len(prompt))
-            if none:
-                found[none] = vlm.run(prompt)[:, -1].argmax(-1).cpu()
-            columns[:, rows.tolist()] = found
+            swept = vlm.sweep(prompt, edits, progress=False).stack("token_id")
+            columns[:, rows.tolist()] = swept.reshape(len(edits), len(prompt))
         return columns
 
     def alike(self, vlm: HookedVLM, prompts: Sequence[RawPrompt]) -> list[list[int]]:

@@ -136,7 +136,7 @@ class Recipe(ABC):
                 raise RecipeError(f"{self.named(name)} is {value!r}; give one or more, each once.")
 
     def a_block(self, vlm: HookedVLM, name: str = "layer") -> None:
-        """Refuses a number that is no block of the model; None is let through.
+        """Refuses a number that is no block of the model; None and `"embed"` are let through.
 
         Raises:
             RecipeError: The field, or one of its entries, is such a number.

@@ -136,16 +136,9 @@ def loss(
     def entropy(logits: Tensor) -> float:
         return -float(logits.float().log_softmax(-1)[token])
 
-    found = torch.empty(len(sets))
-    some = [i for i, heads in enumerate(sets) if heads]
-    if some:
-        edits = [compose(in_place(means, sets[i])) for i in some]
-        swept = vlm.sweep(prompt, edits, measure=entropy, progress=False)
-        found[some] = swept.stack("value").float()
-    if len(some) < len(sets):
-        none = [i for i, heads in enumerate(sets) if not heads]
-        found[none] = entropy(vlm.run(prompt)[0, -1])
-    return found
+    edits = [compose(in_place(means, heads)) for heads in sets]
+    swept = vlm.sweep(prompt, edits, measure=entropy, progress=False)
+    return swept.stack("value").float()
 
 
 @dataclass(frozen=True, eq=False)

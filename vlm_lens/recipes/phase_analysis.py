@@ -149,7 +149,7 @@ def decode(
         probs = row.token_probs[:, 0, columns].double().numpy()
         probs = np.maximum(probs, np.finfo(np.float64).tiny)
         ranks = row.token_ranks[:, 0, columns].numpy()
-        table = pd.DataFrame({"run": run, "layer": range(len(seen.points))})
+        table = pd.DataFrame({"run": run, "layer": seen.layers})
         for k, phase in enumerate(PHASES):
             table[phase] = probs[:, k] / probs.sum(1)
             table[f"{phase}_rank"] = ranks[:, k]

@@ -19,7 +19,7 @@ from vlm_lens.recipes.parts.task_recipe import TaskRecipe
 from vlm_lens.recipes.parts.vector_sources import Source, last_rows, open_prompts, relative_layer
 from vlm_lens.recipes.result import Result
 from vlm_lens.tasks import Task
-from vlm_lens.terms import CONTEXT, VECTORS
+from vlm_lens.terms import CONTEXT, EMBED, VECTORS, Layer, layer_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -45,8 +45,8 @@ class TaskSpace(TaskRecipe):
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
         sources: Where tasks are read from. An instruction is one point a task, and no part of the
             silhouettes.
-        layer: 0 is the embedding, k the output of block k - 1; by default as deep as the paper's
-            23 of 32.
+        layer: A 0-based block, by its output, or `"embed"`; by default as deep as the paper's
+            block 22 of 32.
         points: How many points each task and modality has; no more than the split has rows.
         n_examples: How many examples a prompt has, the last one open.
         seed: The seed of the draw, of the map and of the relabellings.
@@ -57,7 +57,7 @@ class TaskSpace(TaskRecipe):
     """
 
     sources: tuple[Source, ...] = ("text", "image", "instruction")
-    layer: int | None = None
+    layer: int | Literal["embed"] | None = None
     points: int = 30
     n_examples: int = 5
     seed: int = 1
@@ -70,7 +70,7 @@ class TaskSpace(TaskRecipe):
         """Reads the points, maps them, and tests the labels."""
         layer = self.layer
         if layer is None:
-            layer = relative_layer(23, 32, vlm.cfg.n_layers)
+            layer = relative_layer(22, 32, vlm.cfg.n_layers)
         found = []
         for task in self.progress(self.chosen_tasks(), "reading"):
             for source in self.sources:
@@ -86,8 +86,8 @@ class TaskSpace(TaskRecipe):
         columns = ["set", "by", "silhouette", "p", "chance", "chance_high"]
         table = pd.DataFrame(rows, columns=columns)
         notes = (
-            f"Layer {layer} of 0..{vlm.cfg.n_layers} (0: embedding, k: output of block k - 1), "
-            "after the final norm. Silhouette in the full space; p: share of "
+            f"Output of {layer_name(layer)} of 0..{vlm.cfg.n_layers - 1}, after the final norm. "
+            "Silhouette in the full space; p: share of "
             f"{self.relabellings} random relabellings that give as much (the true one counted in); "
             "chance: their mean and 95th percentile.",
             "Tasks are relabelled within each modality, modalities within each task; 'task within "
@@ -97,13 +97,15 @@ class TaskSpace(TaskRecipe):
         return TaskSpaceResult(table, {"points": points}, {"layer": layer}, notes)
 
     @torch.no_grad()
-    def read(self, vlm: HookedVLM, task: Task, source: Source, layer: int) -> list[dict[str, Any]]:
+    def read(
+        self, vlm: HookedVLM, task: Task, source: Source, layer: Layer
+    ) -> list[dict[str, Any]]:
         """The points of one task and source: which set, and the vector as `value`."""
         prompts = open_prompts(task, source, seed=self.seed, n=self.n_examples, split=self.split)[
             : self.points
         ]
         rows = last_rows(task, source, seed=self.seed, n=self.n_examples, split=self.split)
-        point = "hook_merged" if layer == 0 else f"blocks.{layer - 1}.hook_resid_post"
+        point = "hook_merged" if layer == EMBED else f"blocks.{layer}.hook_resid_post"
         found = []
         for start in range(0, len(prompts), self.batch_size):
             batch = vlm.as_prompt(list(prompts[start : start + self.batch_size]))
@@ -209,11 +211,7 @@ class TaskSpace(TaskRecipe):
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
-        if self.layer is not None and not 0 <= self.layer <= vlm.cfg.n_layers:
-            raise RecipeError(
-                f"TaskSpace.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
-                "the embedding first."
-            )
+        self.a_block(vlm)
         self.must_see(vlm, "sources")
 
 

@@ -23,6 +23,7 @@ from vlm_lens.recipes.parts.vector_sources import (
     residual_stream,
 )
 from vlm_lens.recipes.result import Result
+from vlm_lens.terms import Layer, layer_name, layers_of
 from vlm_lens.tokens import string_token
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class TopDecodings(TaskRecipe):
     Attributes:
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
         sources: Where tasks are read from: `"text"`, `"image"`, `"instruction"`.
-        layer: The layer of the printed table: 0 is the embedding, k the output of block k - 1; by
-            default as deep as the paper's 18 of 32.
+        layer: The layer of the printed table: a 0-based block, by its output, or `"embed"`; by
+            default as deep as the paper's block 17 of 32.
         k: How many tokens are kept.
         runs: How many prompts; no more than the split has rows. An instruction is one.
         n_examples: How many examples a prompt has, the last one open.
@@ -54,7 +55,7 @@ class TopDecodings(TaskRecipe):
     """
 
     sources: tuple[Source, ...] = ("text", "image")
-    layer: int | None = None
+    layer: int | Literal["embed"] | None = None
     k: int = 5
     runs: int = 100
     n_examples: int = 5
@@ -80,11 +81,11 @@ class TopDecodings(TaskRecipe):
                     tables[name].append(table)
         layer = self.layer
         if layer is None:
-            layer = relative_layer(18, 32, vlm.cfg.n_layers)
+            layer = relative_layer(17, 32, vlm.cfg.n_layers)
         joined = {name: pd.concat(each, ignore_index=True) for name, each in tables.items()}
         notes = (
-            f"The {self.k} most likely tokens of the mean vector, at layer {layer} of "
-            f"0..{vlm.cfg.n_layers}: 0 is the embedding, k the output of block k - 1.",
+            f"The {self.k} most likely tokens of the mean vector, at {layer_name(layer)} of "
+            f"0..{vlm.cfg.n_layers - 1}, its output.",
         )
         return TopDecodingsResult(joined.pop("vector"), joined, {"layer": layer}, notes)
 
@@ -96,23 +97,19 @@ class TopDecodings(TaskRecipe):
 
     def validate_for(self, vlm: HookedVLM) -> None:
         """Checks the layer, and that a model that is to see pictures can."""
-        if self.layer is not None and not 0 <= self.layer <= vlm.cfg.n_layers:
-            raise RecipeError(
-                f"TopDecodings.layer is {self.layer}; {vlm.name} has layers 0..{vlm.cfg.n_layers}, "
-                "the embedding first."
-            )
+        self.a_block(vlm)
         self.must_see(vlm, "sources")
 
 
 class TopDecodingsResult(Result):
-    """Decodings by task, source and layer (0 the embedding, k the output of block k - 1).
+    """Decodings by task, source and layer (`"embed"`, then the output of each 0-based block).
 
     `table` has the tokens of the mean vector: `rank` from 1, `token`, `prob`. Likewise
     `tables["distribution"]` those of the mean distribution. `tables["top_1"]` says of how many
     runs a token is the most likely: `token`, `count`, `share`.
     """
 
-    def top(self, task: str, source: str = "text", *, layer: int | None = None) -> list[str]:
+    def top(self, task: str, source: str = "text", *, layer: Layer | None = None) -> list[str]:
         """The most likely tokens of a mean vector, at the printed layer or another.
 
         Raises:
@@ -121,7 +118,8 @@ class TopDecodingsResult(Result):
         layer = self.values["layer"] if layer is None else layer
         found = self.table.query("task == @task and source == @source and layer == @layer")
         if found.empty:
-            raise RecipeError(f"{task!r} from {source!r} at layer {layer} was not decoded.")
+            where = layer_name(layer)
+            raise RecipeError(f"{task!r} from {source!r} at {where} was not decoded.")
         return found["token"].tolist()
 
     def summary(self) -> pd.DataFrame:
@@ -144,15 +142,15 @@ class TopDecodingsResult(Result):
 def _decoded(vlm: HookedVLM, hidden: Tensor, k: int) -> dict[str, pd.DataFrame]:
     """The three tables of one task and source, from `[runs, layers, d_model]`."""
     vector, spread, counts = [], [], []
-    for layer in range(hidden.shape[1]):
-        mean = hidden[:, layer].double().mean(0, keepdim=True).to(hidden.dtype)
-        probs = _probs(vlm, hidden[:, layer])
+    for i, layer in enumerate(layers_of(hidden.shape[1] - 1)):
+        mean = hidden[:, i].double().mean(0, keepdim=True).to(hidden.dtype)
+        probs = _probs(vlm, hidden[:, i])
         for rows, one in ((vector, _probs(vlm, mean)[0]), (spread, probs.mean(0))):
             best = one.topk(min(k, len(one)))
-            for rank, (i, prob) in enumerate(zip(best.indices, best.values, strict=True), 1):
-                rows.append((layer, rank, string_token(vlm.tokenizer, int(i)), float(prob)))
-        for i, count in Counter(probs.argmax(-1).tolist()).most_common():
-            counts.append((layer, string_token(vlm.tokenizer, i), count, count / len(hidden)))
+            for rank, (token, prob) in enumerate(zip(best.indices, best.values, strict=True), 1):
+                rows.append((layer, rank, string_token(vlm.tokenizer, int(token)), float(prob)))
+        for token, count in Counter(probs.argmax(-1).tolist()).most_common():
+            counts.append((layer, string_token(vlm.tokenizer, token), count, count / len(hidden)))
     ranked = ["layer", "rank", "token", "prob"]
     return {
         "vector": pd.DataFrame(vector, columns=ranked),

@@ -17,7 +17,7 @@ from vlm_lens.report.page import (
     settings,
     write_page,
 )
-from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT
+from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT, Layer, layer_name
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import CrossModalPatch, PhaseResult, TransferResult
@@ -146,7 +146,7 @@ def _phases(phases: Sequence[PhaseResult]) -> Section:
     drawn = "".join(figure(one.plot()) for one in phases)
     told = "".join(
         f"<li>{escape(one.values['task'])}, {escape(one.values['modality'])} examples: "
-        f"<code>{one.phases}</code> (I input, T task, A answer; embedding first). "
+        f"<code>{one.phases}</code> (I input, T task, A answer; embed first, then each block). "
         f"{_boundary('task', one.task_from)}, {_boundary('answer', one.answer_from)}. Input token "
         f"{escape(repr(one.values['input_token']))}, task token "
         f"{escape(repr(one.values['task_token']))}.</li>"
@@ -162,10 +162,10 @@ def _phases(phases: Sequence[PhaseResult]) -> Section:
     return Section("From input to task to answer", body, "Phases")
 
 
-def _boundary(phase: str, layer: int | None) -> str:
+def _boundary(phase: str, layer: Layer | None) -> str:
     if layer is None:
         return f"the {phase} does not lead at the end" if phase == "answer" else "no task phase"
-    return f"{phase} from layer {layer}"
+    return f"{phase} from {layer_name(layer)} on"
 
 
 def _lens(vlm: HookedVLM, recipe: CrossModalPatch) -> Section:

@@ -96,7 +96,7 @@ def lookup(
 def phase_curves() -> pd.DataFrame:
     """Figure 14, digitised: `task, modality, layer, input, task_word, answer`, error about 0.01.
 
-    Idefics2; layer 0 is the embedding, layer k the output of block k - 1, 33 layers in all.
+    Idefics2; a layer is `"embed"` or a 0-based block, by its output, 33 layers in all.
     """
     return _read("phase_curves").copy()
 
@@ -117,8 +117,8 @@ def _read(name: str) -> pd.DataFrame:
 
     numbers = {
         "tables": ("value",),
-        "phase_curves": ("layer", "input", "task_word", "answer"),
-        "decodings": ("layer", "rank"),
+        "phase_curves": ("input", "task_word", "answer"),
+        "decodings": ("rank",),
         "outputs": (),
     }[name]
     with (_HERE / f"{name}.csv").open("r", encoding="utf-8", newline="") as file:
@@ -126,4 +126,7 @@ def _read(name: str) -> pd.DataFrame:
         read = pd.read_csv(file, dtype=str, keep_default_na=False)
     for column in numbers:
         read[column] = pd.to_numeric(read[column].replace("", None))
+    if "layer" in read:
+        blocks = {layer: int(layer) for layer in read["layer"] if layer.isdecimal()}
+        read["layer"] = [blocks.get(layer, layer or None) for layer in read["layer"]]
     return read

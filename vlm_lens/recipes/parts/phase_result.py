@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vlm_lens.recipes.result import Result
-from vlm_lens.terms import ANSWER, INPUT, PHASES, TASK, examples_of
+from vlm_lens.terms import ANSWER, INPUT, PHASES, TASK, Layer, examples_of, layer_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,31 +26,31 @@ class PhaseResult(Result):
 
     `table` has one row a layer: for `input`, `task` and `answer` the mean over runs of the
     renormalised probability, its 25th and 75th percentile (`_low`, `_high`) and the median rank in
-    the whole vocabulary (`_rank`, 0 for the most likely), and `phase`, the largest mean. Layer 0 is
-    the embedding, layer k the output of block k - 1. `tables["runs"]` holds every run.
+    the whole vocabulary (`_rank`, 0 for the most likely), and `phase`, the largest mean. A layer is
+    `"embed"` or a 0-based block, by its output. `tables["runs"]` holds every run.
     """
 
     @property
     def boundaries(self) -> pd.DataFrame:
         """Where phases begin, with intervals by resampling runs.
 
-        `boundary` is `task_from` or `answer_from`; `layer` its layer (NaN if there is none), `low`
-        and `high` the 95 % bootstrap interval, among the share `found` of resamples that have one.
+        `boundary` is `task_from` or `answer_from`; `layer` its layer (missing where there is none),
+        `low` and `high` the 95 % bootstrap interval, among the share `found` of resamples that have one.
         """
         return self.tables["boundaries"]
 
     @property
     def phases(self) -> str:
-        """The dominant phase of each layer in one letter, embedding first: `"IIITTTAA"`."""
+        """The dominant phase of each layer in one letter, `embed` first: `"IIITTTAA"`."""
         return "".join(phase[0].upper() for phase in self.table["phase"])
 
     @property
-    def task_from(self) -> int | None:
+    def task_from(self) -> Layer | None:
         """The first layer at which the task's word dominates; None if it never does."""
         return self.values["task_from"]
 
     @property
-    def answer_from(self) -> int | None:
+    def answer_from(self) -> Layer | None:
         """The layer from which on the answer dominates to the end; None if not at the end."""
         return self.values["answer_from"]
 
@@ -78,7 +78,7 @@ class PhaseResult(Result):
 
     def summary(self) -> pd.DataFrame:
         """Layer by layer: the three means, the ranks, the phase."""
-        columns = ["layer", "where", *PHASES, *(f"{p}_rank" for p in PHASES), "phase"]
+        columns = ["layer", *PHASES, *(f"{p}_rank" for p in PHASES), "phase"]
         return self.table[columns].round(3)
 
 
@@ -90,10 +90,8 @@ def phases(runs: pd.DataFrame, values: dict[str, Any], *, skipped: int) -> Phase
         values: What the tokens are.
         skipped: How many runs were left out because two of their tokens are one.
     """
-    by_layer = runs.groupby("layer")
-    table = pd.DataFrame({"layer": sorted(runs["layer"].unique())})
-    blocks = [f"block {layer - 1}" for layer in table["layer"][1:]]
-    table["where"] = ["embedding", *blocks]
+    by_layer = runs.groupby("layer", sort=False)  # runs go from the first layer to the last
+    table = pd.DataFrame({"layer": list(by_layer.groups)})
     for phase in PHASES:
         table[phase] = by_layer[phase].mean().to_numpy()
         table[f"{phase}_low"] = by_layer[phase].quantile(0.25).to_numpy()
@@ -104,7 +102,7 @@ def phases(runs: pd.DataFrame, values: dict[str, Any], *, skipped: int) -> Phase
     count = int(runs["run"].nunique())
     edges = _boundaries(runs)
     from_layers = {
-        row.boundary: None if np.isnan(row.layer) else int(row.layer) for row in edges.itertuples()
+        row.boundary: None if pd.isna(row.layer) else row.layer for row in edges.itertuples()
     }
     values = {
         **values,
@@ -118,7 +116,7 @@ def phases(runs: pd.DataFrame, values: dict[str, Any], *, skipped: int) -> Phase
         else f"Mean over {count} runs of {values['task']} with {values['modality']} examples."
     )
     notes = (
-        "Layer 0 is the embedding, layer k the output of block k - 1.",
+        "A layer is a block (0-based), by its output; embed is the stream before the first block.",
         f"{said} Input token {values['input_token']!r}, task token {values['task_token']!r}, "
         "answer token: the first of each run's own answer.",
         *(_told(row) for row in edges.itertuples()),
@@ -130,14 +128,13 @@ def phases(runs: pd.DataFrame, values: dict[str, Any], *, skipped: int) -> Phase
 
 def _boundaries(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Where the task and the answer begin to lead, and how sure that is over runs."""
-    n_layers = runs["layer"].nunique()
-    curves = runs.sort_values(["run", "layer"])[list(PHASES)].to_numpy()
-    curves = curves.reshape(-1, n_layers * len(PHASES))
+    layers = list(dict.fromkeys(runs["layer"].tolist()))
+    curves = np.stack([run[list(PHASES)].to_numpy().ravel() for _, run in runs.groupby("run")])
     share = np.full(len(curves), 1 / len(curves))
     drawn = np.random.default_rng(seed).multinomial(len(curves), share, _RESAMPLES) / len(curves)
     rows = []
     found, again = (
-        _begin((weights @ curves).reshape(-1, n_layers, len(PHASES)).argmax(-1))
+        _begin((weights @ curves).reshape(-1, len(layers), len(PHASES)).argmax(-1))
         for weights in (share[None], drawn)
     )
     for name in BOUNDARIES:
@@ -147,7 +144,8 @@ def _boundaries(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
             if len(there)
             else (np.nan,) * 2
         )
-        rows.append((name, found[name][0], low, high, len(there) / _RESAMPLES))
+        at = [None if np.isnan(i) else layers[int(i)] for i in (found[name][0], low, high)]
+        rows.append((name, *at, len(there) / _RESAMPLES))
     return pd.DataFrame(rows, columns=["boundary", "layer", "low", "high", "found"])
 
 
@@ -166,7 +164,8 @@ def _begin(leads: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _told(row: Any) -> str:
-    what = {"task_from": "The task leads from layer", "answer_from": "The answer leads from layer"}
-    if np.isnan(row.layer):
-        return f"{what[row.boundary]}: none."
-    return f"{what[row.boundary]} {row.layer:.0f} (95 % {row.low:.0f} to {row.high:.0f}) on."
+    what = {"task_from": "task", "answer_from": "answer"}[row.boundary]
+    if pd.isna(row.layer):
+        return f"The {what} leads from no layer on."
+    low, high = layer_name(row.low), layer_name(row.high)
+    return f"The {what} leads from {layer_name(row.layer)} (95 % {low} to {high}) on."

@@ -15,23 +15,32 @@ if TYPE_CHECKING:
 
 __all__ = ["kinds_of", "read_table", "same_table", "write_table"]
 
-_DTYPES = {"int": "int64", "float": "float64", "bool": "bool", "str": "str", "json": "object"}
+_DTYPES = {
+    "int": "int64", "float": "float64", "bool": "bool", "str": "str", "label": "object",
+    "json": "object",
+}  # fmt: skip
 _MAKE: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": lambda text: float(text) if text else float("nan"),
     "bool": lambda text: text == "True",
     "str": str,
+    "label": lambda text: int(text) if text.isdecimal() else text,
     "json": json.loads,
 }
 
 
 def kinds_of(table: pd.DataFrame) -> dict[str, str]:
-    """What each column holds: `int`, `float`, `bool`, `str`, or `json` for anything mixed."""
+    """What each column holds: `int`, `float`, `bool`, `str`, `label` or `json`.
+
+    A label is a number from 0 on or a word, such as a layer; `json` is anything else that is mixed.
+    """
     names = {"i": "int", "u": "int", "f": "float", "b": "bool"}
 
     def kind(column: Any) -> str:
         known = names.get(column.dtype.kind)
-        return known or ("str" if all(isinstance(v, str) for v in column) else "json")
+        if known or all(isinstance(v, str) for v in column):
+            return known or "str"
+        return "label" if all(map(_is_label, column)) else "json"
 
     return {str(name): kind(table[name]) for name in table.columns}
 
@@ -98,6 +107,12 @@ def same_table(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     return all(
         same(a, b) for name in one.columns for a, b in zip(one[name], other[str(name)], strict=True)
     )
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isdecimal()
+    return type(value) is int and value >= 0
 
 
 def _known(value: Any) -> Any:

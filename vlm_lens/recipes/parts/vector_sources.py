@@ -21,6 +21,7 @@ from vlm_lens.recipes.result import RecipeError
 from vlm_lens.serial import FrozenTensor
 from vlm_lens.tasks import Split, Task, draw_examples
 from vlm_lens.tasks.rows import Row
+from vlm_lens.terms import EMBED, Layer, layers_of
 
 __all__ = [
     "Form",
@@ -129,7 +130,7 @@ def residual_stream(
     batch_size: int = 16,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Float[Tensor, "prompts layers d_model"]:
-    """The last position of each prompt, on the CPU: layer 0 the embedding, k block k - 1's output.
+    """The last position of each prompt, on the CPU: the embedding, then the output of each block.
 
     Args:
         vlm: A HookedVLM.
@@ -174,9 +175,10 @@ def writable_into(vlm: HookedVLM, model: Any, *, field: str) -> Any:
     return other
 
 
-def relative_layer(layer: int, of: int, n_layers: int) -> int:
-    """The layer at the same relative depth as the paper's `layer` of `of`, both from 0 to all."""
-    return int(layer / of * n_layers + 0.5)
+def relative_layer(layer: Layer, of: int, n_layers: int) -> Layer:
+    """The layer at the same relative depth as `layer` of a model of `of` blocks."""
+    depth = 0 if layer == EMBED else layer + 1
+    return layers_of(n_layers)[int(depth / of * n_layers + 0.5)]
 
 
 class TaskVectors:

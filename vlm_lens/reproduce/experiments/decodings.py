@@ -10,6 +10,7 @@ from vlm_lens.recipes.parts.vector_sources import relative_layer
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
 from vlm_lens.tasks import Task
+from vlm_lens.terms import EMBED, Layer, layer_name
 
 if TYPE_CHECKING:
     from vlm_lens.recipes import Recipe, TopDecodingsResult
@@ -19,7 +20,7 @@ __all__ = ["EXPERIMENTS"]
 
 MODEL, LAYERS = "Idefics2", 32
 EXAMPLES, WORDS = "decodings-examples", "decodings-instruction"
-FIGURE_LAYERS = (0, 18, 28)
+FIGURE_LAYERS = (EMBED, 17, 27)  # of the paper
 
 
 def _examples(setup: Setup) -> dict[str, Recipe]:
@@ -30,7 +31,7 @@ def _instruction(setup: Setup) -> dict[str, Recipe]:
     return {WORDS: setup.make(TopDecodings, sources=("instruction",))}
 
 
-def _printed(source: str, task: str, specification: str, layer: int | None = None) -> str:
+def _printed(source: str, task: str, specification: str, layer: Layer | None = None) -> str:
     table = paper.decodings()
     mine = table[
         (table["source"] == source)
@@ -75,17 +76,17 @@ def _pies(setup: Setup, results: Results) -> Comparison:
     """The commonest first tokens over runs, at three layers of the same relative depth."""
     result, rows = results[EXAMPLES], []
     counts = result.tables["top_1"]
-    last = int(counts["layer"].max())
+    blocks = counts["layer"].nunique() - 1
     for layer in FIGURE_LAYERS:
-        here = relative_layer(layer, LAYERS, last)
+        here = relative_layer(layer, LAYERS, blocks)
         for source in dict.fromkeys(counts["source"]):
             for task in setup.task_names:
                 mine = counts.query("task == @task and source == @source and layer == @here")
                 tokens = mine.sort_values("count", ascending=False, kind="stable")["token"][:5]
                 rows.append(
                     {
-                        "what": f"{task}, {source}, layer {here} of {last} (paper: {layer} of "
-                        f"{LAYERS})",
+                        "what": f"{task}, {source}, {_of(here, blocks)} (paper: "
+                        f"{_of(layer, LAYERS)})",
                         "here": _listed(tokens.tolist()),
                         "paper": _printed("figure13", task, source, layer),
                         "paper_model": MODEL,
@@ -94,7 +95,11 @@ def _pies(setup: Setup, results: Results) -> Comparison:
     return Comparison.of(texts=rows)
 
 
-_DEPTH = "Layers are those of the same relative depth; 0 is the embedding."
+def _of(layer: Layer, blocks: int) -> str:
+    return layer_name(layer) if layer == EMBED else f"{layer_name(layer)} of {blocks}"
+
+
+_DEPTH = "Layers are those of the same relative depth: blocks are 0-based, by their output."
 
 EXPERIMENTS = (
     Experiment(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_lens.recipes import PhaseAnalysis
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.experiment import Comparison, Experiment, Finding, Results, always
-from vlm_lens.terms import ANSWER, INPUT, PHASES, TASK, examples_of
+from vlm_lens.terms import ANSWER, INPUT, PHASES, TASK, examples_of, layer_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -67,7 +67,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
         said.append(
             {
                 "what": f"{task}, {examples_of(modality)}: which of input, task and answer leads, "
-                "from the embedding to the last block",
+                "from embed to the last block",
                 "here": result.phases,
                 "paper": order,
                 "paper_model": MODEL,
@@ -120,13 +120,13 @@ def _overlay(result: Any) -> go.Figure:
     colours = {t.legendgroup: t.line.color for t in fig.data if t.mode == "lines+markers"}
     for phase, column in PAPER_COLUMNS.items():
         fig.add_scatter(
-            x=there["layer"] * scale,
+            x=[i * scale for i in range(len(there))],
             y=there[column],
             name=f"{MODEL}, {phase}",
             mode="lines",
             line={"color": colours[phase], "width": 1.3, "dash": "dot"},
-            customdata=there["layer"],
-            hovertemplate=f"{MODEL} (digitised), layer %{{customdata}}: %{{y:.2f}}<extra></extra>",
+            customdata=list(map(layer_name, there["layer"])),
+            hovertemplate=f"{MODEL} (digitised), %{{customdata}}: %{{y:.2f}}<extra></extra>",
         )
     return fig
 
@@ -138,7 +138,7 @@ _CLAIM = (
 _DIFFERS = always(
     "The paper's curves are of Idefics2 alone and digitised (error about 0.01); dotted lines show "
     "them over the same relative depth.",
-    "Layer 0 is the embedding, layer k the output of block k - 1.",
+    "Layers are blocks (0-based), by their output, after embed, the stream before the first.",
 )
 
 
