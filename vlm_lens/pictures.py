@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import warnings
 from pathlib import Path
@@ -105,12 +106,13 @@ def fingerprint(picture: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def thumbnail(image: Image.Image, *, height: int = 48) -> str:
+def thumbnail(image: Image.Image, *, height: int = 48, alt: str = "picture") -> str:
     """An HTML tag that shows the picture small, with no file beside it.
 
     Args:
         image: The picture.
         height: The height shown, in pixels.
+        alt: What it shows, for who does not see it.
 
     Returns:
         An `img` tag with the picture inside.
@@ -120,6 +122,6 @@ def thumbnail(image: Image.Image, *, height: int = 48) -> str:
     as_read(image).resize((width, height)).save(data, "PNG")
     encoded = base64.b64encode(data.getvalue()).decode()
     return (
-        f'<img src="data:image/png;base64,{encoded}" height="{height}" '
+        f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(alt)}" height="{height}" '
         'style="vertical-align:middle">'
     )

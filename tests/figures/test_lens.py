@@ -165,7 +165,7 @@ def test_boxes_of_the_grid_are_the_pixels_of_the_patches(result):
     trace = result.plot_image().data[0]
     for position in image.grid.positions:
         row, col = image.grid.cell(position)
-        box = (trace.x[col], trace.y[row], trace.x[col + 1], trace.y[row + 1])
+        box = (trace.x[col], trace.y[2 * row], trace.x[col + 1], trace.y[2 * row + 2])
         assert box == pytest.approx(image.pixels(position))
 
 
@@ -177,10 +177,19 @@ def test_each_patch_shows_its_own_token(result):
         for position in image.grid.positions:
             r, c = image.grid.cell(position)
             token, prob = result.top(layer, row.positions.index(position))[0]
-            assert trace.z[r][c] == pytest.approx(prob)
-            assert f"position {position}<" in trace.hovertext[r][c]
-            assert f"patch ({r}, {c})" in trace.hovertext[r][c]
-            assert f"{prob:6.1%}  {quoted(token)}" in trace.hovertext[r][c]
+            assert trace.z[2 * r + 1][c] == pytest.approx(prob)
+            for part in (2 * r, 2 * r + 1):  # the patch above its strip, and the strip
+                assert f"position {position}<" in trace.hovertext[part][c]
+                assert f"patch ({r}, {c})" in trace.hovertext[part][c]
+                assert f"{prob:6.1%}  {quoted(token)}" in trace.hovertext[part][c]
+
+
+def test_strips_leave_three_quarters_of_the_picture_as_it_is(result):
+    trace = result.plot_image().data[0]
+    tops, strips, feet = trace.y[0:-1:2], trace.y[1::2], trace.y[2::2]
+    for top, strip, foot in zip(tops, strips, feet, strict=True):
+        assert (foot - strip) / (foot - top) == pytest.approx(0.24)
+    assert all(set(line) == {None} for line in trace.z[::2])
 
 
 def test_the_slider_shows_one_layer(result):
@@ -209,10 +218,11 @@ def test_the_picture_lies_under_its_grid_and_what_is_cut_away_is_dimmed(result, 
 def test_only_what_was_decoded_is_coloured(clip, picture):
     prompt = clip.prompt(TEXT, [picture])
     result = LogitLens(at=Patches(0, rows=(1, 3))).run(clip, prompt)
-    z = result.plot_image().data[-1].z
-    assert [[v is not None for v in line] for line in z] == [
+    trace = result.plot_image().data[-1]
+    assert [[v is not None for v in line] for line in trace.z[1::2]] == [
         [r in (1, 2)] * 4 for r in range(4)
     ]  # fmt: skip
+    assert trace.hovertext[0][0] == trace.hovertext[1][0] == "not decoded"
 
 
 def test_a_padded_picture_keeps_its_patches_outside():
@@ -220,9 +230,9 @@ def test_a_padded_picture_keeps_its_patches_outside():
     strings, kinds = ["<image>"] * 16, ["image 0"] * 16
     fig = small_result(strings, kinds, [one_picture(4, 4, 0, square)]).plot_image()
     assert fig.layout.yaxis.range == (250, -150)
-    assert tuple(fig.data[0].y) == pytest.approx((-150, -50, 50, 150, 250))
+    assert tuple(fig.data[0].y[::2]) == pytest.approx((-150, -50, 50, 150, 250))
     assert "padding around the picture" in fig.data[0].hovertext[0][0]
-    assert "pixels (0, 0, 100, 50)" in fig.data[0].hovertext[1][0]
+    assert "pixels (0, 0, 100, 50)" in fig.data[0].hovertext[2][0]
 
 
 def test_a_prompt_of_tensors_shows_the_grid_alone(clip, picture):

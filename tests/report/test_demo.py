@@ -48,7 +48,7 @@ def test_text_is_escaped():
     html = page("<b>", "<p>lead</p>", [Section("a < b", "<p>body</p>")])
     assert "<title>&lt;b&gt;</title>" in html and "<h2>a &lt; b</h2>" in html
     table = data_table(pd.DataFrame({"token": ["<s>"], "n": [0.5]}))
-    assert "&lt;s&gt;" in table and "0.500" in table
+    assert "&lt;s&gt;" in table and "<td>0.50</td>" in table
 
 
 def test_figures_do_not_bring_their_own_library():

@@ -93,7 +93,7 @@ def _cells(table: pd.DataFrame, value: str, *, title: str, subtitle: str, bar: s
     )  # fmt: skip
     fig.update_xaxes(showgrid=False, tickangle=0)
     fig.update_yaxes(showgrid=False, zeroline=False, **layer_ticks(layers))
-    fig.update_yaxes(title_text="block (0-based), its output; embed: before", col=1)
+    fig.update_yaxes(title_text="output of block (0-based)", col=1)
     return fig
 
 

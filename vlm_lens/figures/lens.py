@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
+from itertools import pairwise
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -15,15 +17,9 @@ from vlm_lens.layout.geometry import Box, PatchGrid
 
 _TOKEN_PX = 58  # width of a column with a token in it
 _LAYER_PX = 30
-_FEW = 24  # up to so many positions, patches too have columns of their own
+_FEW = 14  # up to so many positions, patches too have columns of their own: a page is not wider
 _RUN_PX = (110, 330)  # least and most width of one picture's patches, side by side
-# Faint where nothing is likely, and never opaque: the picture must be seen.
-_OVER_PICTURE = [
-    [0, "rgba(0,32,76,0.12)"],
-    [0.35, "rgba(70,80,110,0.5)"],
-    [0.7, "rgba(148,142,60,0.65)"],
-    [1, "rgba(253,190,30,0.75)"],
-]
+_STRIP = 0.24  # of a patch, at its foot, for what is decoded: the rest of the picture is to be seen
 
 
 def lens_figure(words: Words) -> go.Figure:
@@ -75,7 +71,9 @@ def lens_figure(words: Words) -> go.Figure:
 
 
 def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) -> go.Figure:
-    """Decodings over a picture: in each patch the top token, opaque where it is likely.
+    """Decodings over a picture: at the foot of each patch its top token, coloured by probability.
+
+    The strips cover a quarter of the picture and leave the rest as it is.
 
     Args:
         words: What a lens says at the picture's positions.
@@ -95,30 +93,36 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
     size = patches.pixels_of.picture
     box = canvas([patches], size)
     zoom = _zoom(box, xs, ys)
-    font = max(8, min(12, round(min(xs[1] - xs[0], ys[1] - ys[0]) * zoom / 4)))
+    strip = _STRIP * (ys[1] - ys[0])
+    font = max(8, min(12, round(strip * zoom / 1.3)))
     letters = int((xs[1] - xs[0]) * zoom / (0.7 * font))
     depth = 10 if patches.rows * patches.cols <= 100 else 5
-    probs = words.top_probs
+    edges = [y for top, foot in pairwise(ys) for y in (top, foot - strip)] + [ys[-1]]
     fig = go.Figure()
     for la in words.layers:
         fig.add_heatmap(
             x=xs,
-            y=ys,
-            z=[[None if i is None else float(probs[la, i, 0]) for i in line] for line in cells],
-            text=[["" if i is None or letters < 3 else words.top(la, i, most=letters)
-                   for i in line] for line in cells],
-            hovertext=[["" if i is None else words.hover(la, i, depth) for i in line]
-                       for line in cells],
-            texttemplate="%{text}",
-            textfont={"size": font, "color": "white", "shadow": "0 0 3px #000, 0 0 2px #000"},
+            y=edges,
+            z=_in_strips(
+                cells, lambda i, la=la: float(words.top_probs[la, i, 0]), above=None, missing=None
+            ),
+            text=_in_strips(
+                cells, lambda i, la=la: words.top(la, i, most=letters), above="", missing=""
+            )
+            if letters >= 3
+            else None,
+            hovertext=_in_strips(  # the whole patch can be pointed at
+                cells, lambda i, la=la: words.hover(la, i, depth), above=..., missing="not decoded"
+            ),
+            texttemplate="%{text}" if letters >= 3 else None,
+            textfont={"size": font},
             hovertemplate="%{hovertext}<extra></extra>",
-            hoverongaps=False,
+            hoverongaps=True,
             coloraxis="coloraxis",
             xgap=1,
-            ygap=1,
             visible=la == words.layers[-1],
             name=words.layer(la),
-        )  # fmt: skip
+        )
     picture = words.pictures[image] if image < len(words.pictures) else None
     if picture is not None:
         fig.add_layout_image(
@@ -129,8 +133,8 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
     known = "" if picture is not None else "; the picture itself is not known"
     style(
         fig,
-        title=f"Top token in each patch of image {image}",
-        subtitle=f"{escape(words.model)}; coloured where the token is likely{known}",
+        title=f"What each patch of image {image} decodes to",
+        subtitle=f"{escape(words.model)}; strips: top token, coloured by its probability{known}",
         width=max(480, round((box[2] - box[0]) * zoom) + 130),
         height=round((box[3] - box[1]) * zoom) + 200,
     )
@@ -139,12 +143,30 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
     fig.update_yaxes(range=[box[3], box[1]], scaleanchor="x", constrain="domain", **plain)
     fig.update_layout(
         coloraxis=_colours(words, (i for line in cells for i in line if i is not None),
-                           _OVER_PICTURE),
+                           SEQUENTIAL),
         margin={"l": 20, "r": 110, "t": 90, "b": 110},
         hoverlabel_align="left",
         sliders=[_slider(words)],
     )  # fmt: skip
     return fig
+
+
+def _in_strips(
+    cells: list[list[int | None]], show: Callable[[int], Any], *, above: Any, missing: Any
+) -> list[list[Any]]:
+    """Rows for the part of a patch above its strip, and for the strip, of each row of patches.
+
+    Args:
+        cells: The number of each patch's decoding; None where nothing was decoded.
+        show: What stands in the strip.
+        above: What stands above it; the same if it is `...`.
+        missing: What stands in the strip where nothing was decoded.
+    """
+    rows = []
+    for line in cells:
+        strip = [missing if i is None else show(i) for i in line]
+        rows += [strip if above is ... else [above] * len(line), strip]
+    return rows
 
 
 def _ranks_figure(words: Words) -> go.Figure:
@@ -242,7 +264,7 @@ def _colours(words: Words, indices: Iterable[int], scale: str | list) -> dict:
 
 def _zoom(box: Box, xs: list[float], ys: list[float]) -> float:
     """Screen pixels for one pixel of the picture: room for a token in each patch, up to a limit."""
-    wanted = max(70 / (xs[1] - xs[0]), 44 / (ys[1] - ys[0]), 420 / (box[2] - box[0]))
+    wanted = max(70 / (xs[1] - xs[0]), 60 / (ys[1] - ys[0]), 420 / (box[2] - box[0]))
     return min(wanted, 920 / (box[2] - box[0]), 780 / (box[3] - box[1]))
 
 

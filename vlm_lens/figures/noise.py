@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from vlm_lens.figures.style import GREY, PALETTE, interval, style
+from vlm_lens.figures.style import GREY, PALETTE, interval, legend_below, style
 from vlm_lens.terms import MEAN
 
 __all__ = ["noise_lines"]
@@ -50,4 +50,4 @@ def noise_lines(table: pd.DataFrame, *, layer: int) -> go.Figure:
     )
     fig.update_yaxes(range=[-0.02, 1.03], tickformat=".1f")
     fig.update_xaxes(dtick=1)
-    return fig
+    return legend_below(fig, margin=104)

@@ -14,7 +14,7 @@ _VERDICTS = {  # verdict: colours of bar and text
     OVERRIDING: (PALETTE["blue"], "#FFFFFF"),
     BOTH: (PALETTE["sky"], "#222222"),
     ORIGINAL: (PALETTE["orange"], "#222222"),
-    NEITHER: (GREY, "#FFFFFF"),
+    NEITHER: (GREY, "#111111"),
 }
 
 

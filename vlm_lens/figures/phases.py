@@ -16,7 +16,7 @@ from vlm_lens.terms import ANSWER, INPUT, TASK, layer_name, layer_ticks
 __all__ = ["Curves", "phase_curves", "phase_grid", "rank_curves"]
 
 COLOURS = {INPUT: PALETTE["orange"], TASK: PALETTE["green"], ANSWER: PALETTE["blue"]}
-_LAYERS = "block (0-based), its output; embed: before"
+_LAYERS = "output of block (0-based)"
 _BEGINS = {"task_from": TASK, "answer_from": ANSWER}
 _EDGE = 1.04  # the height at which a boundary's interval is drawn
 

@@ -10,7 +10,7 @@ from textwrap import wrap
 import pandas as pd
 import plotly.graph_objects as go
 
-from vlm_lens.figures.style import GRID, INK, PALETTE, style
+from vlm_lens.figures.style import GRID, style
 
 __all__ = ["outputs_figure", "outputs_html"]
 
@@ -48,7 +48,8 @@ def outputs_html(
         picture = (
             ""
             if line.picture is None
-            else f'<img src="{line.picture}" height="56" style="vertical-align:middle">'
+            else f'<img src="{line.picture}" alt="{escape(line.given)}" height="56" '
+            'style="vertical-align:middle">'
         )
         said = "".join(
             f"<td>{'<b>' if right else ''}{escape(text) or '–'}{' ✓</b>' if right else ''}</td>"
@@ -78,7 +79,7 @@ def outputs_figure(
         layer: The 0-based block that is patched.
 
     Returns:
-        The figure; right outputs are bold, coloured and marked.
+        The figure; right outputs are bold and marked.
     """
     lines, head = list(_lines(table, pictures)), _head(table)
     count = len(lines)
@@ -98,7 +99,7 @@ def outputs_figure(
         mine = table[(table["task"] == line.task) & (table["input"] == line.given)]
         for x, (text, right), prompt in zip(xs[2:], line.outputs, mine["prompt"], strict=False):
             shown = f"<b>{_short(text)} ✓</b>" if right else _short(text) or "–"
-            _write(fig, x, y, shown, PALETTE["green"] if right else INK)
+            _write(fig, x, y, shown)
             whole = prompt if len(prompt) <= 700 else f"... {prompt[-700:]}"
             hover.append((x + 0.5, y, escape(whole).replace("\n", "<br>")))
         _write(fig, xs[-1], y, _short(line.answer))
@@ -133,10 +134,10 @@ def _lines(table: pd.DataFrame, pictures: pd.DataFrame) -> Iterator[_Line]:
         yield _Line(task, given, picture, outputs, mine["answer"].iloc[0])
 
 
-def _write(fig: go.Figure, x: float, y: float, text: str, colour: str = INK) -> None:
+def _write(fig: go.Figure, x: float, y: float, text: str) -> None:
     fig.add_annotation(
         x=x, y=y, text=text, showarrow=False, xanchor="left", yanchor="middle", align="left",
-        font={"size": 13, "color": colour},
+        font_size=13,
     )  # fmt: skip
 
 

@@ -1,14 +1,17 @@
-"""One look for every figure: colours, fonts, axes, legible on light and on dark pages."""
+"""One look for every figure: colours, fonts, axes, and what plotly is asked to show of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     import plotly.graph_objects as go
 
 __all__ = [
+    "CONFIG",
     "GRID",
     "GREY",
     "INK",
@@ -18,6 +21,7 @@ __all__ = [
     "interval",
     "legend_below",
     "style",
+    "write_figure",
 ]
 
 # Okabe and Ito 2008: told apart with every common form of colour blindness.
@@ -31,9 +35,25 @@ PALETTE: dict[str, str] = {
     "yellow": "#F0E442",
 }
 GREY = "#8C8C8C"
-INK = "#777777"  # text: enough contrast on white and on near-black
+INK = "#3d434b"  # text, on the figure's own ground: no one colour is legible on every page's
+GROUND = "#ffffff"
 GRID = "rgba(128,128,128,0.22)"
 SEQUENTIAL = "Cividis"  # for heat maps: even in lightness, the same for colour-blind readers
+# How plotly shows a figure: nothing that sends data away.
+CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
+_AWAY = ("sendChartToCloud", "sendDataToCloud", "editInChartStudio")  # buttons, by plotly's names
+
+
+def write_figure(fig: go.Figure, path: str | Path, *, plotlyjs: str = "directory") -> None:
+    """Writes a figure as an HTML file that needs no network.
+
+    Args:
+        fig: The figure.
+        path: The file.
+        plotlyjs: Where the library that draws it is found: `"directory"` puts it beside the file,
+            a path to a file `.js` (relative to the file) shares one.
+    """
+    fig.write_html(path, include_plotlyjs=plotlyjs, config=CONFIG)
 
 
 def fade(colour: str, alpha: float) -> str:
@@ -105,7 +125,7 @@ def style(
     """
     fig.update_layout(
         template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor=GROUND,
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=list(PALETTE.values()),
         font={
@@ -116,7 +136,7 @@ def style(
         margin={"l": 64, "r": 24, "t": 84 if subtitle else 64 if title else 24, "b": 56},
         hoverlabel={"font": {"family": "ui-monospace, monospace", "size": 12}},
         legend={"bgcolor": "rgba(0,0,0,0)", "borderwidth": 0},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": INK},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": INK, "remove": _AWAY},
     )
     if title is not None:
         text = f"<b>{title}</b>"

@@ -44,6 +44,7 @@ class _Table:
         baseline: The records without intervention, one a row of the prompt.
         places: Value of the label `at` -> position and token.
         point: The point of all records, if it is one.
+        own_row: Whether `row` is a label that was given, not the row of the prompt.
     """
 
     axes: Mapping[str, list[Any]]
@@ -51,6 +52,7 @@ class _Table:
     baseline: Sequence[Record]
     places: Mapping[Any, tuple[int, str]]
     point: str | None
+    own_row: bool
 
     def record(self, **labels: Any) -> Mapping[str, Any] | None:
         return self.cells.get(tuple(labels[a] for a in self.axes))
@@ -139,7 +141,8 @@ def _table(
             )
         cells[place] = record
     points = {row.get("kind") for row in rows}
-    return _Table(axes, cells, baseline, places, points.pop() if len(points) == 1 else None)
+    point = points.pop() if len(points) == 1 else None
+    return _Table(axes, cells, baseline, places, point, "row" in labels)
 
 
 def _coordinates(record: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -161,6 +164,8 @@ def _sorted(values: list[Any], name: str, places: Mapping[Any, Any]) -> list[Any
 def _title(table: _Table, axis: str) -> str:
     if axis == "at" and _known(table):
         return "position (0-based) and token"
+    if axis == "row" and table.own_row:
+        return axis
     return _TITLES.get(axis, axis)
 
 

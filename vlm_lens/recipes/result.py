@@ -159,10 +159,11 @@ class Result:
             folder: Where to; it must be there.
             plotlyjs: As of `save`.
         """
+        from vlm_lens.figures.style import write_figure
+
         try:
             for name, figure in self.plots().items():
-                path = Path(folder) / f"{file_name(name)}.html"
-                figure.write_html(path, include_plotlyjs=plotlyjs)
+                write_figure(figure, Path(folder) / f"{file_name(name)}.html", plotlyjs=plotlyjs)
         except RecipeError:
             return
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,10 +18,13 @@ from vlm_lens.report.page import (
     settings,
     write_page,
 )
-from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT, Layer, layer_name
+from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT, layer_name
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vlm_lens.recipes import CrossModalPatch, PhaseResult, TransferResult
+    from vlm_lens.tasks import Task
 
 __all__ = ["demo_report"]
 
@@ -29,7 +33,6 @@ _PAPER = (
     "Vision-Language Models Create Cross-Modal Task Representations</a>"
 )
 _GIVEN = {"text": "names", "image": "pictures", "instruction": "an instruction"}
-_SHOWN = 2  # test rows shown of each task
 _NEW_TOKENS = 4
 
 
@@ -113,33 +116,64 @@ def _examples(vlm: HookedVLM, recipe: CrossModalPatch, transfer: TransferResult)
     from vlm_lens.recipes.parts.scoring import prefix_match
 
     seed, source = recipe.used_seeds()[0], recipe.source_vlm(vlm)
+    answers = transfer.predictions[transfer.predictions["method"] == PATCH]
     lines = []
     for task in recipe.chosen_tasks():
-        rows = task.test[:_SHOWN]
+        mine = answers[(answers["task"] == task.name) & (answers["seed"] == seed)]
+        shown = [list(mine["correct"]).index(right) for right in (True, False)
+                 if right in set(mine["correct"])]  # fmt: skip
+        rows = [task.test[i] for i in shown]
         queries = [task.query(row, recipe.query) for row in rows]
         patch = recipe.patch(transfer.layer, recipe.vector(source, task, seed))
-        prompts = recipe.prompts(task, seed)[:_SHOWN]
-        said = [
+        few_shot = recipe.prompts(task, seed)
+        prompts = [few_shot[i] for i in shown]
+        outputs = [
             _lines(vlm.generate(queries, max_new_tokens=_NEW_TOKENS).text),
             _lines(vlm.generate(prompts, max_new_tokens=_NEW_TOKENS).text),
             _lines(vlm.generate(queries, max_new_tokens=_NEW_TOKENS, interventions=patch).text),
         ]
         for i, row in enumerate(rows):
-            shown = thumbnail(row.image, height=56) if recipe.query == "image" else row.input
-            cells = [f'<td class="text">{escape(task.name)}</td>', f'<td class="text">{shown}</td>']
-            for method in said:
-                right = prefix_match(method[i], row.answers, ignore_case=recipe.ignore_case)
-                kind = "text right" if right else "text"
-                cells.append(f'<td class="{kind}">{escape(method[i]) or "–"}</td>')
+            query = (
+                thumbnail(row.image, height=56, alt=row.input)
+                if recipe.query == "image"
+                else escape(row.input)
+            )
+            cells = [f'<td class="text">{escape(task.name)}</td>', f'<td class="text">{query}</td>']
+            for texts in outputs:
+                right = prefix_match(texts[i], row.answers, ignore_case=recipe.ignore_case)
+                kind, tick = ("text right", " ✓") if right else ("text", "")
+                cells.append(f'<td class="{kind}">{escape(texts[i]) or "–"}{tick}</td>')
             cells.append(f'<td class="text">{escape(" / ".join(row.answers[:3]))}</td>')
             lines.append(cells)
     head = ("task", "query", NO_CONTEXT, PROMPT, PATCH, "right answer")
     body = (
-        f"<p>The first {_SHOWN} test rows of each task, not chosen. Up to {_NEW_TOKENS} tokens, "
-        "most likely token first, cut at the end of the line; right answers are coloured.</p>"
-        + html_table(head, lines)
+        f"<p>Of each task the first test row that the patched model gets right, and the first that "
+        f"it gets wrong; how often either happens says the table above. Up to {_NEW_TOKENS} "
+        "tokens, the most likely one each time, cut at the end of the line; right answers are "
+        f"ticked. {_why_wrong(answers, recipe.chosen_tasks())}</p>" + html_table(head, lines)
     )
     return Section("What the model says", body, "Examples")
+
+
+def _why_wrong(answers: pd.DataFrame, tasks: Sequence[Task]) -> str:
+    """How often a wrong answer is the task's own word."""
+    words = {task.name: (task.task_word or "").lower() for task in tasks}
+    wrong = answers[~answers["correct"]]
+    named = [
+        bool(said.strip()) and words[task].startswith(said.strip().lower())
+        for task, said in zip(wrong["task"], wrong["prediction"], strict=True)
+    ]
+    if not named:
+        return ""
+    share = sum(named) / len(named)
+    said = f"Of the wrong answers to all test rows {share:.0%} begin with the task's own word"
+    if share < 0.1:
+        return f"{said}."
+    example = escape(next(word for word in words.values() if word))
+    return (
+        f"{said} (“{example}”, say): there the vector has told the model which task to do, and the "
+        "model does not find the answer for this picture."
+    )
 
 
 def _phases(phases: Sequence[PhaseResult]) -> Section:
@@ -147,7 +181,7 @@ def _phases(phases: Sequence[PhaseResult]) -> Section:
     told = "".join(
         f"<li>{escape(one.values['task'])}, {escape(one.values['modality'])} examples: "
         f"<code>{one.phases}</code> (I input, T task, A answer; embed first, then each block). "
-        f"{_boundary('task', one.task_from)}, {_boundary('answer', one.answer_from)}. Input token "
+        f"{_phase_starts(one)} Input token "
         f"{escape(repr(one.values['input_token']))}, task token "
         f"{escape(repr(one.values['task_token']))}.</li>"
         for one in phases
@@ -162,10 +196,13 @@ def _phases(phases: Sequence[PhaseResult]) -> Section:
     return Section("From input to task to answer", body, "Phases")
 
 
-def _boundary(phase: str, layer: Layer | None) -> str:
-    if layer is None:
-        return f"the {phase} does not lead at the end" if phase == "answer" else "no task phase"
-    return f"{phase} from {layer_name(layer)} on"
+def _phase_starts(one: PhaseResult) -> str:
+    task, answer = one.task_from, one.answer_from
+    first = "No layer is led by the task" if task is None else (
+        f"The task leads from {layer_name(task)} on")  # fmt: skip
+    second = "the answer does not lead at the end" if answer is None else (
+        f"the answer from {layer_name(answer)} on")  # fmt: skip
+    return f"{first}, {second}."
 
 
 def _lens(vlm: HookedVLM, recipe: CrossModalPatch) -> Section:
@@ -174,9 +211,17 @@ def _lens(vlm: HookedVLM, recipe: CrossModalPatch) -> Section:
     task = recipe.chosen_tasks()[0]
     row = task.test[0]
     seen = LogitLens(k=5).run(vlm, vlm.prompt(task.query(row, "image")))
+    positions, patches = seen.rows[0].positions, set(seen.rows[0].layout.images[0].positions)
+    last = Counter(seen.top(-1, i)[0][0] for i, p in enumerate(positions) if p in patches)
+    (word, times), *_ = last.most_common(1)
     body = (
-        f"<p>The query of {escape(row.input)} ({escape(task.name)}), decoded at every block. "
-        "First over the picture, with a slider for the block; then every position.</p>"
+        f"<p>The query of {escape(row.input)} ({escape(task.name)}), decoded at every block: what "
+        "would the stream at a position say next, were this block the last? First over the "
+        "picture, the most likely token of each patch in a strip at its foot, with a slider for "
+        "the block; then at every position.</p>"
+        f"<p>At a patch no word was ever asked for in training, so what the lens reads there is "
+        "the token whose direction the stream happens to be nearest to, not a caption. After the "
+        f"last block {times} of {sum(last.values())} patches say {escape(repr(word))}.</p>"
         f"{figure(seen.plot_image())}{figure(seen.plot())}"
     )
     return Section("The logit lens over a picture", body, "Lens")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens.figures.style import CONFIG
 from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ _CSS = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-main { max-width: 1060px; margin: 0 auto; padding: 40px 28px 72px }
+main { max-width: 1180px; margin: 0 auto; padding: 40px 28px 72px }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 12px; letter-spacing: -.01em }
 h2 { font-size: 21px; margin: 52px 0 8px; padding-top: 14px; border-top: 1px solid var(--line) }
 p, li { max-width: 74ch } p { margin: 8px 0 12px }
@@ -33,31 +35,56 @@ nav { margin: 18px 0 0; font-size: 14px; display: flex; flex-wrap: wrap; gap: 4p
 nav a { white-space: nowrap }
 a { color: var(--accent) }
 .scroll { overflow-x: auto; margin: 14px 0 18px }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
-th, td { padding: 6px 12px; border-bottom: 1px solid var(--line); text-align: right;
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
+th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: middle; white-space: nowrap }
 th { font-weight: 600; color: var(--soft); border-bottom-width: 2px }
 th.text, td.text { text-align: left }
-tr.mark td { background: var(--mark); font-weight: 600 }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page) }
+tr.mark td { background: linear-gradient(var(--mark), var(--mark)) var(--page); font-weight: 600 }
+td .soft { font-size: 12px }
 td img { display: block; border-radius: 4px; max-height: 56px; width: auto }
 td.right { color: var(--accent); font-weight: 600 }
-td.wrap { white-space: normal; overflow-wrap: anywhere; max-width: 70ch }
+td.wrap { white-space: normal; overflow-wrap: break-word; max-width: 70ch }
+td.name { min-width: min(21ch, 40vw) }
+summary { cursor: pointer; color: var(--accent); margin: 10px 0 }
 pre, code { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, monospace }
 pre { background: var(--panel); padding: 12px 14px; border-radius: 6px; overflow-x: auto;
   white-space: pre-wrap; overflow-wrap: anywhere }
-figure { margin: 16px 0 22px; overflow-x: auto; min-width: 0 } figcaption { max-width: 74ch }
+figure { margin: 22px 0 26px; overflow-x: auto; min-width: 0 }
+figcaption { max-width: 74ch; margin-bottom: 4px; position: sticky; left: 0 }
+figcaption b { display: block; color: var(--ink); font-size: 16px }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 0 22px }
-@media (max-width: 560px) { .pair { grid-template-columns: 1fr } main { padding: 24px 16px } }
+@media (max-width: 560px) { .pair { grid-template-columns: 1fr } main { padding: 24px 16px }
+  th, td { padding: 6px 7px } ul { padding-left: 22px } }
 """
 # Text in figures takes the page's own colour, also when the reader switches between light and dark.
+# A legend below the axes gets as much room as its lines take at this width.
 _SCRIPT = """
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const drawn = () => document.querySelectorAll(".plotly-graph-div");
+const drawn = () => [...document.querySelectorAll(".plotly-graph-div")];
 function ink() {
   const colour = getComputedStyle(document.body).color;
-  drawn().forEach(d => Plotly.relayout(d, {"font.color": colour}));
+  return Promise.all(drawn().map(d => Plotly.relayout(d, {"font.color": colour})));
 }
-addEventListener("load", () => { ink(); drawn().forEach(d => Plotly.Plots.resize(d)); });
+function fit(d) {
+  const full = d._fullLayout, legend = d.querySelector("g.legend");
+  if (!legend || full.legend.orientation !== "h" || full.legend.y > 1) return;
+  const margin = d.layout.margin, size = full._size;
+  d.plotHeight ??= d.layout.height - margin.t - margin.b;
+  const edge = d.getBoundingClientRect().top + size.t + size.h;
+  const texts = d.querySelectorAll('.xaxislayer-above text, [class^="g-x"][class$="title"] text');
+  const below = Math.max(0, ...[...texts].map(t => t.getBoundingClientRect().bottom - edge));
+  const bottom = Math.ceil(below + legend.getBoundingClientRect().height + 18);
+  const height = margin.t + d.plotHeight + bottom;
+  d.style.height = height + "px";
+  return Plotly.relayout(d, {height, "margin.b": bottom, "legend.yref": "container", "legend.y": 0,
+    "legend.yanchor": "bottom", "legend.x": 0});
+}
+const settle = () => drawn().forEach(d => Plotly.Plots.resize(d).then(() => fit(d)));
+let waiting;
+addEventListener("load", () => ink().then(settle));
+addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(settle, 200); });
 dark.addEventListener("change", ink);
 """
 
@@ -124,14 +151,33 @@ def write_page(path: str | Path, title: str, lead: str, sections: Iterable[Secti
 
 
 def figure(fig: go.Figure, caption: str = "") -> str:
-    """A plotly figure, drawn by the library that the page holds."""
-    drawn = fig.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"responsive": True, "displaylogo": False, "displayModeBar": False},
-    )
-    note = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure>{drawn}{note}</figure>"
+    """A plotly figure, drawn by the library that the page holds; its title stands above as text.
+
+    Args:
+        fig: The figure.
+        caption: What a reader of the figure must know, plain text.
+    """
+    title, *more = _plain_title(fig)
+    fig = type(fig)(fig)  # the page changes it, its owner keeps it
+    margin = fig.layout.margin
+    if title and margin.t:
+        spared = min(margin.t - 28, 64 if more else 40)
+        fig.update_layout(title_text="", margin_t=margin.t - spared)
+        if fig.layout.height:
+            fig.update_layout(height=fig.layout.height - spared)
+    fig.update_layout(paper_bgcolor="rgba(0,0,0,0)")
+    config = {**CONFIG, "displayModeBar": False}
+    drawn = fig.to_html(full_html=False, include_plotlyjs=False, config=config)
+    lines = [f"<b>{escape(title)}</b>" if title else "", *map(escape, (*more, caption))]
+    note = "<br>".join(line for line in lines if line).replace("</b><br>", "</b>")
+    about = f' aria-label="{escape(title)}"' if title else ""
+    return f"<figure{about}>{f'<figcaption>{note}</figcaption>' if note else ''}{drawn}</figure>"
+
+
+def _plain_title(fig: go.Figure) -> list[str]:
+    """Title and subtitle as plain texts, of plotly's HTML."""
+    lines = re.split(r"<br\s*/?>", fig.layout.title.text or "")
+    return [unescape(re.sub(r"<[^>]+>", "", line)) for line in lines]
 
 
 def data_table(
@@ -140,7 +186,7 @@ def data_table(
     """A table that scrolls sideways rather than being cut off.
 
     Args:
-        table: The table; numbers are shown with three decimals, other values as text.
+        table: The table; numbers are shown with two decimals, other values as text.
         mark: Which rows are shown with emphasis.
     """
     kinds = {c: "" if table[c].dtype.kind in "iuf" else ' class="text"' for c in table.columns}
@@ -152,6 +198,18 @@ def data_table(
     return _scroll(head, lines)
 
 
+def text_cell(text: str, *, name: bool = False) -> str:
+    """A cell of text, which wraps where it is long.
+
+    Args:
+        text: The text.
+        name: Whether it names its row: then it keeps some width beside many columns.
+    """
+    long = len(text) > 18
+    kind = f"text{' wrap' * long}{' name' * (long and name)}"
+    return f'<td class="{kind}">{escape(text)}</td>'
+
+
 def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are whole `<td>` elements already."""
     titles = "".join(f'<th class="text">{escape(h)}</th>' for h in head)
@@ -160,13 +218,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def settings(values: Mapping[str, Any]) -> str:
     """Names and values in two columns."""
-    rows = [
-        (
-            f'<td class="text">{escape(str(k))}</td>',
-            f'<td class="text wrap">{escape(_said(v))}</td>',
-        )
-        for k, v in values.items()
-    ]
+    rows = [(text_cell(str(k)), text_cell(_said(v))) for k, v in values.items()]
     return html_table(("setting", "value"), rows)
 
 
@@ -185,7 +237,7 @@ def _scroll(head: str, lines: Iterable[str]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.3f}"
+        return "–" if value != value else f"{value:.2f}"
     return escape(str(value))
 
 

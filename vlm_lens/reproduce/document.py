@@ -7,28 +7,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.report.page import Section, figure, html_table, page
+from vlm_lens.report.page import Section, figure, html_table, page, text_cell
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["Beside", "Document", "Figures", "Part", "Table", "to_html", "to_markdown"]
 
+_MANY = 32  # rows; more are folded away
+
 
 @dataclass(frozen=True)
 class Beside:
-    """A number and the paper's: one cell."""
+    """A number and the paper's, where the paper has any in this row: one cell."""
 
     here: str
     paper: str
 
     def __str__(self) -> str:
-        return f"{self.here} / {self.paper}"
+        return f"{self.here} / {self.paper}" if self.paper else self.here
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; numbers stand right."""
+    """A table of texts and numbers.
+
+    Attributes:
+        columns: The headings.
+        rows: The cells.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -99,14 +106,18 @@ def _html(block: Any) -> str:
     if isinstance(block, Figures):
         drawn = "".join(figure(one) for one in block.drawn)
         return f"<div class='pair'>{drawn}</div>" if len(block.drawn) > 1 else drawn
-    return html_table(block.columns, [[_cell(one) for one in row] for row in block.rows])
+    rows = [[_cell(one, name=i == 0) for i, one in enumerate(row)] for row in block.rows]
+    table = html_table(block.columns, rows)
+    if len(rows) <= _MANY:
+        return table
+    return f"<details><summary>{len(rows)} rows</summary>{table}</details>"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, *, name: bool) -> str:
     if isinstance(value, Beside):
-        soft = f'<span class="soft">/ {html.escape(value.paper)}</span>'
-        return f'<td class="text">{html.escape(value.here)} {soft}</td>'
-    return f'<td class="text wrap">{html.escape(str(value))}</td>'
+        soft = f' <span class="soft">/ {html.escape(value.paper)}</span>' if value.paper else ""
+        return f'<td class="text">{html.escape(value.here)}{soft}</td>'
+    return text_cell(str(value), name=name)
 
 
 def _markdown(block: Any) -> list[str]:

@@ -57,7 +57,8 @@ def make_document(outcomes: Sequence[Outcome]) -> Document:
     models = ", ".join(one.plan.setup.label for one in outcomes)
     lead = (
         f"{about['paper']} arXiv {about['arxiv']}. Each number is set beside the paper's: first "
-        "the number here, after the stroke the paper's, a dash where it has none. "
+        "the number here, after the stroke the paper's, a dash where it has none; a row without a "
+        "stroke is none of the paper's. "
     )
     if any(one.plan.setup.label.startswith("toy-") for one in outcomes):
         lead += _ORGANISMS
@@ -118,7 +119,7 @@ def _experiment(experiment: Experiment, outcomes: Sequence[Outcome]) -> Iterator
         else:
             reasons = {**outcome.skipped, **outcome.failed}
             if experiment.id in reasons:
-                yield Part(model, [f"Not done: {reasons[experiment.id]}."])
+                yield Part(model, [f"Not done: {reasons[experiment.id].rstrip('.')}."])
 
 
 def _tables(comparison: Comparison) -> Iterator[Table]:
@@ -143,8 +144,9 @@ def _wide(numbers: pd.DataFrame) -> Table:
     for (method, quantity), mine in numbers.groupby(["method", "quantity"], sort=False):
         by_task = {one["task"]: one for one in mine.to_dict("records")}
         label = method if quantity == "accuracy" else f"{method}, {quantity}"
+        printed = mine["paper"].notna().any()
         cells = [
-            Beside(_number(by_task[t]["here"]), _number(by_task[t]["paper"]))
+            Beside(_number(by_task[t]["here"]), _number(by_task[t]["paper"]) if printed else "")
             if t in by_task
             else ""
             for t in tasks

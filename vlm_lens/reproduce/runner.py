@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.figures.style import write_figure
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reproduce.experiment import Comparison, Experiment
 from vlm_lens.reproduce.experiments import experiments as known_experiments
@@ -217,7 +218,7 @@ def _save(folder: Path, comparison: Comparison, figures: Sequence[go.Figure]) ->
         comparison.texts.to_csv(to / "texts.csv", index=False)
         findings_table([comparison]).to_csv(to / "findings.csv", index=False)
         for i, figure in enumerate(figures, start=1):
-            figure.write_html(to / f"figure{i}.html", include_plotlyjs="../../plotly.min.js")
+            write_figure(figure, to / f"figure{i}.html", plotlyjs="../../plotly.min.js")
 
 
 def findings_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:

@@ -65,6 +65,6 @@ def _path(row: Row) -> str:
 def _picture(row: Row) -> str:
     """The picture as HTML, or nothing: a repr never raises."""
     try:
-        return thumbnail(row.image)
+        return thumbnail(row.image, alt=row.input)
     except (TaskError, OSError, ValueError):
         return ""

@@ -35,7 +35,8 @@ class PhaseResult(Result):
         """Where phases begin, with intervals by resampling runs.
 
         `boundary` is `task_from` or `answer_from`; `layer` its layer (missing where there is none),
-        `low` and `high` the 95 % bootstrap interval, among the share `found` of resamples that have one.
+        `low` and `high` the 95 % bootstrap interval, among the share `found` of resamples that
+        have one.
         """
         return self.tables["boundaries"]
 

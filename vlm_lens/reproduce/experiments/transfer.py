@@ -193,7 +193,7 @@ PAIRWISE = Experiment(
 def _pair_bars(results: Results) -> go.Figure:
     import plotly.graph_objects as go
 
-    from vlm_lens.figures.style import style
+    from vlm_lens.figures.style import legend_below, style
 
     fig = go.Figure()
     for source, query in PAIRS:
@@ -203,7 +203,7 @@ def _pair_bars(results: Results) -> go.Figure:
     style(fig, title="Patching between modalities", y="accuracy (prefix rule)", height=400,
           subtitle="Source of the vector → query; test rows, mean over seeds")  # fmt: skip
     fig.update_yaxes(range=[0, 1.02], tickformat=".1f")
-    return fig
+    return legend_below(fig)
 
 
 # ---------------------------------------------------------------------- Figure 10
