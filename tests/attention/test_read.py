@@ -195,3 +195,66 @@ def test_a_batch_and_a_model_without_tower_are_refused(wrapped, load):
         attention(vlm, ["a", "b c"])
     with pytest.raises(VLMLensError, match="no vision tower"):
         attention(load("llama"), "Q:Peru\nA:", at=0, part="vision")
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["clip", "gemma3", "qwen2-vl", "idefics2"])
+def test_only_the_rows_asked_for_are_computed(wrapped, name, implementation, monkeypatch):
+    vlm = wrapped(name)
+    prompt = vlm.prompt("<image>\nWhat is it?\nA:", images=PICTURES[:1])
+    asked = [2, prompt.length - 1]
+    names = ["blocks.*.attn.hook_pattern", "blocks.*.attn.hook_attn_scores"]
+    before = vlm.hf_model.config._attn_implementation
+    vlm.hf_model.set_attn_implementation(implementation)
+    try:
+        _, whole = vlm.run_with_cache(prompt, names_filter=names)
+        shown = []
+        from vlm_lens.engine.attention import _SoftmaxWatch
+
+        show = _SoftmaxWatch._show
+
+        def watched(self, stage, x):
+            shown.append(x.shape[2])
+            return show(self, stage, x)
+
+        monkeypatch.setattr(_SoftmaxWatch, "_show", watched)
+        logits, some = vlm.run_with_cache(prompt, names_filter=names, positions=asked)
+    finally:
+        vlm.hf_model.set_attn_implementation(before)
+    if implementation == "sdpa":
+        assert set(shown) == {2}
+        assert torch.equal(logits, vlm.run(prompt))
+    for point in whole:
+        expected = whole[point][:, :, asked]
+        finite = torch.isfinite(expected) & (expected > -1e30)
+        torch.testing.assert_close(some[point][finite], expected[finite], atol=2e-6, rtol=2e-5)
+
+
+def test_rows_of_a_padded_batch_are_those_of_each_row_alone(wrapped):
+    vlm = wrapped("clip")
+    texts = ["<image>\nQ:What is the capital?\nA:", "<image>\nA:"]
+    name = "blocks.1.attn.hook_pattern"
+    batch = vlm.prompt(texts, images=[[p] for p in PICTURES])
+    _, cache = vlm.run_with_cache(batch, names_filter=name, positions=Last())
+    for row, (text, picture) in enumerate(zip(texts, PICTURES, strict=True)):
+        alone = attention(vlm, vlm.prompt(text, images=[picture]), layers=1)
+        n = alone.shape[-1]
+        np.testing.assert_allclose(
+            cache[name][row, :, 0, -n:].numpy(), alone.values.to_numpy()[0], atol=2e-6
+        )
+
+
+def test_a_write_beside_a_read_still_acts(wrapped):
+    vlm = wrapped("clip")
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    name = "blocks.1.attn.hook_pattern"
+    from vlm_lens import ActivationPatch
+
+    width = prompt.length
+    value = torch.zeros(width)
+    value[0] = 1.0
+    edit = ActivationPatch(name, at=Last(), value=value)
+    found = attention(vlm, prompt, layers=1, interventions=edit)
+    np.testing.assert_allclose(found.values.to_numpy()[0], value.expand(4, -1)[: found.shape[1]])
+    plain = vlm.run(prompt)
+    assert not torch.allclose(vlm.run(prompt, interventions=edit), plain)

@@ -6,6 +6,9 @@ attention runs beside the one that the model uses, on the same queries, keys and
 changes nothing. After a write, queries whose scores or pattern changed take eager attention's
 result; every other query keeps what it had, bit for bit.
 
+Where only some queries are read, only their rows are computed: a row of scores needs its own query
+and all keys, so that on a long prompt reading the last position costs next to nothing.
+
 Where gradients are recorded, the layers asked take eager attention's result for every query,
 because what is shown must be what the model goes on with.
 """
@@ -14,9 +17,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,9 +32,25 @@ from vlm_lens.errors import PointError
 SUPPORTED = ("sdpa", "eager")
 _SOFTMAX = {torch.softmax, nn.functional.softmax, Tensor.softmax}
 
-# stage ("scores" or "pattern"), activation -> its replacement, or None to leave it
-Tap = Callable[[str, Tensor], Tensor | None]
-_active: ContextVar[Mapping[nn.Module, Tap] | None] = ContextVar("vlm_lens_taps", default=None)
+
+@dataclass(frozen=True)
+class Tap:
+    """What a module's scores and pattern are shown to.
+
+    Attributes:
+        show: `(stage, activation, rows) -> replacement`, or `None` to leave it; the stage is
+            `"scores"` or `"pattern"`, and `rows` says which queries the activation holds, `None`
+            for all.
+        rows: `(number of queries) -> the queries that are read`; `None` for all of them.
+    """
+
+    show: Callable[[str, Tensor, Sequence[int] | None], Tensor | None]
+    rows: Callable[[int], list[int] | None] = lambda n_queries: None
+
+
+_active: ContextVar[Mapping[nn.Module, Tap | ChunkedTap] | None] = ContextVar(
+    "vlm_lens_taps", default=None
+)
 _lock = threading.Lock()
 _users = 0
 _replaced: dict[str, Callable] = {}  # another library's own overrides, put back afterwards
@@ -107,14 +127,19 @@ def _wrap(base: Callable | None) -> Callable:
         if isinstance(tap, ChunkedTap):
             tap.keep(module, query, key, value, kwargs)
             return (base or own_eager)(module, query, key, value, attention_mask, **kwargs)
-        watch = _SoftmaxWatch(tap)
-        if base is None:
-            with watch:
-                return own_eager(module, query, key, value, attention_mask, **kwargs)
         recorded = torch.is_grad_enabled()
+        rows = None if recorded else tap.rows(query.shape[2])
+        if base is None:
+            with _SoftmaxWatch(tap, rows, whole=True):
+                return own_eager(module, query, key, value, attention_mask, **kwargs)
         out = None if recorded else base(module, query, key, value, attention_mask, **kwargs)
-        additive = _additive_mask(module, query, key, attention_mask, kwargs.get("is_causal"))
-        kwargs.pop("is_causal", None)
+        if rows == []:
+            return out
+        causal = kwargs.pop("is_causal", None)
+        additive = _additive_mask(module, query, key, attention_mask, causal, rows)
+        if rows is not None:
+            query = query[:, :, rows]
+        watch = _SoftmaxWatch(tap, rows)
         with watch:
             eager_out, _ = own_eager(module, query, key, value, additive, **kwargs)
         if recorded:
@@ -163,7 +188,7 @@ class ChunkedTap:
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         mask = torch.where(together, zero, torch.finfo(query.dtype).min)[None, None]
         kwargs = {k: v for k, v in kwargs.items() if k not in ("attention_mask", "is_causal")}
-        watch = _SoftmaxWatch(self._tap)
+        watch = _SoftmaxWatch(self._tap, None)
         with watch:
             out, _ = _eager_of(module)(module, query, key, value, mask, **kwargs)
         if torch.is_grad_enabled():
@@ -178,19 +203,35 @@ def _eager_of(module: nn.Module) -> Callable | None:
 
 
 def _additive_mask(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool | None,
+    rows: Sequence[int] | None,
 ) -> Tensor | None:
-    """Sdpa's mask (none, causal by flag, boolean or additive) as eager attention wants it."""
-    lowest = torch.finfo(query.dtype).min
+    """Sdpa's mask (none, causal by flag, boolean or additive) as eager attention wants it.
+
+    Args:
+        module: The attention module.
+        query: Its queries, `[batch, head, query, d_head]`.
+        key: Its keys.
+        mask: Sdpa's mask.
+        is_causal: Sdpa's flag.
+        rows: The queries wanted; `None` for all.
+    """
+    n_query, n_key = query.shape[2], key.shape[2]
     if mask is None:
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        n_query, n_key = query.shape[2], key.shape[2]
         if not causal or n_query == 1:
             return None
-        mask = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device).tril()[None, None]
+        wanted = torch.arange(n_query) if rows is None else torch.tensor(rows)
+        mask = (torch.arange(n_key) <= wanted[:, None])[None, None].to(query.device)
+    elif rows is not None and mask.shape[-2] > 1:
+        mask = mask[..., rows, :]
     if mask.dtype == torch.bool:
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
-        return torch.where(mask, zero, lowest)
+        return torch.where(mask, zero, torch.finfo(query.dtype).min)
     return mask
 
 
@@ -199,11 +240,16 @@ class _SoftmaxWatch(TorchFunctionMode):
 
     Every eager attention of transformers is one softmax over keys, whatever stands around it (soft
     caps, biases, grouped heads), so this needs no code of its own for any family.
+
+    Args:
+        tap: What is shown to.
+        rows: The queries that are shown; `None` for all.
+        whole: Whether the attention function computes the other queries, too.
     """
 
-    def __init__(self, tap: Tap):
+    def __init__(self, tap: Tap, rows: Sequence[int] | None, *, whole: bool = False):
         super().__init__()
-        self.tap = tap
+        self.tap, self.rows, self.whole = tap, rows, whole
         self.changed_rows: list[Tensor] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -218,7 +264,10 @@ class _SoftmaxWatch(TorchFunctionMode):
         return torch.stack(self.changed_rows).any(0).transpose(1, 2).unsqueeze(-1)
 
     def _show(self, stage: str, x: Tensor) -> Tensor:
-        new = self.tap(stage, x)
+        if self.rows is not None:  # reads alone
+            self.tap.show(stage, x[:, :, self.rows] if self.whole else x, self.rows)
+            return x
+        new = self.tap.show(stage, x, None)
         if new is None:
             return x
         self.changed_rows.append((new != x).any(-1))

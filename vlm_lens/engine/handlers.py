@@ -151,6 +151,7 @@ def read_handler(
     store: MutableMapping[str, Tensor],
     keep: Callable[[Tensor, Firing], Tensor],
     put_back: PutBack | None = None,
+    queries: frozenset[int] | None = None,
 ) -> Handler:
     """A handler that keeps what it sees; a point that fires again is joined on its first axis.
 
@@ -159,6 +160,7 @@ def read_handler(
         keep: `(activation, firing) -> what is kept of it`.
         put_back: `(activation, kept, firing) -> activation` with what is kept in its place, where
             that is a copy: while gradients are recorded, what is kept must be what goes on.
+        queries: Of scores and patterns, the queries that `keep` needs; see `Handler`.
     """
 
     def read(x: Tensor, firing: Firing) -> Tensor | None:
@@ -176,7 +178,7 @@ def read_handler(
         copied = recorded and put_back is not None and value is not x
         return put_back(x, value, firing) if copied else None
 
-    return Handler(read, writes=False)
+    return Handler(read, writes=False, queries=queries)
 
 
 def user_handler(fn: Callable[[Tensor, Hook], Tensor | None]) -> Handler:

@@ -24,7 +24,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.engine.attention import ChunkedTap, check_supported, tapped
+from vlm_lens.engine.attention import ChunkedTap, Tap, check_supported, tapped
 from vlm_lens.engine.obstacles import check_not_checkpointing, check_not_compiled
 from vlm_lens.engine.ownership import Owner
 from vlm_lens.errors import InterventionError
@@ -42,10 +42,12 @@ class Firing:
         point: The point that fires.
         offset: Position in the whole sequence of the activation's first position: 0 in a plain
             forward, the number of cached tokens when generating.
+        queries: The positions of the queries that scores or a pattern hold; `None` for all.
     """
 
     point: Point
     offset: int
+    queries: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,13 @@ class Handler:
     Attributes:
         call: `(activation, firing) -> replacement`, or `None` to leave it.
         writes: Whether it may replace the activation's values.
+        queries: Of scores and patterns, the positions of the queries that it reads; others need
+            not be computed. `None` for all.
     """
 
     call: Callable[[Tensor, Firing], Tensor | None]
     writes: bool = True
+    queries: frozenset[int] | None = None
 
 
 _FIRST, _USUAL, _LAST = 0, 1, 2  # in which order a module's actions run
@@ -169,7 +174,7 @@ class HookedRun:
                 if site.branch is not None:
                     yield _Action(site.branch, middle.keep_branch, _LAST)
 
-    def _taps(self) -> tuple[dict[nn.Module, Callable], list[_Action]]:
+    def _taps(self) -> tuple[dict[nn.Module, Tap | ChunkedTap], list[_Action]]:
         """For each attention module with a handler, what its scores and pattern are shown to."""
         stages: dict[nn.Module, dict[str, Point]] = defaultdict(dict)
         for point in self._points.values():
@@ -177,16 +182,30 @@ class HookedRun:
                 module = submodule(self._model, point.site.module)
                 check_supported(module, point.name)
                 stages[module][point.site.stage] = point
-        taps: dict[nn.Module, Callable] = {}
+        taps: dict[nn.Module, Tap | ChunkedTap] = {}
         actions = []
         for module, mine in stages.items():
-            tap = taps[module] = partial(self._tap, mine)
+            tap = taps[module] = Tap(partial(self._tap, mine), self._rows_read(mine))
             joined = next(iter(mine.values())).site.joined
             if joined:
                 chunked = taps[module] = ChunkedTap(tap, self._owner.here)
                 site = InputSite(joined, keyword="input")
                 actions.append(_Action(site, chunked.finish, _FIRST))
         return taps, actions
+
+    def _rows_read(self, stages: Mapping[str, Point]) -> Callable[[int], list[int] | None]:
+        """Which queries the handlers of a module's scores and pattern read; see `Tap`."""
+        handlers = [h for point in stages.values() for h in self._handlers[point.name]]
+        if any(h.writes or h.queries is None for h in handlers):
+            return lambda n_queries: None
+        positions = sorted({p for h in handlers for p in h.queries or ()})
+        in_text = next(iter(stages.values())).space == "text"
+
+        def rows(n_queries: int) -> list[int]:
+            offset = self._offset if in_text else 0
+            return [p - offset for p in positions if 0 <= p - offset < n_queries]
+
+        return rows
 
     def place(self, *, offset: int, length: int | None, rows: int) -> None:
         """Says what the modules called next work on, where they are not called by the model.
@@ -256,7 +275,9 @@ class HookedRun:
                 changed = True
         return output if changed else None
 
-    def _fire(self, point: Point, x: Tensor) -> Tensor | None:
+    def _fire(
+        self, point: Point, x: Tensor, queries: tuple[int, ...] | None = None
+    ) -> Tensor | None:
         """Shows a point's activation to its handlers; what goes on, `None` for `x` itself."""
         self.fired.add(point.name)
         view = point.site.view
@@ -264,7 +285,7 @@ class HookedRun:
         recorded = torch.is_grad_enabled() and value.is_floating_point()
         if recorded:  # a tensor of its own, because x may also be read elsewhere
             value = value.view_as(value) if x.requires_grad else value.detach().requires_grad_()
-        firing = Firing(point, self._offset_of(point, value))
+        firing = Firing(point, self._offset_of(point, value), queries)
         written = False
         for handler in self._handlers[point.name]:
             self._owner.in_handler = True
@@ -292,8 +313,14 @@ class HookedRun:
         # logits may be computed for the last positions only
         return self._offset + self._length - x.shape[1]
 
-    def _tap(self, stages: Mapping[str, Point], stage: str, x: Tensor) -> Tensor | None:
-        return self._fire(stages[stage], x) if stage in stages and self._owner.here() else None
+    def _tap(
+        self, stages: Mapping[str, Point], stage: str, x: Tensor, rows: Sequence[int] | None
+    ) -> Tensor | None:
+        if stage not in stages or not self._owner.here():
+            return None
+        offset = self._offset if stages[stage].space == "text" else 0
+        queries = None if rows is None else tuple(row + offset for row in rows)
+        return self._fire(stages[stage], x, queries)
 
 
 class _MidWrite:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -200,10 +200,12 @@ def gather(
     layouts: tuple[Layout, ...],
     *,
     position_major: bool = False,
+    queries: Sequence[int] | None = None,
 ) -> Tensor:
     """The places of a position, as a copy: `[batch, positions, ...]`.
 
-    Attention patterns keep their form, `[batch, head, positions, key]`, unless `position_major`.
+    Attention patterns keep their form, `[batch, head, positions, key]`, unless `position_major`;
+    `queries` says of which positions they hold the rows, where that is not all.
 
     Raises:
         PositionError: The rows have different numbers of such positions.
@@ -211,6 +213,9 @@ def gather(
     pattern = "query" in point.axes
     value = value.transpose(1, 2) if pattern else value
     index, n_places = _index(at, point, layouts)
+    if queries is not None:
+        row_of = {position: row for row, position in enumerate(queries)}
+        index = index[0], torch.tensor([row_of[p] for p in index[1].tolist()])
     picked = value[tuple(i.to(value.device) for i in index)].unflatten(0, (len(layouts), n_places))
     return picked.transpose(1, 2) if pattern and not position_major else picked
 

@@ -130,7 +130,11 @@ class HookedModel(DescribedModel):
         names = names_to_read(self.architecture.points, prompt, names_filter, at)
         store: dict[str, Tensor] = {}
         keeper = Keeper(at, prompt, device)
-        readers = {name: [read_handler(store, keeper.keep, keeper.put_back)] for name in names}
+        table = self.architecture.points
+        readers = {
+            name: [read_handler(store, keeper.keep, keeper.put_back, keeper.queries(table[name]))]
+            for name in names
+        }
         with self._hooked(prompt, interventions, readers=readers, grad=grad) as run:
             logits = self._forward(prompt, run, last_logits)
         cache = ActivationCache(

@@ -12,6 +12,7 @@ from vlm_lens.engine.hooks import Firing
 from vlm_lens.errors import PointError, PositionError, PromptError
 from vlm_lens.hooked.cache import gather, scatter
 from vlm_lens.layout.positions import Position
+from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter, PointTable
 from vlm_lens.prompts.prompt import Prompt
 
@@ -110,8 +111,17 @@ class Keeper:
     def keep(self, value: Tensor, firing: Firing) -> Tensor:
         """What is kept of an activation."""
         if self.at is not None:
-            value = gather(value, firing.point, self.at, self.prompt.layouts)
+            value = gather(
+                value, firing.point, self.at, self.prompt.layouts, queries=firing.queries
+            )
         return value if self.device is None else value.to(self.device)
+
+    def queries(self, point: Point) -> frozenset[int] | None:
+        """Of scores and patterns, the positions of the queries that are kept; `None` for all."""
+        if self.at is None or "query" not in point.axes:
+            return None
+        pairs = [p for row in self.prompt.layouts for p in self.at.resolve(row, point.space)]
+        return frozenset(position for _, position in pairs)
 
     def put_back(self, value: Tensor, kept: Tensor, firing: Firing) -> Tensor:
         """The activation made of what was kept of it, so that gradients pass through that."""
