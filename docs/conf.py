@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import vlm_lens
+
+sys.path[:0] = [str(Path(__file__).parent / "extensions"), str(Path(__file__).parents[1])]
 
 project = "vlm_lens"
 author = "the vlm_lens authors"
 copyright = "the vlm_lens authors"  # noqa: A001
 version = release = vlm_lens.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "shown", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = "vlm_lens"

@@ -12,6 +12,7 @@ from scripts.docs import examples
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = re.compile(r"^```\{shown\} (.*)$", re.MULTILINE)
 # pages that write a task's vector into the prompt of a flag: what comes out then
 ATHENS = ("README", "index", "interventions", "sweeps")
 
@@ -29,6 +30,9 @@ def test_code_runs_and_prints_what_the_page_shows(page, monkeypatch, tmp_path):
         if block.shown is not None:
             where = f"{page.name}:{block.line}; run python -m scripts.docs.examples {page.name}"
             assert examples.alike(block.shown, output), f"{where}\n{output}"
+    for expression in SHOWN.findall(page.read_text()):
+        value = eval(expression, namespace)
+        assert hasattr(value, "_repr_html_") or hasattr(value, "to_plotly_json"), expression
     if page.stem in ATHENS:
         assert any("Athens" in output for output in printed), "the vector gives the capital"
         prompts = namespace.get("examples") or namespace["prompts"]

@@ -83,6 +83,17 @@ def test_the_largest_with_what_stands_there(prompts, name):
     )
 
 
+def test_positions_of_a_kind_can_be_chosen(prompts):
+    _, prompt = prompts["tiles"]
+    found = by_head(prompt)
+    mine = found.of_kind("image 1").values["position"].to_numpy().tolist()
+    assert mine == [i for i, k in enumerate(prompt.layout.kinds) if str(k) == "image 1"]
+    both = found.of_kind("image").values["position"].to_numpy().tolist()
+    assert both == [i for i, k in enumerate(prompt.layout.kinds) if str(k).startswith("image")]
+    with pytest.raises(VLMLensError, match="kind 'image 7'; there are"):
+        found.of_kind("image 7")
+
+
 def test_scores_in_the_tower_know_the_row_of_each_picture(prompts):
     vlm, prompt = prompts["crop"]
     _, cache = vlm.run_with_cache(prompt, names_filter="vision.blocks.0.hook_resid_post")

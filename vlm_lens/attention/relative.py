@@ -3,7 +3,7 @@
     A_rel[patch] = A(question)[patch] / A(generic)[patch]          (arXiv 2502.17422)
 
 both normalised within the picture first, so that what a picture draws anyway (borders, sinks)
-cancels.
+cancels. A millionth is added to both shares, so that patches that neither looks at stay at 1.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 
 from vlm_lens.attention.parts import AttentionError
 from vlm_lens.scores.scores import Scores
+
+_FLOOR = 1e-6
 
 
 def relative_attention(question: Scores, generic: Scores) -> Scores:
@@ -27,10 +29,11 @@ def relative_attention(question: Scores, generic: Scores) -> Scores:
         Scores at the pictures' positions of `question`; 1 where both look alike.
 
     Raises:
+        ScoresError: One of them has no position of a picture.
         AttentionError: The two do not hold the same pictures, blocks and heads.
     """
-    parts = [_of_pictures(s) for s in (question, generic)]
-    (found, kinds), (other, other_kinds) = parts
+    found, other = (s.of_kind("image") for s in (question, generic))
+    kinds, other_kinds = ([p.kind for p in s.places()] for s in (found, other))
     if kinds != other_kinds:
         raise AttentionError(
             "The two prompts do not show the same pictures at the same size: "
@@ -50,16 +53,12 @@ def relative_attention(question: Scores, generic: Scores) -> Scores:
     ratio = np.ones_like(ours)
     for kind in dict.fromkeys(kinds):
         mine = [i for i, k in enumerate(kinds) if k == kind]
-        a, b = (v[..., mine] / v[..., mine].sum(-1, keepdims=True) for v in (ours, theirs))
-        ratio[..., mine] = np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+        a, b = (_share(v[..., mine]) for v in (ours, theirs))
+        ratio[..., mine] = (a + _FLOOR) / (b + _FLOOR)
     values = found.values.transpose(*axes, "position").copy(data=ratio)
     return replace(found, values=values, name="relative attention")
 
 
-def _of_pictures(found: Scores) -> tuple[Scores, list[str]]:
-    kinds = [p.kind for p in found.places()]
-    keep = [i for i, k in enumerate(kinds) if k.startswith("image")]
-    if not keep:
-        raise AttentionError("These scores have no position of a picture.")
-    kept = replace(found, values=found.values.isel(position=keep))
-    return kept, [kinds[i] for i in keep]
+def _share(values: np.ndarray) -> np.ndarray:
+    total = values.sum(-1, keepdims=True)
+    return np.divide(values, total, out=np.zeros_like(values), where=total > 0)

@@ -22,14 +22,9 @@ def entropy(found: Scores, *, within: str | None = None) -> Scores:
             normalised within it ("spatial entropy" of a head on a picture).
 
     Raises:
-        AttentionError: No position is of that kind.
+        ScoresError: No position is of that kind.
     """
-    values = found.values
-    if within is not None:
-        keep = [i for i, p in enumerate(found.places()) if p.kind == within]
-        if not keep:
-            raise AttentionError(f"No position of these scores is of kind {within!r}.")
-        values = values.isel(position=keep)
+    values = (found if within is None else found.of_kind(within)).values
     total = values.sum("position")
     share = values / total.where(total > 0)
     nats = -(share * np.log(share.where(share > 0))).sum("position")

@@ -156,6 +156,23 @@ class Scores:
         ]
         return self._with(xr.concat(parts, xr.DataArray(order, dims="kind", name="kind")))
 
+    def of_kind(self, *kinds: str) -> Self:
+        """The scores at positions of some kinds only: `"text"`, `"special"`, `"image 0"`.
+
+        `"image"` means all pictures.
+
+        Raises:
+            ScoresError: No `position` axis, or no position of these kinds.
+        """
+        self._needs("position")
+        here = [place.kind for place in self.places()]
+        wanted = {k for k in here if k in kinds or ("image" in kinds and k.startswith("image"))}
+        if not wanted:
+            asked, known = (", ".join(map(repr, dict.fromkeys(k))) for k in (kinds, here))
+            raise ScoresError(f"No position here is of kind {asked}; there are {known}.")
+        keep = [i for i, k in enumerate(here) if k in wanted]
+        return self._with(self.values.isel(position=keep))
+
     def without(self, name: str = "sinks") -> Self:
         """The scores at all other positions than those marked so.
 
