@@ -33,7 +33,8 @@ class Shown(Directive):
         page = self.state.document.current_source
         names = names_at(Path(page), self.lineno)
         value = eval(self.arguments[0], names)  # the page's own code
-        return as_nodes(value)
+        depth = self.state.document.settings.env.docname.count("/")
+        return as_nodes(value, "../" * depth)
 
 
 def names_at(page: Path, line: int) -> dict[str, Any]:
@@ -52,25 +53,18 @@ def names_at(page: Path, line: int) -> dict[str, Any]:
     return names
 
 
-def as_nodes(value: Any) -> list[nodes.Node]:
-    """A value as it is shown."""
+def as_nodes(value: Any, root: str = "") -> list[nodes.Node]:
+    """A value as it is shown; `root` leads from the page to the documentation's first folder."""
     if hasattr(value, "to_plotly_json"):
-        html = value.to_html(
-            full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
-        )
-        return [nodes.raw("", f'<div class="shown">{html}</div>', format="html")]
+        options = {"displayModeBar": False}
+        html = value.to_html(full_html=False, include_plotlyjs=False, config=options)
+        # before the figure's own script; a browser loads it once for all
+        library = f'<script src="{root}_static/plotly.min.js"></script>'
+        return [nodes.raw("", f'<div class="shown">{library}{html}</div>', format="html")]
     if hasattr(value, "_repr_html_"):
         html = f'<div class="shown">{value._repr_html_()}</div>'
         return [nodes.raw("", html, format="html")]
     return [nodes.literal_block(text=repr(value))]
-
-
-def _plotly(app, page, template, context, doctree) -> None:
-    """Adds plotly.js to pages that show one of its figures."""
-    if doctree is not None and any(
-        "plotly-graph-div" in n.astext() for n in doctree.findall(nodes.raw)
-    ):
-        app.add_js_file("plotly.min.js", loading_method="")
 
 
 def _files(app, exception) -> None:
@@ -85,6 +79,5 @@ def _files(app, exception) -> None:
 def setup(app) -> dict[str, bool]:
     """Registers the directive."""
     app.add_directive("shown", Shown)
-    app.connect("html-page-context", _plotly)
     app.connect("build-finished", _files)
     return {"parallel_read_safe": False}

@@ -37,7 +37,7 @@ class Sinks:
     Attributes:
         positions: The positions, in order.
         dimensions: The outlying dimensions of the stream.
-        strength: Position -> the largest |x_d| / rms(x) over blocks and outlying dimensions.
+        strength: Position -> the largest `|x_d| / rms(x)` over blocks and outlying dimensions.
         share: Position -> the share of the blocks looked at in which it is a sink.
         tau: From which strength on a position is one.
     """
@@ -76,7 +76,7 @@ def find_sinks(
         prompt: One prompt.
         images: Pictures, where `prompt` is text.
         part: `"language"` or `"vision"`.
-        tau: From which |x_d| / rms(x) on a position is a sink.
+        tau: From which `|x_d| / rms(x)` on a position is a sink.
 
     Raises:
         AttentionError: The model has no such part.
