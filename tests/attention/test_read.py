@@ -82,7 +82,7 @@ def test_the_tower_s_rows(wrapped):
     names = [f"vision.blocks.{n}.attn.hook_pattern" for n in range(vlm.cfg.vision.n_layers)]
     _, cache = vlm.run_with_cache(prompt, names_filter=names)
     query = prompt.layout.image[1].vision.grid().patch(0, 1)
-    found = attention(vlm, prompt, at=Patches(1, rows=[0, 1], cols=[1, 2]), part="vision")
+    found = attention(vlm, prompt, at=Patches(1, rows=(0, 1), cols=(1, 2)), part="vision")
     assert found.space == "vision"
     for layer, name in enumerate(names):
         np.testing.assert_allclose(

@@ -34,7 +34,7 @@ def test_rollout_is_the_product_of_the_blocks(case, residual):
     expected = np.eye(len(blocks[0]))
     for block in blocks:
         expected = mixed(block, residual) @ expected
-    at = Patches(1, rows=[1, 2], cols=[0, 1])
+    at = Patches(1, rows=(1, 2), cols=(0, 1))
     found = attention_rollout(vlm, prompt, at=at, residual=residual)
     np.testing.assert_allclose(found.values, expected[query], atol=1e-6)
     assert float(found.sum("position").values) == pytest.approx(1, abs=1e-5)
@@ -48,7 +48,7 @@ def test_flow_is_the_maximum_flow(case):
     for level, block in enumerate(blocks):
         for q, k in zip(*block.nonzero(), strict=True):
             graph.add_edge((level + 1, q), (level, k), capacity=float(block[q, k]))
-    at = Patches(1, rows=[1, 2], cols=[0, 1])
+    at = Patches(1, rows=(1, 2), cols=(0, 1))
     found = attention_flow(vlm, prompt, at=at).values.to_numpy()
     for target in (0, query, len(blocks[0]) - 1):
         expected = nx.maximum_flow_value(graph, (len(blocks), query), (0, target))

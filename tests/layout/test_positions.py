@@ -119,3 +119,16 @@ def test_numbers_are_positions():
         with pytest.raises(PositionError, match="is not a position: use Last()"):
             unchecked(as_position)(wrong)
     assert unchecked(as_position)(np.array([1, 2])) == At((1, 2))
+
+
+def test_a_list_of_rows_is_not_a_stretch(clip):
+    """`rows=[0, 2]` would read rows 0 and 1 as `(0, 2)` does."""
+    for wrong in ([0, 2], (0, 1, 2), 1.5, "0"):
+        with pytest.raises(PositionError, match=r"one number or \(start, stop\)"):
+            Patches(0, rows=wrong)
+    for wrong in ((3, 3, 2, 8), (0, 0), "box", 7):
+        with pytest.raises(PositionError, match="box"):
+            Patches(0, box=wrong)
+    prompt = clip.prompt("<image>A:", [tiny.noise_picture()])
+    with pytest.raises(PositionError, match="no patch 4 in a grid of 4"):
+        Patches(0, rows=4).resolve(prompt.layout)

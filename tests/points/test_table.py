@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from vlm_lens.errors import PointError
@@ -135,3 +136,31 @@ def test_order_is_that_of_the_forward_pass(vlm, picture):
         "Q:<image>\nA:", [picture], fwd_hooks=[(names, lambda x, hook: order.append(hook.name))]
     )
     assert order == names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("blocks.{1..0}.hook_resid_post", r"counts down; write \{0..1\}"),
+        ("blocks.{0..}.hook_resid_post", "between braces"),
+        ("blocks.{}.hook_resid_post", "between braces"),
+        ("blocks.{0,}.hook_resid_post", "between braces"),
+        ("blocks.*.hook_residpost", r"Did you mean 'blocks.\*.hook_resid_post'"),
+        ("vison.*", "No point matches"),
+        ([], "empty list selects no point"),
+    ],
+)
+def test_a_selection_of_nothing_is_said(clip, no_forward, names, message):
+    no_forward(clip)
+    for ask in (
+        lambda: clip.points(names),
+        lambda: clip.run_with_cache("Q:", names_filter=names),
+        lambda: clip.run_with_hooks("Q:", fwd_hooks=[(names, print)]),
+    ):
+        with pytest.raises(PointError, match=message):
+            ask()
+
+
+def test_layers_as_numpy_counts_them(clip):
+    assert clip.points().full_name(("resid_post", np.int64(-1))) == "blocks.1.hook_resid_post"
+    assert clip.points().full_name(("resid_post", np.int32(0))) == "blocks.0.hook_resid_post"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.integers import as_integers
 
 PARTS = ("language", "vision", "cross")
 
@@ -50,7 +51,7 @@ class Part:
         if layers is None:
             return list(self.layers)
         count = max(self.layers) + 1
-        asked = [layers] if isinstance(layers, int) else list(layers)
+        asked = as_integers(layers, "A block", AttentionError)
         found = [n + count if n < 0 else n for n in asked]
         lost = [a for a, n in zip(asked, found, strict=True) if n not in self.layers]
         if lost or not found:
@@ -69,7 +70,7 @@ class Part:
         """
         if heads is None:
             return list(range(self.n_heads))
-        asked = [heads] if isinstance(heads, int) else list(heads)
+        asked = as_integers(heads, "A head", AttentionError)
         found = [h + self.n_heads if h < 0 else h for h in asked]
         lost = [a for a, h in zip(asked, found, strict=True) if not 0 <= h < self.n_heads]
         if lost or not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
+from vlm_lens.integers import as_integer
 from vlm_lens.points.sites import submodule
 from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
 
@@ -65,6 +66,19 @@ class Vocabulary:
             PromptError: It is several tokens.
         """
         return single_token(self.tokenizer, text)
+
+    def to_token_id(self, token: str | SupportsIndex) -> int:
+        """The id of a token given by its id or its text.
+
+        Raises:
+            PromptError: A text of several tokens, or an id that this model does not have.
+        """
+        if isinstance(token, str):
+            return self.to_single_token(token)
+        number, most = as_integer(token, "A token", PromptError), self.architecture.cfg.d_vocab
+        if not 0 <= number < most:
+            raise PromptError(f"There is no token {number}: ids of this model are 0 to {most - 1}.")
+        return number
 
     def to_first_token(self, text: str) -> int:
         """The id of the first token of a text."""

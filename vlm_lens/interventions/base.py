@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import SupportsIndex
 
 from torch import Tensor
 
 from vlm_lens.errors import InterventionError, PointError, VLMLensError
+from vlm_lens.integers import as_integers, is_integer
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Generated, Position
 from vlm_lens.ops import Op
@@ -147,16 +149,16 @@ def freeze_points(points: str | Sequence) -> tuple[str, ...]:
         return (points,)
     if not points:
         raise PointError("No point was given: name one, 'blocks.3.hook_resid_post' or a glob.")
-    if isinstance(points, tuple) and len(points) in (2, 3) and isinstance(points[1], int):
+    if isinstance(points, tuple) and len(points) in (2, 3) and is_integer(points[1]):
         return (expand_name(points),)
     return tuple(expand_name(p) for p in points)
 
 
-def freeze_heads(heads: int | Iterable[int] | None) -> tuple[int, ...] | None:
+def freeze_heads(heads: SupportsIndex | Iterable[SupportsIndex] | None) -> tuple[int, ...] | None:
     """Heads as a tuple, `None` for all."""
     if heads is None:
         return None
-    return (heads,) if isinstance(heads, int) else tuple(heads)
+    return as_integers(heads, "A head", InterventionError)
 
 
 @dataclass(frozen=True)

@@ -59,5 +59,12 @@ def value_for(
 ) -> Tensor:
     """The tensor that a frozen value gives for a point."""
     if isinstance(value, FrozenTensor):
-        return value.data
-    return value.value_at(point, model, allow_transfer=allow_transfer)
+        found = value.data
+    else:
+        found = value.value_at(point, model, allow_transfer=allow_transfer)
+    if found.isnan().any():
+        raise InterventionError(
+            f"The value for {point.name} holds NaN, and the model would go on with nothing else: "
+            "look where it comes from (a mean over nothing, a division by zero, an overflow)."
+        )
+    return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vlm_lens.errors import PositionError
+from vlm_lens.integers import is_integer
 from vlm_lens.layout.geometry import Box, PatchGrid
 from vlm_lens.serial import savable
 
@@ -212,7 +213,7 @@ class Layout:
 
     def find_all(self, token: str | int) -> list[int]:
         """Every position where a token id or a string ends; see `find`."""
-        if isinstance(token, int):
+        if is_integer(token):
             pairs = zip(self.token_ids, self.kinds, strict=True)
             return [i for i, (t, kind) in enumerate(pairs) if t == token and kind != PAD]
         return [self._at(s + len(token) - 1) for s in self._occurrences(token)]

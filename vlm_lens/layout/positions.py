@@ -6,10 +6,13 @@ the token for the language model; the number of the picture and the patch for to
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 from vlm_lens.errors import PositionError
+from vlm_lens.integers import as_integer, as_integers, is_integer
 from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
 from vlm_lens.serial import savable
 
@@ -61,6 +64,12 @@ class Find(Position):
     token: str | int
     n: int = -1
 
+    def __post_init__(self):
+        if not isinstance(self.token, str):
+            token = as_integer(self.token, "A token's id", PositionError)
+            object.__setattr__(self, "token", token)
+        object.__setattr__(self, "n", as_integer(self.n, "An occurrence", PositionError))
+
     def _in_text(self, layout: Layout) -> Iterable[int]:
         return [layout.find(self.token, self.n)]
 
@@ -72,6 +81,12 @@ class Span(Position):
 
     text: str
     n: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.text, str):
+            raise PositionError(f"A span is a stretch of text, not {self.text!r:.60}.")
+        if self.n is not None:
+            object.__setattr__(self, "n", as_integer(self.n, "An occurrence", PositionError))
 
     def _in_text(self, layout: Layout) -> Iterable[int]:
         return layout.span(self.text, self.n)
@@ -88,8 +103,8 @@ class At(Position):
     positions: tuple[int, ...]
 
     def __post_init__(self):
-        given = (self.positions,) if isinstance(self.positions, int) else self.positions
-        object.__setattr__(self, "positions", tuple(int(p) for p in given))
+        positions = as_integers(self.positions, "A position", PositionError)
+        object.__setattr__(self, "positions", positions)
         if len(set(self.positions)) < len(self.positions):
             raise PositionError(f"At{self.positions} names a position twice.")
 
@@ -141,6 +156,12 @@ class Patches(Position):
     def __post_init__(self):
         if self.box is not None and (self.rows is not None or self.cols is not None):
             raise PositionError("Patches takes rows and cols, or a box, not both.")
+        object.__setattr__(self, "image", as_integer(self.image, "A picture", PositionError))
+        object.__setattr__(self, "grid", as_integer(self.grid, "A grid", PositionError))
+        for name in ("rows", "cols"):
+            object.__setattr__(self, name, _stretch(name, getattr(self, name)))
+        if self.box is not None:
+            object.__setattr__(self, "box", _box(self.box))
 
     def _in_text(self, layout: Layout) -> Iterable[int]:
         return [p for _, p in self._in_pictures(layout, "text")]
@@ -163,6 +184,10 @@ class Images(Position):
     """
 
     image: int | None = None
+
+    def __post_init__(self):
+        if self.image is not None:
+            object.__setattr__(self, "image", as_integer(self.image, "A picture", PositionError))
 
     def _chosen(self, layout: Layout):
         if not layout.image:
@@ -215,28 +240,51 @@ class Generated(Position):
         return []
 
 
-def as_position(at: Position | int | Iterable[int]) -> Position:
+def as_position(at: Position | SupportsIndex | Iterable[SupportsIndex]) -> Position:
     """A number or a list of numbers as `At(...)`; a `Position` unchanged."""
     if isinstance(at, Position):
         return at
-    if isinstance(at, int):
-        return At((at,))
     try:
-        if isinstance(at, str):
-            raise TypeError
-        return At(tuple(int(p) for p in at))
-    except (TypeError, ValueError):
+        return At(as_integers(at, "A position", PositionError))
+    except PositionError as error:
+        if "twice" in str(error):
+            raise
         raise PositionError(
             f"{at!r} is not a position: use Last(), Find(...), Span(...), Patches(...), Images(), "
             "Text(), All(), Generated(), a number or a list of numbers."
         ) from None
 
 
+def _stretch(name: str, given: Any) -> int | tuple[int, int] | None:
+    """One row, or the first and one past the last; a list would be taken for its entries."""
+    if given is None or is_integer(given):
+        return None if given is None else operator.index(given)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise PositionError(
+            f"{name} is one number or (start, stop), not {given!r}: for several that are no "
+            "stretch, use one Patches(...) each."
+        )
+    start, stop = (as_integer(g, f"An end of {name}", PositionError) for g in given)
+    return start, stop
+
+
+def _box(given: Any) -> tuple[float, float, float, float]:
+    try:
+        x0, y0, x1, y1 = (float(v) for v in given)
+    except (TypeError, ValueError):
+        raise PositionError(f"box is (x0, y0, x1, y1) in pixels, not {given!r}.") from None
+    if not (x0 < x1 and y0 < y1):
+        raise PositionError(f"box={given} holds no pixel: give x0 < x1 and y0 < y1.")
+    return x0, y0, x1, y1
+
+
 def _range(chosen: int | tuple[int, int] | None, size: int) -> range:
     if chosen is None:
         return range(size)
     if isinstance(chosen, int):
-        return range(chosen, chosen + 1)
+        if not -size <= chosen < size:
+            raise PositionError(f"There is no patch {chosen} in a grid of {size}, 0-based.")
+        return range(chosen % size, chosen % size + 1)
     start, stop = chosen
     if not 0 <= start < stop <= size:
         raise PositionError(

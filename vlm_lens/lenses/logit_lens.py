@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.integers import is_integer
 from vlm_lens.interventions.base import freeze_points
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
@@ -51,7 +52,8 @@ class LogitLens:
         points = freeze_points(self.points)
         object.__setattr__(self, "points", points if len(points) > 1 else points[0])
         object.__setattr__(self, "at", All() if self.at is None else as_position(self.at))
-        tokens = (self.tokens,) if isinstance(self.tokens, str | int) else tuple(self.tokens)
+        one = isinstance(self.tokens, str) or is_integer(self.tokens)
+        tokens = (self.tokens,) if one else tuple(self.tokens)
         object.__setattr__(self, "tokens", tokens)
 
     def transform_hidden(self, hidden: Tensor, point: str) -> Tensor:
@@ -86,7 +88,7 @@ class LogitLens:
                     f"{name} has shape {table[name].shape}; the lens decodes the language model's "
                     f"residual stream, [batch, pos, {vlm.cfg.d_model}]."
                 )
-        token_ids = [t if isinstance(t, int) else vlm.to_single_token(t) for t in self.tokens]
+        token_ids = [vlm.to_token_id(t) for t in self.tokens]
         where = [[p for _, p in self.at.resolve(layout)] for layout in prompt.layouts]
         if not all(where):
             raise PositionError(f"{self.at} holds no position of this prompt to decode.")

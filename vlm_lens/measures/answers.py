@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.integers import as_integers
 from vlm_lens.measures.base import MeasureError
 from vlm_lens.serial import savable
 from vlm_lens.tokens import encode, string_token
@@ -143,8 +144,8 @@ def answer_ids(vlm: HookedModel, answer: int | str | tuple[int, ...]) -> list[in
     """
     if isinstance(answer, str):
         return _continuation(vlm, answer)
-    ids = [answer] if isinstance(answer, int) else list(answer)
-    if not ids or not all(isinstance(i, int) and 0 <= i < vlm.cfg.d_vocab for i in ids):
+    ids = list(as_integers(answer, "A token's id", MeasureError))
+    if not ids or not all(0 <= i < vlm.cfg.d_vocab for i in ids):
         raise MeasureError(
             f"{answer!r} is no token of this model: ids are 0 to {vlm.cfg.d_vocab - 1}."
         )

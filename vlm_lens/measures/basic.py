@@ -59,7 +59,7 @@ class TokenScores(LogitMeasure):
         Raises:
             VLMLensError: A text that is not one token.
         """
-        return [t if isinstance(t, int) else vlm.to_single_token(t) for t in self.tokens]
+        return [vlm.to_token_id(t) for t in self.tokens]
 
     def records(self, vlm: HookedModel, logits: Tensor, tokens: list[int]) -> list[Record]:
         """Columns `logit(x)`, `prob(x)`, `rank(x)` for each token."""

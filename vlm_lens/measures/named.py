@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vlm_lens.integers import is_integer
 from vlm_lens.measures.base import Measure, MeasureError
 from vlm_lens.measures.basic import Custom, Logits, TokenScores, Top1
 from vlm_lens.measures.generated import GeneratedTokens
@@ -30,6 +31,8 @@ def as_measure(measure: Measure | str | Sequence | Callable) -> Measure:
         raise MeasureError(f"{measure.__name__} is a class: make one, {measure.__name__}(...).")
     if callable(measure):
         return Custom(measure)
-    if isinstance(measure, list | tuple) and all(isinstance(t, int | str) for t in measure):
+    if isinstance(measure, list | tuple) and all(
+        isinstance(t, str) or is_integer(t) for t in measure
+    ):
         return TokenScores(tuple(measure))
     raise MeasureError(f"{measure!r} is no measure.")

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.errors import PointError, near_matches
+from vlm_lens.integers import is_integer
 from vlm_lens.points import aliases
 from vlm_lens.points.point import Point, expand_name
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NamesFilter = str | tuple | Sequence[str | tuple] | Callable[[str], bool] | None
+
+_NO_NAME = "A point is a name, a glob or (short name, layer), not {!r:.60}."
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -25,9 +28,20 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if numbers:
-        choices = [str(i) for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+        first, last = int(numbers[1]), int(numbers[2])
+        if first > last:
+            raise PointError(
+                f"{pattern!r} selects nothing: {{{first}..{last}}} counts down; write "
+                f"{{{last}..{first}}}."
+            )
+        choices = [str(i) for i in range(first, last + 1)]
     else:
         choices = [c.strip() for c in match[1].split(",")]
+        if not all(choices) or ".." in match[1]:
+            raise PointError(
+                f"{pattern!r}: between braces stand names or numbers, {{2,5}}, or a stretch of "
+                "layers, {2..5}."
+            )
     head, tail = pattern[: match.start()], pattern[match.end() :]
     return [name for c in choices for name in expand_braces(f"{head}{c}{tail}")]
 
@@ -66,7 +80,7 @@ class PointTable(Mapping[str, Point]):
 
     def full_name(self, name: str | tuple) -> str:
         """The full name of a short form or alias; a negative layer counts from the last block."""
-        if isinstance(name, tuple) and len(name) > 1 and isinstance(name[1], int) and name[1] < 0:
+        if isinstance(name, tuple) and len(name) > 1 and is_integer(name[1]) and name[1] < 0:
             pattern = expand_name((name[0], "*"))
             n_layers = sum(fnmatchcase(n, pattern) for n in self._points)
             name = (name[0], n_layers + name[1], *name[2:])
@@ -103,10 +117,25 @@ class PointTable(Mapping[str, Point]):
             if not found:
                 raise PointError("The names_filter function selected none of the points.")
         else:
-            found = set()
-            for one in [names] if isinstance(names, str | tuple) else names:
-                found.update(self._match_one(expand_name(one)))
+            asked = [names] if isinstance(names, str | tuple) else names
+            if not isinstance(asked, Iterable):
+                raise PointError(_NO_NAME.format(names))
+            found, asked = set(), list(asked)
+            if not asked:
+                raise PointError(
+                    "An empty list selects no point: name one, or leave it out for every point."
+                )
+            for one in asked:
+                found.update(self._match_one(self._full(one)))
         return [n for n in self._points if n in found]
+
+    def _full(self, name: Any) -> str:
+        """A name with its short form written out and its layer counted from the first."""
+        if isinstance(name, tuple):
+            return self.full_name(name)
+        if not isinstance(name, str):
+            raise PointError(_NO_NAME.format(name))
+        return name
 
     def _match_one(self, name: str) -> set[str]:
         found: set[str] = set()
@@ -120,7 +149,10 @@ class PointTable(Mapping[str, Point]):
                 globbed = any(c in pattern for c in "*?[")
                 if not globbed or any(fnmatchcase(pattern, lacking) for lacking in self.missing):
                     raise PointError(self._why_not(pattern))
-                raise PointError(f"No point matches {pattern!r}. `vlm.points()` lists every point.")
+                near = near_matches(pattern, self.groups())
+                raise PointError(
+                    f"No point matches {pattern!r}.{near} `vlm.points()` lists every point."
+                )
             found |= hits
         return found
 

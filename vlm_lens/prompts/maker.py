@@ -139,6 +139,7 @@ class PromptMaker:
         tensors = as_inputs(inputs, self.model, arch)
         batch = PictureBatch(self.model, arch, tensors, self.processor, sizes)
         pictures = self.family.image_layouts(batch)
+        self._warn_of_length(tensors["input_ids"].shape[1])
         layouts = tuple(
             _layout(row, ids, _mask(tensors, row), pictures[row], tokenizer)
             for row, ids in enumerate(tensors["input_ids"])
@@ -187,6 +188,17 @@ class PromptMaker:
                 "This model's processor drops transparency: it reads the colours stored beneath "
                 "what is transparent, often black. Put the picture over a ground first: "
                 "vlm_lens.pictures.as_read(picture) puts it over white.",
+                stacklevel=4,
+            )
+
+    def _warn_of_length(self, length: int) -> None:
+        config: Any = self.model.config
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(most, int) and length > most:
+            warnings.warn(
+                f"This prompt has {length} positions, and the model was made for {most}: what it "
+                "gives beyond them means little. Shorten the text, or take fewer or smaller "
+                "pictures.",
                 stacklevel=4,
             )
 
