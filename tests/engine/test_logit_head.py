@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from families.every import BUILDERS
+from families.every import FAMILIES
 from transformers import (
     CLIPVisionConfig,
     Gemma2Config,
@@ -137,9 +137,9 @@ def test_a_head_that_changes_later_is_seen_in_the_recorded_run():
     assert "not what its final norm and output layer give" in next(iter(swept.reasons))
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_asked(name, tmp_path):
-    vlm = HookedVLM.from_pretrained(BUILDERS[name].save(tmp_path))
+    vlm = HookedVLM.from_pretrained(FAMILIES[name].save_to(tmp_path))
     assert _probe(vlm.hf_model, vlm.architecture) is not None
     stated = vlm.family.architecture(vlm.hf_model).decoder
     fitted = vlm.architecture.decoder

@@ -51,11 +51,15 @@ class Tiny:
     smallest: int = 1
     also: bool = False
 
-    def load(self, folder: Path) -> HookedVLM:
-        """The model, saved to a folder and loaded from it as a user would."""
+    def save_to(self, folder: Path) -> Path:
+        """A checkpoint of it."""
         save: Callable[..., object] = getattr(importlib.import_module(self.module), self.save)
         save(folder=folder, **self.options)
-        return HookedVLM.from_pretrained(folder)
+        return folder
+
+    def load(self, folder: Path) -> HookedVLM:
+        """The model, saved to a folder and loaded from it as a user would."""
+        return HookedVLM.from_pretrained(self.save_to(folder))
 
 
 _llava = partial(Tiny, module="tiny", boxes=False, second=None, whole=False, also=True, painted=())

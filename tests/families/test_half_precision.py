@@ -6,13 +6,13 @@ import pytest
 import tiny
 import torch
 
-from families.every import BUILDERS
+from families.every import FAMILIES
 from vlm_lens import HookedVLM
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-def test_pictures_are_read_in_half_precision(family, tmp_path):
-    folder = BUILDERS[family].save(tmp_path)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pictures_are_read_in_half_precision(name, tmp_path):
+    folder = FAMILIES[name].save_to(tmp_path)
     given = ("<image>What?", tiny.noise_picture(1, (40, 56)))
     full = HookedVLM.from_pretrained(folder)
     plain = full.prompt(*given).inputs

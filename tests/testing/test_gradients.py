@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from families.every import BUILDERS
+from families.every import FAMILIES
 
 from vlm_lens import HookedVLM
 from vlm_lens.engine.hooks import HookedRun
@@ -19,10 +19,10 @@ CHECK = "gradients equal finite differences"
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in ("qwen2_vl", "blip2", "fuyu") else pytest.mark.slow)
-             for n in BUILDERS]
+             for n in FAMILIES]
 )  # fmt: skip
 def test_gradients_at_every_point_of_every_family_under_eager_attention(name, tmp_path):
-    folder = BUILDERS[name].save(tmp_path)
+    folder = FAMILIES[name].save_to(tmp_path)
     vlm = HookedVLM.from_pretrained(folder, attn_implementation="eager")
     prompt = vlm.prompt("Q:<image>A:", [tiny.noise_picture(1, (24, 16))])
     report = conformance(vlm, prompt, only=(CHECK,))
