@@ -50,7 +50,7 @@ def test_sliding_window_and_eager_attention(name):
 def test_start_is_where_the_first_op_acts(clip):
     prompt = random_prompt(clip, random.Random(0), pictures=False)
     baseline = record(clip.hf_model, clip.architecture, prompt.inputs)
-    target = Target(clip.architecture.points, prompt.layouts, clip.facts)
+    target = Target(clip.architecture.points, prompt.layouts, lambda: clip.facts)
 
     def start(edit):
         return start_of(edit.lower(target), baseline)

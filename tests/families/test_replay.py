@@ -113,7 +113,7 @@ def test_a_change_in_a_picture_reaches_back(name, made):
     positions = prompt.layout.image[0].text.grids[0].positions
     edit = Steer("blocks.0.hook_resid_post", At((positions[-1],)), torch.randn(32))
     baseline = record(vlm.hf_model, vlm.architecture, prompt.inputs)
-    start = start_of(edit.lower(Target(vlm.points(), prompt.layouts, vlm.facts)), baseline)
+    start = start_of(edit.lower(Target(vlm.points(), prompt.layouts, lambda: vlm.facts)), baseline)
     assert start.position == (0 if name == "paligemma" else positions[0])
     after = positions[-1] + 1
     assert baseline.reached[after] == (0 if name == "paligemma" else after)

@@ -78,7 +78,7 @@ def test_composition(clip):
 
 
 def test_lowering_is_plain(clip, batch):
-    target = Target(clip.architecture.points, batch.layouts, clip.facts)
+    target = Target(clip.architecture.points, batch.layouts, lambda: clip.facts)
     edit = Steer("blocks.*.hook_resid_post", at=Last(), vector=torch.ones(32), scale=3)
     ops = edit.lower(target)
     last = batch.length - 1

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vlm_lens import (
+    Ablate,
     ActivationPatch,
     Find,
     HookedVLM,
@@ -20,6 +21,7 @@ from vlm_lens import (
     VectorEnsemble,
 )
 from vlm_lens.errors import InterventionError, PositionError, VectorError
+from vlm_lens.reading.mean import Mean
 
 TEXTS = [
     "Q:Greece\nA:Athens\n\nQ:Peru\nA:",
@@ -193,6 +195,43 @@ def test_one_model_in_every_precision(clip, vectors):
         twin.run("Q:Peru\nA:", interventions=ActivationPatch(P, at=Last(), value=vectors[0]))
     other = HookedVLM(tiny.build("clip-llama", seed=2))
     assert other.facts.unembed_hash != clip.facts.unembed_hash
+
+
+@torch.no_grad()
+def test_a_tuned_model_with_the_same_head_is_another_model(clip, vectors):
+    """Of one name, too; in other precisions it is still told apart."""
+    tuned = HookedVLM(tiny.build("clip-llama"), clip.processor)
+    tuned.__dict__["name"] = clip.name
+    patch = ActivationPatch(P, at=Last(), value=vectors[0])
+    mean = Mean.of(clip, TEXTS, P)
+    _, cache = clip.run_with_cache("Q:Peru\nA:")
+    edits = [patch, Ablate(P, Last(), by=mean), ActivationPatch(P, at=Last(), value=cache)]
+    for edit in edits:
+        tuned.run("Q:Peru\nA:", interventions=edit)  # the same weights
+    tuned.hf_model.model.language_model.layers[0].mlp.down_proj.weight[0].neg_()
+    assert tuned.facts.unembed_hash == clip.facts.unembed_hash
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        tuned.hf_model.to(dtype)
+        for edit in edits:
+            with pytest.raises(VectorError, match="other weights behind.*allow_transfer=True"):
+                tuned.run("Q:Peru\nA:", interventions=edit)
+    tuned.run("Q:", interventions=ActivationPatch(P, Last(), vectors[0], allow_transfer=True))
+    tuned.run("Q:", interventions=ActivationPatch(P, Last(), vectors[0].values[0]))  # a tensor
+
+
+def test_an_adapter_switched_off_is_another_model(clip):
+    vlm = HookedVLM(tiny.build("clip-llama"), clip.processor)
+    layer = vlm.hf_model.model.language_model.layers[1].mlp
+    layer._disable_adapters, layer.scaling = False, {"default": 2.0}  # as PEFT's layers note it
+    patch = ActivationPatch(P, at=Last(), value=TaskVector.read(vlm, TEXTS, at=Last()))
+    vlm.run("Q:Peru\nA:", interventions=patch)
+    for name, value in (("_disable_adapters", True), ("scaling", {"default": 1.0})):
+        before = getattr(layer, name)
+        setattr(layer, name, value)
+        with pytest.raises(VectorError, match="another adapter"):
+            vlm.run("Q:Peru\nA:", interventions=patch)
+        setattr(layer, name, before)
+    vlm.run("Q:Peru\nA:", interventions=patch)
 
 
 def test_a_cache_of_another_model_is_refused(load, no_forward):

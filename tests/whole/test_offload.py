@@ -224,7 +224,8 @@ def test_quantisation_is_passed_on(folder, monkeypatch):
     monkeypatch.setattr(loader, "from_pretrained", from_pretrained)
     config = transformers.BitsAndBytesConfig(load_in_4bit=True)
     vlm = HookedVLM.from_pretrained(folder, quantization_config=config, dtype=torch.float16)
-    assert seen == {"quantization_config": config, "dtype": torch.float16}
+    asked = {"quantization_config": config, "dtype": torch.float16}
+    assert seen == asked | {"trust_remote_code": False}
     assert vlm.dtype == torch.float16
 
 

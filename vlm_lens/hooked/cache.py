@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
 from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.interventions.origin import check_same_model
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.point import Point, expand_name
@@ -29,11 +30,11 @@ class CacheSlice(Savable):
     Attributes:
         values: Point name -> tensor `[batch, positions, (heads,) ...]`; `[places, (heads,) ...]`
             where the rows have different numbers of positions.
-        source: The model that they were read on.
+        source: The model that they were read on, if it is known.
     """
 
     values: dict[str, FrozenTensor] = field(hash=False)
-    source: str = ""
+    source: ModelFacts | None = None
 
     def value_at(self, point: Point, model: ModelFacts, *, allow_transfer: bool = False) -> Tensor:
         """The values of the same point.
@@ -42,11 +43,8 @@ class CacheSlice(Savable):
             VectorError: The cache did not read it, or it is another model's and `allow_transfer` is
                 not given.
         """
-        if self.source and self.source != model.name and not allow_transfer:
-            raise VectorError(
-                f"This cache was read on {self.source}, and the model is {model.name}. If the "
-                "transfer is meant, write allow_transfer=True."
-            )
+        if self.source is not None and not allow_transfer:
+            check_same_model(self.source, model, "cache")
         if point.name not in self.values:
             raise VectorError(
                 f"The cache holds no {point.name}; it holds {', '.join(self.values)}."
@@ -74,7 +72,7 @@ class ActivationCache(Mapping[str, Tensor]):
         layouts: tuple[Layout, ...],
         *,
         at: Position | None = None,
-        source: str = "",
+        source: Callable[[], ModelFacts] | None = None,
     ):
         self._values = {name: values[name] for name in points if name in values}
         self._points = points
@@ -143,7 +141,7 @@ class ActivationCache(Mapping[str, Tensor]):
             n: as_frozen(self._position_major(n) if self.at is not None else self._places(n, at))
             for n in names
         }
-        return CacheSlice(kept, self.source)
+        return CacheSlice(kept, None if self.source is None else self.source())
 
     def _places(self, name: str, at: Position) -> Tensor:
         """The values at a position, one entry a place where rows have different numbers of them."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ from vlm_lens.prompts.chat import Message
 from vlm_lens.prompts.inputs import input_device, input_dtype
 from vlm_lens.prompts.maker import Pictures, Promptable, PromptMaker, Texts
 from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.storage.weights import weights_digest
 from vlm_lens.tokens import string_tokens
 
 
@@ -73,11 +76,28 @@ class DescribedModel(Vocabulary):
         """
         return self.architecture.points.select(names)
 
-    @cached_property
+    @property
     def facts(self) -> ModelFacts:
-        """What a vector is checked against: name, layers, width, hash of the unembedding."""
+        """What a vector is checked against: name, sizes, and digests of its weights as they are."""
         head = unembed_hash(self.hf_model, self.architecture)
-        return ModelFacts(self.name, self.cfg.n_layers, self.cfg.d_model, head)
+        found = weights_digest(self.hf_model)
+        whole = (None, None) if found.unread else (found.text, found.signs)
+        return replace(self._facts_unhashed, unembed_hash=head, weights=whole[0], signs=whole[1])
+
+    def facts_later(self) -> Callable[[], ModelFacts]:
+        """A function that gives its facts when it is called, for as long as the model is there."""
+        unhashed, model = self._facts_unhashed, ref(self)
+
+        def facts() -> ModelFacts:
+            vlm = model()
+            return unhashed if vlm is None else vlm.facts
+
+        return facts
+
+    @property
+    def _facts_unhashed(self) -> ModelFacts:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return ModelFacts(self.name, self.cfg.n_layers, self.cfg.d_model, dtype=dtype)
 
     def to_str_tokens(self, text: str | Promptable) -> list[str]:
         """The tokens of a text, or of a prompt, as strings."""

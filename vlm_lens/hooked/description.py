@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
+from vlm_lens.storage.weights import is_plain
 
 _GROUPS = {
     "language model": lambda name: not name.startswith(("vision.", "projector.")),
@@ -53,10 +54,10 @@ def describe(
 def unembed_hash(hf_model: PreTrainedModel, architecture: Architecture) -> str | None:
     """A hash of the unembedding, one for a model in every floating dtype.
 
-    `None` where the weights cannot be read: on the meta device (offloaded) or quantised.
+    `None` where the weights cannot be read: on the meta device (offloaded), quantised or sharded.
     """
     weight = getattr(submodule(hf_model, architecture.unembed), "weight", None)
-    if weight is None or weight.device.type == "meta" or not weight.is_floating_point():
+    if not is_plain(weight) or weight.device.type == "meta" or not weight.is_floating_point():
         return None
     rows = torch.linspace(0, len(weight) - 1, min(len(weight), 64)).long()
     signs = weight.detach()[rows.to(weight.device)].signbit().cpu()  # the same however rounded

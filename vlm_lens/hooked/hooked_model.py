@@ -138,7 +138,7 @@ class HookedModel(DescribedModel):
         with self._hooked(prompt, interventions, readers=readers, grad=grad) as run:
             logits = self._forward(prompt, run, last_logits)
         cache = ActivationCache(
-            store, self.architecture.points, prompt.layouts, at=at, source=self.name
+            store, self.architecture.points, prompt.layouts, at=at, source=self.facts_later()
         )
         return logits, cache
 
@@ -277,7 +277,7 @@ class HookedModel(DescribedModel):
     ) -> Iterator[_Open]:
         """The model with handlers on: contexts' first, then the run's own, then readers."""
         points = self.architecture.points
-        target = Target(points, prompt.layouts, self.facts)
+        target = Target(points, prompt.layouts, lambda: self.facts)
         handlers: dict[str, list[Handler]] = {}
         counters: list[Counter] = []
         for active in [*self._active, compose(interventions), tuple(functions)]:

@@ -82,7 +82,7 @@ class Ablate(Intervention):
             if self.by == ZERO:
                 value = torch.zeros(())
             else:
-                value = value_for(self.by, place.point, target.model, allow_transfer=False)
+                value = value_for(self.by, place.point, target, allow_transfer=False)
             ops.append(place.op(SET, value=shaped(value, place)))
         return ops
 

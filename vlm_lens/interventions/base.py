@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import SupportsIndex
 
 from torch import Tensor
@@ -29,21 +30,40 @@ class ModelFacts:
         n_layers: Its number of blocks.
         d_model: Its width.
         unembed_hash: A hash of its unembedding; `None` where the weights cannot be read.
+        weights: A digest of all its weights and of which adapters are on, as they were; `None`
+            where some cannot be read (quantised, offloaded).
+        signs: The same of the weights' signs, one for a model in every floating dtype.
+        dtype: The dtype of its activations.
     """
 
     name: str
     n_layers: int
     d_model: int
     unembed_hash: str | None = None
+    weights: str | None = None
+    signs: str | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model and a prompt, as far as an intervention needs to know them."""
+    """A model and a prompt, as far as an intervention needs to know them.
+
+    Attributes:
+        points: The model's points.
+        layouts: The layout of each row.
+        facts: Gives what says which model it is. It is called where a value asks: hashing weights
+            takes time, and a plain run has no use for it.
+    """
 
     points: PointTable
     layouts: tuple[Layout, ...]
-    model: ModelFacts
+    facts: Callable[[], ModelFacts]
+
+    @cached_property
+    def model(self) -> ModelFacts:
+        """Which model it is."""
+        return self.facts()
 
     @property
     def prompt_length(self) -> int:

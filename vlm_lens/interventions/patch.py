@@ -52,8 +52,6 @@ class ActivationPatch(Intervention):
         """One `set` op a point."""
         ops = []
         for place in places(target, freeze_points(self.point), self.at, self.heads):
-            value = value_for(
-                self.value, place.point, target.model, allow_transfer=self.allow_transfer
-            )
+            value = value_for(self.value, place.point, target, allow_transfer=self.allow_transfer)
             ops.append(place.op(SET, value=shaped(value, place)))
         return ops

@@ -52,8 +52,6 @@ class Steer(Intervention):
         """One `add` op a point."""
         ops = []
         for place in places(target, freeze_points(self.point), self.at, self.heads):
-            vector = value_for(
-                self.vector, place.point, target.model, allow_transfer=self.allow_transfer
-            )
+            vector = value_for(self.vector, place.point, target, allow_transfer=self.allow_transfer)
             ops.append(place.op(ADD, value=self.scale * shaped(vector, place)))
         return ops

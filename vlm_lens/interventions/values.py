@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import InterventionError
-from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.interventions.base import ModelFacts, Target
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.point import Point
 from vlm_lens.serial import FrozenTensor, as_frozen
@@ -55,13 +55,13 @@ def freeze_value(value: Any, points: tuple[str, ...], at: Position) -> Any:
 
 
 def value_for(
-    value: PointValue | FrozenTensor, point: Point, model: ModelFacts, *, allow_transfer: bool
+    value: PointValue | FrozenTensor, point: Point, target: Target, *, allow_transfer: bool
 ) -> Tensor:
     """The tensor that a frozen value gives for a point."""
     if isinstance(value, FrozenTensor):
         found = value.data
     else:
-        found = value.value_at(point, model, allow_transfer=allow_transfer)
+        found = value.value_at(point, target.model, allow_transfer=allow_transfer)
     if found.isnan().any():
         raise InterventionError(
             f"The value for {point.name} holds NaN, and the model would go on with nothing else: "

@@ -81,6 +81,6 @@ def logits_of_whole_prompt(vlm: HookedModel, prompt: Prompt, interventions: Any)
 
     Otherwise it computes the last position's only, and a change at another would not act.
     """
-    target = Target(vlm.architecture.points, prompt.layouts, vlm.facts)
+    target = Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts)
     changed = any(op.point == "hook_logits" for op in compose(interventions).lower(target))
     return {"logits_to_keep": 0} if changed else {}

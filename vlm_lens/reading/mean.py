@@ -12,11 +12,11 @@ from torch import Tensor
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.interventions.origin import check_same_model
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter
 from vlm_lens.reading.many import as_list
-from vlm_lens.reading.vectors import check_same_model
 from vlm_lens.serial import FrozenTensor, Savable, savable
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.interventions.origin import check_same_model
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.point import Point, expand_name
 from vlm_lens.reading.many import as_list, read_each, text_of
@@ -87,22 +88,6 @@ class LayerVectors:
             )
         mine, theirs = self.values.float().flatten(1), other.values.float().flatten(1)
         return torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)
-
-
-def check_same_model(origin: ModelFacts, model: ModelFacts, what: str = "vector") -> None:
-    """Refuses a value that was read on another model.
-
-    Raises:
-        VectorError: Another unembedding; another name, where the unembedding cannot be read.
-    """
-    hashes = (origin.unembed_hash, model.unembed_hash)
-    same = hashes[0] == hashes[1] if all(hashes) else origin.name == model.name
-    if not same:
-        raise VectorError(
-            f"This {what} was read on {origin.name}, and the model is {model.name}. If the "
-            "transfer is meant (base language model to vision-language model, say), write "
-            "allow_transfer=True."
-        )
 
 
 @savable

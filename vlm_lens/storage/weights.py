@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from secrets import token_hex
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,9 @@ _ROW = 1 << 14  # integers that are summed at once
 _BLOCK = {"cpu": 1 << 16}  # integers that are mixed at once: what a core's cache holds
 _SMALL = 1 << 16  # bytes that are hashed as they are
 _SAMPLES = 8
+_SWITCH = "adapters "  # what is said of adapters begins so; it is no weight that cannot be read
 
+_Named = tuple[str, Tensor | None, str]
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[str, WeightsDigest]] = WeakKeyDictionary()
 
 
@@ -36,7 +39,7 @@ class WeightsDigest:
     """What a model's weights are.
 
     Attributes:
-        text: The digest: equal weights in the same dtypes have the same.
+        text: The digest, one for equal weights of the same dtypes in a model of the same class.
         signs: A digest of signs, the same however the weights are rounded.
         unread: Weights that could not be read (told by name, shape and dtype only), with the
             reason; none for most models.
@@ -62,12 +65,12 @@ def weights_digest(model: nn.Module, *, exact: bool = False) -> WeightsDigest:
         model: A torch module.
         exact: Reads every weight, also where nothing seems to have changed since the last time.
     """
-    tensors = list(_tensors(model))
+    tensors = list(_tensors(model, fetch=exact))
     state = _state(tensors)
     known = _KNOWN.get(model)
     if not exact and known is not None and known[0] == state:
         return known[1]
-    made = _hashed(tensors)
+    made = _hashed(type(model).__qualname__, tensors)
     _KNOWN[model] = state, made
     return made
 
@@ -80,25 +83,43 @@ def weights_state(*modules: nn.Module) -> str:
     Args:
         *modules: Torch modules.
     """
-    return _state([one for module in modules for one in _tensors(module)])
+    return _state([one for module in modules for one in _tensors(module, fetch=False)])
+
+
+def is_plain(weight: Any) -> bool:
+    """Whether something is a tensor of its own, not a quantised or sharded one in its place."""
+    return isinstance(weight, Tensor) and not hasattr(type(weight), "__tensor_flatten__")
 
 
 # ---------------------------------------------------------------------- what there is
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor | None, str]]:
-    """Name, tensor, and for one that cannot be read the reason."""
+def _tensors(model: nn.Module, *, fetch: bool) -> Iterator[_Named]:
+    """Name, tensor, and for one that cannot be read, or is none, what is said instead.
+
+    Args:
+        model: The model.
+        fetch: Whether weights are fetched that accelerate keeps elsewhere, the disk perhaps.
+    """
     for prefix, module in model.named_modules():
         said = f"{prefix}." if prefix else ""
+        if "_disable_adapters" in vars(module):
+            yield f"{said}adapters", None, _switched(module)
         own = {**module._parameters, **module._buffers}
         for name, tensor in own.items():
             if tensor is not None and not _recomputed(module, name):
-                yield from _parts(said + name, tensor, module, name)
+                yield from _parts(said + name, tensor, module if fetch else None, name)
         if hasattr(module, "get_extra_state") and _has_extra_state(module):
             yield f"{said}extra_state", None, "state of its own"
         packed = getattr(module, "_packed_params", None)
         if packed is not None and not isinstance(packed, nn.Module):
             yield from _packed(said, module)
+
+
+def _switched(module: Any) -> str:
+    """Which of PEFT's adapters act in a layer, and how much."""
+    names = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
+    return _SWITCH + repr([getattr(module, name, None) for name in names])
 
 
 def _recomputed(module: nn.Module, name: str) -> bool:
@@ -110,7 +131,7 @@ def _has_extra_state(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
-def _packed(prefix: str, module: Any) -> Iterator[tuple[str, Tensor | None, str]]:
+def _packed(prefix: str, module: Any) -> Iterator[_Named]:
     """Weights that torch's own quantised layers keep out of sight."""
     try:
         weight, bias = module.weight(), module.bias()
@@ -127,20 +148,15 @@ def _packed(prefix: str, module: Any) -> Iterator[tuple[str, Tensor | None, str]
             yield prefix + name, tensor, ""
 
 
-def _parts(
-    name: str, tensor: Tensor, module: nn.Module, own: str
-) -> Iterator[tuple[str, Tensor | None, str]]:
+def _parts(name: str, tensor: Tensor, module: nn.Module | None, own: str) -> Iterator[_Named]:
     """A tensor itself, or the plain ones that a quantised or sharded one is made of."""
     if tensor.device.type == "meta":
-        fetched = _offloaded(module, own)
+        fetched = None if module is None else _offloaded(module, own)
         yield (name, fetched, "") if fetched is not None else (name, None, "offloaded")
-    elif type(tensor) in (Tensor, nn.Parameter, nn.Buffer) or type(tensor).__torch_dispatch__ in (
-        Tensor.__torch_dispatch__,
-        torch._C._disabled_torch_dispatch_impl,
-    ):
+    elif is_plain(tensor):
         yield name, tensor, ""
-    elif hasattr(tensor, "__tensor_flatten__"):
-        for inner in tensor.__tensor_flatten__()[0]:
+    elif hasattr(tensor, "__tensor_flatten__") and (held := tensor.__tensor_flatten__()[0]):
+        for inner in held:
             yield from _parts(f"{name}.{inner}", getattr(tensor, inner), module, own)
     else:
         yield name, None, f"held as {type(tensor).__name__}"
@@ -162,14 +178,15 @@ def _offloaded(module: Any, name: str) -> Tensor | None:
 # ---------------------------------------------------------------------- digests
 
 
-def _state(tensors: list[tuple[str, Tensor | None, str]]) -> str:
+def _state(tensors: list[_Named]) -> str:
     """What changes where a weight does: storage, version, shape, and a few values of each."""
     facts, samples = [], {}
     for name, tensor, why in tensors:
         if tensor is None:
             facts.append((name, why))
             continue
-        version = None if tensor.is_inference() else tensor._version
+        # tensors made under inference mode count no versions: they are hashed every time
+        version = token_hex(8) if tensor.is_inference() else tensor._version
         facts.append((name, tensor.data_ptr(), version, tuple(tensor.shape), tensor.stride()))
         flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else None
         if flat is not None and len(flat):
@@ -182,18 +199,19 @@ def _state(tensors: list[tuple[str, Tensor | None, str]]) -> str:
 
 
 @torch.no_grad()
-def _hashed(tensors: list[tuple[str, Tensor | None, str]]) -> WeightsDigest:
-    text, signs, unread = hashlib.sha256(), hashlib.sha256(), []
+def _hashed(model: str, tensors: list[_Named]) -> WeightsDigest:
+    text, signs, unread = hashlib.sha256(model.encode()), hashlib.sha256(model.encode()), []
     for name, tensor, why in tensors:
         if tensor is None:
-            unread.append(f"{name}: {why}")
+            unread += [] if why.startswith(_SWITCH) else [f"{name}: {why}"]
             text.update(f"{name} {why}".encode())
             continue
         text.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         text.update(_sums(_bytes(tensor.detach())))
         if tensor.is_floating_point():
             signs.update(f"{name} {tuple(tensor.shape)}".encode())
-            signs.update(_sums(_bytes(tensor.detach().signbit())))
+            for part in tensor.detach().contiguous().reshape(-1).split(1 << 24):
+                signs.update(_sums(_bytes(part.signbit())))
     return WeightsDigest(text.hexdigest()[:16], signs.hexdigest()[:16], tuple(unread))
 
 
@@ -234,4 +252,4 @@ def _factors(device: str) -> Tensor:
     return (torch.frombuffer(bytearray(raw), dtype=torch.int64) | 1).to(device)
 
 
-__all__ = ["WeightsDigest", "weights_digest", "weights_state"]
+__all__ = ["WeightsDigest", "is_plain", "weights_digest", "weights_state"]

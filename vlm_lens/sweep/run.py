@@ -53,7 +53,7 @@ def sweep(
     listed = expand(variants, vlm.architecture.points)
     labels = tuple(dict.fromkeys(k for v in listed for k in v.labels))
     _check_labels(labels, bound.columns)
-    lowered = Lowered(listed, Target(vlm.architecture.points, prompt.layouts, vlm.facts))
+    lowered = Lowered(listed, Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts))
     runner = _Runner(vlm, prompt, lowered, bound, labels, engine, memory)
     if save is None:
         records, complete = _measure_all(runner, len(listed), None, progress)
