@@ -1,0 +1,226 @@
+"""Changes of a run by transformers and torch hooks alone: what the package's engines must equal.
+
+Of the package this takes only where a point lies (its site). Hooks, writes, means, their order and
+the batch are made here: each row of a prompt runs alone, without padding, and a cell is written by
+where its numbers lie in the module's tensor, which views of numbered tensors say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_lens.points.point import Point
+from vlm_lens.points.sites import AttentionSite, InputSite, MidSite, OutputSite, ScaleView
+
+Cell = tuple[int, int]
+
+
+@dataclass
+class PlainEdit:
+    """One change of one activation of a run of one prompt.
+
+    Attributes:
+        point: Where.
+        cells: Row and position of what is changed.
+        kind: `"set"`, `"add"` or `"mean"`.
+        values: For each cell, what is written or added: it broadcasts to `[(heads,) features]`.
+        pools: For each cell of a mean, the cells whose mean is written.
+        heads: Which heads; all if `None`.
+    """
+
+    point: Point
+    cells: list[Cell]
+    kind: str
+    values: list[Tensor] = field(default_factory=list)
+    pools: list[list[Cell]] = field(default_factory=list)
+    heads: list[int] | None = None
+
+
+def expressible(point: Point) -> bool:
+    """Whether this file can change a point: all but attention scores."""
+    return not (isinstance(point.site, AttentionSite) and point.site.stage == "scores")
+
+
+@torch.no_grad()
+def plain_run(model: nn.Module, inputs: dict[str, Tensor], edits: Sequence[PlainEdit]) -> Tensor:
+    """Logits `[pos, d_vocab]` of a prompt of one row under changes."""
+    with _editing(model, edits):
+        return model(**inputs, use_cache=False).logits[0]
+
+
+@torch.no_grad()
+def plain_read(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    point: Point,
+    edits: Sequence[PlainEdit] = (),
+) -> Tensor:
+    """The activation at a point of a prompt of one row, as its site shows it, after changes."""
+    site = point.site.norm if isinstance(point.site, MidSite) else point.site
+    seen: list[Tensor] = []
+    with _editing(model, edits, [(site, lambda x: seen.append(_shown(site, x)))]):
+        model(**inputs, use_cache=False)
+    return torch.cat(seen)
+
+
+@torch.no_grad()
+def plain_greedy(
+    model: nn.Module, inputs: dict[str, Tensor], edits: Sequence[PlainEdit], n_new: int
+) -> list[tuple[int, float]]:
+    """Greedy tokens after a prompt of one row, each from a whole run, and how clear each is."""
+    grown, found = dict(inputs), []
+    length = inputs["input_ids"].shape[1]
+    for _ in range(n_new):
+        logits = plain_run(model, grown, edits)[-1].float()
+        best = logits.topk(2)
+        scale = logits[logits.abs() < 1e30].abs().max()
+        found.append((int(best.indices[0]), float((best.values[0] - best.values[1]) / scale)))
+        for name, value in grown.items():
+            if value.dim() >= 2 and value.shape[:2] == (1, length + len(found) - 1):
+                last = value[:, -1:]
+                new = {"input_ids": best.indices[:1, None], "attention_mask": torch.ones_like(last)}
+                grown[name] = torch.cat([value, new.get(name, last)], 1)
+    return found
+
+
+# ---------------------------------------------------------------------- hooks
+
+
+@contextmanager
+def _editing(model: nn.Module, edits: Sequence[PlainEdit], readers: Sequence[tuple] = ()):
+    """Hooks that make the changes: at one point in the order given."""
+    actions: list[tuple[Any, Any]] = []
+    completed: list[tuple[Any, Any]] = []  # comes before changes of the block's output
+    for edit in edits:
+        site = edit.point.site
+        if isinstance(site, AttentionSite):
+            # a query whose pattern is zero mixes no values: its z is zero
+            assert edit.kind == "set" and all(not v.any() for v in edit.values)
+            continue
+        if isinstance(site, MidSite):
+            moved: list[Tensor] = []
+            actions.append((site.norm, lambda x, e=edit, m=moved: _mid_before(e, x, m)))
+            completed.append((site.block, lambda x, m=moved: x + m[0].view_as(x)))
+            continue
+        actions.append((site, lambda x, e=edit: _edited(e, x)))
+    with _hooked(model, [*completed, *actions, *readers]):
+        yield
+
+
+def with_patterns_as_z(edits: Sequence[PlainEdit], points: Any) -> list[PlainEdit]:
+    """Zeros in a pattern as zeros in z, before what else is done to z."""
+    found = []
+    for edit in edits:
+        if isinstance(edit.point.site, AttentionSite):
+            name = edit.point.name.replace("hook_pattern", "hook_z")
+            zero = [torch.zeros(()) for _ in edit.cells]
+            found.append(PlainEdit(points[name], edit.cells, "set", zero, heads=edit.heads))
+    return [*found, *(e for e in edits if not isinstance(e.point.site, AttentionSite))]
+
+
+@contextmanager
+def _hooked(model: nn.Module, actions: Sequence[tuple[Any, Any]]):
+    """One hook for each side of each module, in front of those that transformers has there."""
+    sides: dict[tuple[str, bool], list] = {}
+    for site, act in actions:
+        side = sides.setdefault((site.module, isinstance(site, InputSite)), [])
+        side.append((site, act))
+    with ExitStack() as stack:
+        for (path, before), mine in sides.items():
+            module = model.get_submodule(path)
+            if before:
+                handle = module.register_forward_pre_hook(
+                    lambda m, args, kwargs, mine=mine: _on_input(mine, args, kwargs),
+                    prepend=True, with_kwargs=True,
+                )  # fmt: skip
+            else:
+                handle = module.register_forward_hook(
+                    lambda m, args, output, mine=mine: _on_output(mine, output), prepend=True
+                )
+            stack.callback(handle.remove)
+        yield
+
+
+def _on_input(actions: Sequence[tuple[InputSite, Any]], args: tuple, kwargs: dict):
+    args = list(args)
+    for site, act in actions:
+        given = args[site.index] if len(args) > site.index else kwargs.get(site.keyword)
+        new = None if given is None else act(given)
+        if new is not None and len(args) > site.index:
+            args[site.index] = new
+        elif new is not None:
+            kwargs = {**kwargs, site.keyword: new}
+    return tuple(args), kwargs
+
+
+def _on_output(actions: Sequence[tuple[OutputSite, Any]], output: Any) -> Any:
+    for site, act in actions:
+        output = _put(output, site.path, act)
+    return output
+
+
+def _put(output: Any, path: tuple, act: Any) -> Any:
+    """The output with the tensor at a path changed."""
+    if path:
+        inner = _put(output[path[0]], path[1:], act)
+        if isinstance(output, tuple):
+            return tuple(inner if i == path[0] % len(output) else x for i, x in enumerate(output))
+        output[path[0]] = inner
+        return output
+    if isinstance(output, Tensor):
+        new = act(output)
+        return output if new is None else new
+    new = act(output[0])
+    return output if new is None else (new, *output[1:])
+
+
+# ---------------------------------------------------------------------- writes
+
+
+def _mid_before(edit: PlainEdit, x: Tensor, moved: list[Tensor]) -> Tensor:
+    new = _edited(edit, x, edit.point.site.norm)
+    moved[:] = [new - x]
+    return new
+
+
+def _shown(site: Any, x: Tensor) -> Tensor:
+    """A module's tensor as the point shows it."""
+    return x.clone() if site.view is None else site.view.split(x, 1).clone()
+
+
+def _edited(edit: PlainEdit, x: Tensor, site: Any = None) -> Tensor:
+    """A module's tensor with some cells of its point changed."""
+    site = site or edit.point.site
+    scaled = isinstance(site.view, ScaleView)
+    view = None if scaled else site.view
+    numbers = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    where = numbers if view is None else view.split(numbers, 1)  # [row, pos, (head,) feature]
+    flat = x.clone().flatten()
+    factor = site.view.factor.to(x) if scaled else None
+
+    def read(at: Tensor) -> Tensor:
+        held = x.flatten()[at]
+        return held * factor if scaled else held
+
+    for i, (row, position) in enumerate(edit.cells):
+        at = where[row, position]
+        if edit.heads is not None:
+            at = at[edit.heads]
+        held = read(at)
+        if edit.kind == "mean":
+            pool = [where[r, p] for r, p in edit.pools[i]]
+            pool = [a if edit.heads is None else a[edit.heads] for a in pool]
+            value = torch.stack([read(a).float() for a in pool]).mean(0)
+        else:
+            value = edit.values[i].to(x.device, x.dtype)
+        new = held + value if edit.kind == "add" else value.to(x.dtype).expand_as(held)
+        if scaled:
+            new = torch.where((new == held) | (factor == 0), flat[at], new / factor)
+        flat[at] = new.to(flat.dtype)
+    return flat.reshape(x.shape)

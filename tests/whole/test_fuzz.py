@@ -1,0 +1,53 @@
+"""A sample of the random comparison with plain transformers; `python -m scripts.fuzz` runs more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fuzzing import MODELS, run_group
+
+from vlm_lens import ops
+
+ROUNDS = 4  # the last of them in bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(MODELS)), ids=MODELS)
+def test_random_changes_equal_plain_hooks(index):
+    for number in range(index, ROUNDS * len(MODELS), len(MODELS)):
+        title, outcome = run_group(number, seed=1)
+        assert outcome.cases and not outcome.failures, (title, outcome.failures)
+
+
+_APPLY, _MEANS = ops.apply_op, ops._means
+
+
+def _late(op: ops.Op, x: torch.Tensor, offset: int = 0):
+    return _APPLY(op, x, offset - 1)
+
+
+def _twice(op: ops.Op, x: torch.Tensor, offset: int = 0):
+    tensors = {k: 2 * v for k, v in op.tensors.items()} if op.kind == ops.ADD else op.tensors
+    return _APPLY(replace(op, tensors=tensors), x, offset)
+
+
+def _mixed(pool: torch.Tensor, x: torch.Tensor, offset: int):
+    found = _MEANS(pool, x, offset)
+    return found.mean(0, keepdim=True).expand_as(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    (
+        ("vlm_lens.engine.handlers.apply_op", _late),
+        ("vlm_lens.engine.handlers.apply_op", _twice),
+        ("vlm_lens.ops._means", _mixed),
+    ),
+)
+def test_a_broken_kernel_is_found(name, broken, monkeypatch):
+    """The comparison sees faults of the kernel, which all engines share."""
+    monkeypatch.setattr(name, broken)
+    assert any(run_group(number, seed=2)[1].failures for number in range(200))
