@@ -147,6 +147,8 @@ class Layout:
         images: Its pictures.
         shifted: How far the row stands to the right of where it was given: padding that a user's
             tensors had after it was moved before it. `At` counts as given.
+        pieces: What each token adds to the text, where that is not its string: a character that is
+            split over several tokens is added by the last of them.
     """
 
     token_ids: tuple[int, ...]
@@ -155,13 +157,14 @@ class Layout:
     row: int = 0
     images: tuple[ImageLayout, ...] = ()
     shifted: int = 0
+    pieces: tuple[str, ...] = field(default=(), repr=False, compare=False)
     _text: str = field(init=False, repr=False, compare=False)
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, "images", _Images(self.images))
         text, starts = "", []
-        for string, kind in zip(self.strings, self.kinds, strict=False):
+        for string, kind in zip(self.pieces or self.strings, self.kinds, strict=False):
             starts.append(len(text))
             # a character that no tokenizer gives keeps words from joining across a picture
             text += string if kind in (TEXT, SPECIAL) else "\0" * max(len(string), 1)
@@ -241,7 +244,7 @@ class Layout:
             raise PositionError(
                 f"{text!r} occurs {len(starts)} times; occurrence {n} was asked."
             ) from None
-        return list(range(self._at(start), self._at(start + len(text) - 1) + 1))
+        return list(range(self._first(start), self._at(start + len(text) - 1) + 1))
 
     def _occurrences(self, text: str) -> Iterator[int]:
         if not self.strings:
@@ -259,9 +262,18 @@ class Layout:
     def _at(self, character: int) -> int:
         return bisect_right(self._starts, character) - 1
 
+    def _first(self, character: int) -> int:
+        """The first token that holds a part of a character."""
+        position = self._at(character)
+        while position and self._starts[position - 1] == self._starts[position]:
+            position -= 1
+        return position
+
     def _preview(self) -> str:
         text = "".join(
-            s for s, k in zip(self.strings, self.kinds, strict=False) if k in (TEXT, SPECIAL)
+            s
+            for s, k in zip(self.pieces or self.strings, self.kinds, strict=False)
+            if k in (TEXT, SPECIAL)
         )
         return f"Its text is {text if len(text) <= 120 else '...' + text[-117:]!r}."
 

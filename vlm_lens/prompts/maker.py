@@ -22,7 +22,7 @@ from vlm_lens.prompts.chat import Message, starts_with_bos, write_chat
 from vlm_lens.prompts.inputs import as_inputs, left_padded
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.prompts.template import RawPrompt
-from vlm_lens.tokens import IMAGE, string_tokens, tokenizer_of
+from vlm_lens.tokens import IMAGE, string_tokens, text_pieces, tokenizer_of
 
 Texts = str | RawPrompt | Sequence[str | RawPrompt]
 Picture = Image.Image | str | Path
@@ -283,9 +283,11 @@ def _layout(row: int, ids: Tensor, mask: Tensor, pictures: Sequence, tokenizer: 
             kinds[position] = f"image {picture.index}"
     kinds = [k if m else PAD for k, m in zip(kinds, mask.tolist(), strict=True)]
     token_ids = tuple(ids.tolist())
+    strings, pieces = string_tokens(tokenizer, token_ids), text_pieces(tokenizer, token_ids)
     return Layout(
-        token_ids, string_tokens(tokenizer, token_ids), tuple(kinds), row, tuple(pictures)
-    )
+        token_ids, strings, tuple(kinds), row, tuple(pictures),
+        pieces=() if pieces == strings else pieces,
+    )  # fmt: skip
 
 
 def _mask(tensors: Mapping[str, Tensor], row: int) -> Tensor:
