@@ -17,6 +17,7 @@ from vlm_lens.engine.logit_head import with_fitted_head
 from vlm_lens.families import family_of
 from vlm_lens.hooked.description import describe, unembed_hash
 from vlm_lens.hooked.habits import answers_habits, refuse_attribute
+from vlm_lens.hooked.unwrapped import as_model, check_processor
 from vlm_lens.hooked.vocabulary import Vocabulary
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.points.config import HookedConfig
@@ -42,7 +43,8 @@ class DescribedModel(Vocabulary):
     """
 
     def __init__(self, hf_model: PreTrainedModel, processor: Any = None):
-        self.hf_model = hf_model
+        check_processor(processor)
+        self.hf_model = hf_model = as_model(hf_model)
         self.processor = processor
         self.family = family_of(hf_model.config)
         self.architecture = with_fitted_head(hf_model, self.family.architecture(hf_model))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from vlm_lens.attention import attention
 from vlm_lens.errors import ModelError
 from vlm_lens.hooked.habits import answers_habits
 from vlm_lens.hooked.hooked_model import HookedModel, Interventions
 from vlm_lens.layout.positions import Position
 from vlm_lens.model.loading import load
 from vlm_lens.prompts.maker import Pictures, Promptable
-from vlm_lens.scores import Scores
 from vlm_lens.sweep import sweep
 from vlm_lens.sweep.result import SweepResult
+
+if TYPE_CHECKING:  # xarray and pandas are imported when scores are made
+    from vlm_lens.scores import Scores
 
 
 class HookedVLM(HookedModel):
@@ -92,6 +93,8 @@ class HookedVLM(HookedModel):
         Raises:
             VLMLensError: A part, block, head or position that there is not.
         """
+        from vlm_lens.attention import attention
+
         return attention(
             self, prompt, images, at=at, layers=layers, heads=heads, part=part, weigh=weigh,
             interventions=interventions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,7 @@ def find(name: str | Path) -> tuple[str, Checkpoint | None]:
     if text in shipped:
         return str(zoo.path(text)), None
     if Path(name).is_dir():
+        _check_folder(Path(name))
         return text, None
     if text in CHECKPOINTS:
         return CHECKPOINTS[text].repo, CHECKPOINTS[text]
@@ -83,6 +85,26 @@ def find(name: str | Path) -> tuple[str, Checkpoint | None]:
             + near_matches(text, [*shipped, *CHECKPOINTS])
         )
     return text, None
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuses a folder that holds no model of its own.
+
+    Raises:
+        ModelError: An adapter, which needs its base model; a file that is no folder of a model.
+    """
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file() or (folder / "config.json").is_file():
+        return
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError):
+        base = None
+    raise ModelError(
+        f"{folder} holds a PEFT adapter, made for {base or 'a base that it does not name'}, and no "
+        "model. Load the base and put the adapter on it: "
+        "HookedVLM(PeftModel.from_pretrained(base, folder), processor)."
+    )
 
 
 def _gguf_path(where: str, file: str, hub: dict[str, Any]) -> Path:
