@@ -25,6 +25,13 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.layout.positions import Span as Span
     from vlm_lens.layout.positions import Text as Text
     from vlm_lens.lenses import LogitLens as LogitLens
+    from vlm_lens.measures import KL as KL
+    from vlm_lens.measures import AnswerProb as AnswerProb
+    from vlm_lens.measures import AnyOf as AnyOf
+    from vlm_lens.measures import LogitDiff as LogitDiff
+    from vlm_lens.measures import LogProb as LogProb
+    from vlm_lens.measures import Prob as Prob
+    from vlm_lens.measures import Rank as Rank
     from vlm_lens.model.hooked_vlm import HookedVLM as HookedVLM
     from vlm_lens.points.point import Point as Point
     from vlm_lens.prompts.prompt import Prompt as Prompt
@@ -51,6 +58,13 @@ _HOMES = {
     "VectorEnsemble": "vlm_lens.reading.vectors",
     "Mean": "vlm_lens.reading.mean",
     "LogitLens": "vlm_lens.lenses",
+    "AnswerProb": "vlm_lens.measures",
+    "AnyOf": "vlm_lens.measures",
+    "KL": "vlm_lens.measures",
+    "LogitDiff": "vlm_lens.measures",
+    "LogProb": "vlm_lens.measures",
+    "Prob": "vlm_lens.measures",
+    "Rank": "vlm_lens.measures",
     "All": "vlm_lens.layout.positions",
     "At": "vlm_lens.layout.positions",
     "Find": "vlm_lens.layout.positions",

@@ -90,7 +90,7 @@ def test_old_pictures_are_forgotten(clip, rows_seen):
     store = PictureStore(clip.hf_model, clip.family, clip.architecture, limit=0)
     prompt = clip.as_prompt(PROMPTS[3])
     given = store.inputs_for(prompt)["mm_encoder_outputs"]["image"]
-    assert len(given.pooler_output) == 2 and not store._kept and not store._bytes
+    assert len(given.pooler_output) == 2 and not store._stored and not store._bytes
     store.inputs_for(prompt)
     assert rows_seen == [2, 2]
 

@@ -42,8 +42,8 @@ def test_a_line_for_each_position_vector_and_row(clip):
     lines = drawn(result.plot())
     assert len(lines) == 2
     layout = clip.prompt("Q:Greece\nA:").layout
-    assert result.places["end"] == (len(layout) - 1, layout.strings[-1])
-    assert set(result.places) == {"end", "colon"}
+    assert result.positions["end"] == (len(layout) - 1, layout.strings[-1])
+    assert set(result.positions) == {"end", "colon"}
     assert [line.name.split(":")[0] for line in lines] == ["position colon", "position end"]
     table = result.to_dataframe()
     for line, label in zip(lines, ("colon", "end"), strict=True):

@@ -17,7 +17,7 @@ from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.storage.identity import module_settings
 from vlm_lens.storage.weights import weights_state
 
-_LIMIT = 512 << 20  # bytes of features kept
+_LIMIT = 512 << 20  # bytes of features stored
 
 
 class PictureStore:
@@ -37,7 +37,7 @@ class PictureStore:
         self, model: nn.Module, family: Family, arch: Architecture, *, limit: int = _LIMIT
     ):
         self._model, self._family, self._arch, self._limit = model, family, arch, limit
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._stored: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
         self._form: torch.Size | None = None
         self._works = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
@@ -71,18 +71,18 @@ class PictureStore:
         return f"{weights_state(*self._before_text)} {settings} {autocast}"
 
     def _features(self, pictures: Pictures, keys: list[str]) -> list[Tensor]:
-        missing = {key: n for n, key in enumerate(keys) if key not in self._kept}
+        missing = {key: n for n, key in enumerate(keys) if key not in self._stored}
         if missing:
             found = pictures.features(list(missing.values()))
             self._form = pictures.form
             for key, value in zip(missing, found, strict=True):
-                self._kept[key] = value.clone()  # not a view of all pictures of its batch
+                self._stored[key] = value.clone()  # not a view of all pictures of its batch
                 self._bytes += value.nbytes
-        features = [self._kept[key] for key in keys]
+        features = [self._stored[key] for key in keys]
         for key in keys:
-            self._kept.move_to_end(key)
+            self._stored.move_to_end(key)
         while self._bytes > self._limit:
-            _, value = self._kept.popitem(last=False)
+            _, value = self._stored.popitem(last=False)
             self._bytes -= value.nbytes
         return features
 

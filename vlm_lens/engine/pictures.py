@@ -79,8 +79,8 @@ class Pictures:
             for picture in layout.images
         ]
         self.packed = family.packs_pictures(model.config)
-        owner = getattr(model, "model", model)
-        self._run = getattr(owner, "get_image_features", None) or getattr(
+        inner = getattr(model, "model", model)
+        self._run = getattr(inner, "get_image_features", None) or getattr(
             model, "get_image_features", None
         )
         if self._run is None:

@@ -155,7 +155,7 @@ class TowerReplay:
                 picture = self._index[point.space].picture_at(*cell)
                 if picture is None:
                     raise NotReplayable(
-                        f"it acts at a place of {point.name} that belongs to no picture"
+                        f"it acts at a position of {point.name} that belongs to no picture"
                     )
                 touched.add(picture)
             joint |= self.pictures.packed and point.on_demand
@@ -291,7 +291,7 @@ def _index_of(layouts: Sequence[ImageLayout], space: str, *, packed: bool) -> _P
 
 
 def not_fired(name: str) -> str:
-    """What is said where a point that a replay computes was not seen by its reader."""
+    """The message where a point that a replay computes was not seen by its reader."""
     return (
         f"{name} did not fire in a replay, so it cannot be captured there: is the model compiled, "
         "or its module replaced? engine='full' runs the whole model."

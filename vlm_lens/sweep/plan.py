@@ -33,11 +33,11 @@ class Lowered:
         self._shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # rows, positions of many ops
         self._size = 0
         self.needs_tower = False
-        self.places: dict[str, tuple[int, str]] = {}
+        self.positions: dict[str, tuple[int, str]] = {}
         for number in range(len(variants)):
             ops = self[number]
             self.needs_tower |= any(target.points[op.point].space != "text" for op in ops)
-            self._note_place(variants[number], ops)
+            self._note_position(variants[number], ops)
 
     def __getitem__(self, number: int) -> list[Op]:
         if number in self._kept:
@@ -56,10 +56,10 @@ class Lowered:
                 self._size += len(cells)
         return replace(op, rows=self._shared[op.rows], positions=self._shared[op.positions])
 
-    def _note_place(self, variant: Variant, ops: Sequence[Op]) -> None:
+    def _note_position(self, variant: Variant, ops: Sequence[Op]) -> None:
         """Where the label of a position lies in the first row, if it means one position of text."""
         label, at = variant.labels.get("at"), getattr(variant.intervention, "at", None)
-        if not isinstance(label, str) or at is None or label in self.places:
+        if not isinstance(label, str) or at is None or label in self.positions:
             return
         if any(self._target.points[op.point].space != "text" or op.since is not None for op in ops):
             return
@@ -67,7 +67,7 @@ class Lowered:
         if len(found) == 1:
             position, layout = found.pop(), self._target.layouts[0]
             text = layout.strings[position] if layout.strings else str(layout.token_ids[position])
-            self.places[label] = (position - layout.shifted, text)
+            self.positions[label] = (position - layout.shifted, text)
 
 
 @dataclass(frozen=True)

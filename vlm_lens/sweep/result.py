@@ -27,7 +27,7 @@ class SweepResult:
         baseline: The measurements of the run without interventions, one a row of the prompt.
         label_names: Which columns are labels.
         complete: Whether every variant was measured; not so after an interruption.
-        places: Label in the column `at` -> position and token in the prompt's first row, where it
+        positions: Label in the column `at` -> position and token in the first row, where it
             means one position of the text.
     """
 
@@ -37,7 +37,7 @@ class SweepResult:
     baseline: Sequence[Mapping[str, Any]] = ()
     label_names: tuple[str, ...] = ()
     complete: bool = True
-    places: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    positions: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -80,7 +80,7 @@ class SweepResult:
 
         return sweep_figure(
             self.records, value, labels=self.label_names, baseline=self.baseline,
-            places=self.places,
+            places=self.positions,
         )  # fmt: skip
 
     def __repr__(self) -> str:

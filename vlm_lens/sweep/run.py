@@ -67,7 +67,7 @@ def sweep(
     ]
     return SweepResult(
         rows, dict(runner.engines), dict(runner.reasons), runner.plain, labels, complete,
-        lowered.places,
+        lowered.positions,
     )  # fmt: skip
 
 

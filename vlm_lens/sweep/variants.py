@@ -61,18 +61,18 @@ class Grid:
             raise PointError(
                 f"{self.point!r} has no point in the layers {list(self.layers or ())}."
             )
-        places, vectors = _named_positions(self.at), _named(self.vectors, "vector")
+        positions, vectors = _named_positions(self.at), _named(self.vectors, "vector")
         heads = [None] if self.heads is None else list(self.heads)
         scales = [None] if self.scale is None else list(self.scale)
-        axes = product(names, places.items(), heads, scales, vectors.items())
-        for name, (place, at), head, scale, (label, vector) in axes:
+        axes = product(names, positions.items(), heads, scales, vectors.items())
+        for name, (position, at), head, scale, (label, vector) in axes:
             options = {"heads": head, "allow_transfer": self.allow_transfer}
             made: Intervention
             if scale is None:
                 made = ActivationPatch(name, at, vector, **options)
             else:
                 made = Steer(name, at, vector, scale, **options)
-            extra = {"at": place, "head": head, "scale": scale, "vector": label}
+            extra = {"at": position, "head": head, "scale": scale, "vector": label}
             yield labelled(made, points, **{k: v for k, v in extra.items() if v is not None})
 
 
