@@ -175,7 +175,7 @@ def test_a_point_that_never_fires_is_an_error(clip, picture, monkeypatch):
     pictures = Pictures(clip.hf_model, clip.family, arch, prompt.inputs, prompt.layouts)
     tower = TowerReplay(clip.hf_model, arch, pictures)
     baseline = record(clip.hf_model, arch, prompt.inputs, tower=tower)
-    target = Target(arch.points, prompt.layouts, clip.facts)
+    target = Target(arch.points, prompt.layouts, lambda: clip.facts)
 
     def read(edit, name, cell):
         ops = [CountedOp(op, Counter(edit, op.point)) for op in edit.lower(target)]

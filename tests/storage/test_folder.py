@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from filelock import FileLock
@@ -82,6 +84,25 @@ def test_one_owner_at_a_time(tmp_path):
     with pytest.raises(ZeroDivisionError), folder(tmp_path):
         1 / 0  # noqa: B018
     with folder(tmp_path):
+        pass
+
+
+def test_a_second_process_is_refused_and_a_killed_owner_leaves_the_folder_free(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from vlm_lens.storage.folder import RunFolder\n"
+        "with RunFolder(sys.argv[1], {'a': 1}, holds='a sweep'):\n"
+        "    print('mine', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "mine\n"
+        with pytest.raises(FolderError, match="Another process"), folder(tmp_path, {"a": 1}):
+            pass
+        owner.kill()
+    with folder(tmp_path, {"a": 1}):
         pass
 
 

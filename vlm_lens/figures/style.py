@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "interval",
     "legend_below",
     "style",
+    "without_links",
     "write_figure",
 ]
 
@@ -41,6 +43,7 @@ GRID = "rgba(128,128,128,0.22)"
 SEQUENTIAL = "Cividis"  # for heat maps: even in lightness, the same for colour-blind readers
 # How plotly shows a figure: nothing that sends data away.
 CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
+_LINK = re.compile(r"<(?=\s*/?\s*a[\s>/])", re.IGNORECASE)
 _AWAY = ("sendChartToCloud", "sendDataToCloud", "editInChartStudio")  # buttons, by plotly's names
 
 
@@ -152,4 +155,34 @@ def style(
             update(title_text=label)
     given = {"height": height, "width": width, "showlegend": legend}
     fig.update_layout({k: v for k, v in given.items() if v is not None})
+    for part in (*fig.data, fig.layout):
+        for name in part:
+            shown = without_links(part[name])
+            if shown is not None:
+                part[name] = shown
     return fig
+
+
+def without_links(value: Any) -> Any:
+    """A part of a figure in which links are shown as the text that they are; None if it has none.
+
+    Plotly obeys links in every text, and labels, tokens and names are data: they may come from
+    anywhere. The package's own figures have no links.
+
+    Args:
+        value: A property of a trace or of a layout.
+    """
+    if hasattr(value, "to_plotly_json"):
+        value = value.to_plotly_json()
+    if isinstance(value, str):
+        shown = _LINK.sub("&lt;", value)
+        return None if shown == value else shown
+    if isinstance(value, dict):
+        found = {k: shown for k, v in value.items() if (shown := without_links(v)) is not None}
+        return {**value, **found} if found else None
+    of_texts = getattr(getattr(value, "dtype", None), "kind", None) in ("O", "U")
+    if isinstance(value, list | tuple) or of_texts:
+        items = [without_links(v) for v in value]
+        if any(item is not None for item in items):
+            return [v if shown is None else shown for v, shown in zip(value, items, strict=True)]
+    return None
