@@ -224,8 +224,8 @@ def scatter(
     """An activation with what `gather` picked of it in its places, as a new tensor."""
     pattern = "query" in point.axes
     value, picked = (x.transpose(1, 2) if pattern else x for x in (value, picked))
-    index, _ = _index(at, point, layouts)
-    index = tuple(i.to(value.device) for i in index)
+    (rows, positions), _ = _index(at, point, layouts)
+    index = (rows.to(value.device), positions.to(value.device))
     whole = value.index_put(index, picked.flatten(0, 1).to(value.device))
     return whole.transpose(1, 2) if pattern else whole
 

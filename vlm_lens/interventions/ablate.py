@@ -16,8 +16,8 @@ from vlm_lens.interventions.base import (
     freeze_heads,
     freeze_points,
     places,
-    shaped,
 )
+from vlm_lens.interventions.shapes import shaped
 from vlm_lens.interventions.values import freeze_value, value_for
 from vlm_lens.layout.positions import All, Generated, Position, as_position
 from vlm_lens.ops import MEAN, SET, Op

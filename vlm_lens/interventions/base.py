@@ -175,10 +175,17 @@ def freeze_points(points: str | Sequence) -> tuple[str, ...]:
 
 
 def freeze_heads(heads: SupportsIndex | Iterable[SupportsIndex] | None) -> tuple[int, ...] | None:
-    """Heads as a tuple, `None` for all."""
+    """Heads as a tuple, `None` for all.
+
+    Raises:
+        InterventionError: What is no number, none at all, or one twice.
+    """
     if heads is None:
         return None
-    return as_integers(heads, "A head", InterventionError)
+    chosen = as_integers(heads, "A head", InterventionError)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise InterventionError(f"heads={list(chosen)} must name at least one head, each once.")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -250,68 +257,3 @@ def _check_heads(point: Point, heads: tuple[int, ...] | None) -> None:
     wrong = [h for h in heads if not 0 <= h < n_heads]
     if wrong or not heads:
         raise PointError(f"{point.name} has heads 0..{n_heads - 1}; {list(heads)} was asked.")
-
-
-def feature_shape(point: Point) -> tuple[int | None, ...]:
-    """The axes that one place of a point has, heads first: `(d_model,)` or `(n_heads, d_head)`."""
-    if "query" in point.axes:
-        return (point.sizes[point.axes.index("head")], None)
-    return point.sizes[2:]
-
-
-def shaped(value: Tensor, place: Place) -> Tensor:
-    """A value as the kernel wants it: `[places or 1, heads or 1, features]`.
-
-    Accepted are a number, one vector for every place, one for each place of a row (the same for
-    every row), or one for each place of each row, each with or without an axis of heads. Of a value
-    with all heads, those of the place are taken.
-
-    Raises:
-        InterventionError: A shape that fits none of these.
-    """
-    features = feature_shape(place.point)
-    if place.heads is not None:
-        value = _of_heads(value, place)
-        features = (len(place.heads), *features[1:])
-    n = len(features)
-    if value.dim() == 0:
-        return value.reshape((1,) * (n + 1))
-    per_row = place.counts[0] if len(set(place.counts)) == 1 else None
-    leads = {0: [()], 1: [(per_row,), (1,)], 2: [(len(place.counts), per_row)]}
-    leads[1].append((len(place.positions),))
-    for n_features in range(n, 0, -1):
-        lead = value.dim() - n_features
-        if lead not in leads or not _fits(value.shape[lead:], features[n - n_features :]):
-            continue
-        if lead and tuple(value.shape[:lead]) not in leads[lead]:
-            continue
-        tail = (1,) * (n - n_features) + tuple(value.shape[lead:])
-        if lead == 0:
-            return value.reshape(1, *tail)
-        rows = value.reshape(-1, *tail)
-        if len(rows) in (1, len(place.positions)):
-            return rows
-        return rows.repeat(len(place.counts), *[1] * n)
-    wanted = ", ".join("any" if f is None else str(f) for f in features)
-    raise InterventionError(
-        f"A value of shape {list(value.shape)} does not fit {place.point.name}: it takes "
-        f"[{wanted}], or that for each of the {per_row or 'chosen'} positions"
-        + (f" of each of the {len(place.counts)} prompts." if len(place.counts) > 1 else ".")
-    )
-
-
-def _of_heads(value: Tensor, place: Place) -> Tensor:
-    n_heads = place.point.sizes[place.point.axes.index("head")]
-    if value.dim() < 2 or value.shape[-2] != n_heads or len(place.heads) == n_heads:
-        return value
-    if value.dim() == 2 and n_heads > 1 and set(place.counts) == {n_heads}:
-        raise InterventionError(
-            f"A value of shape {list(value.shape)} for {place.point.name} could hold one entry for "
-            f"each of {n_heads} heads or for each of {n_heads} positions: give "
-            "[1, heads, d_head] or [positions, 1, d_head]."
-        )
-    return value[..., list(place.heads), :]
-
-
-def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    return all(w is None or s in (w, 1) for s, w in zip(shape, wanted, strict=True))

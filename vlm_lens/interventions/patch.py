@@ -11,8 +11,8 @@ from vlm_lens.interventions.base import (
     freeze_heads,
     freeze_points,
     places,
-    shaped,
 )
+from vlm_lens.interventions.shapes import shaped
 from vlm_lens.interventions.values import freeze_value, value_for
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.ops import SET, Op
@@ -28,7 +28,8 @@ class ActivationPatch(Intervention):
         point: A point, a glob, or a list of them.
         at: Where in the prompt.
         value: What is written: a number; a tensor `[d]`, `[positions, d]` or
-            `[batch, positions, d]`; a TaskVector or VectorEnsemble, which gives each layer its own
+            `[batch, positions, d]`, `d` being `[heads, d_head]` at points with heads (see
+            `interventions.shapes`); a TaskVector or VectorEnsemble, which gives each layer its own
             vector; or an ActivationCache of another run, whose values are read at the same
             point and at `at` in that run's own prompt.
         heads: Which heads, at points that have them; all by default.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import (
     Intervention,
     Target,
     freeze_heads,
     freeze_points,
     places,
-    shaped,
 )
+from vlm_lens.interventions.shapes import shaped
 from vlm_lens.interventions.values import freeze_value, value_for
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.ops import ADD, Op
@@ -46,6 +48,8 @@ class Steer(Intervention):
         object.__setattr__(self, "point", points if len(points) > 1 else points[0])
         object.__setattr__(self, "at", at)
         object.__setattr__(self, "scale", float(self.scale))
+        if not math.isfinite(self.scale):
+            raise InterventionError(f"scale={self.scale} is no factor: give a finite number.")
         object.__setattr__(self, "heads", freeze_heads(self.heads))
 
     def lower(self, target: Target) -> list[Op]:

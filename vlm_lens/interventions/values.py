@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -45,19 +46,36 @@ def freeze_value(value: Any, points: tuple[str, ...], at: Position) -> Any:
     if isinstance(value, PointValue | FrozenTensor):
         return value
     if isinstance(value, Tensor):
-        return as_frozen(value)
-    if isinstance(value, int | float):
-        return FrozenTensor(torch.tensor(float(value)))
+        return as_frozen(checked(value))
+    if isinstance(value, Real):
+        return FrozenTensor(checked(torch.tensor(float(value))))
     raise InterventionError(
-        f"A value is a tensor, a TaskVector, a VectorEnsemble or an ActivationCache, not "
+        f"A value is a number, a tensor, a TaskVector, a VectorEnsemble or an ActivationCache, not "
         f"{type(value).__name__}."
     )
+
+
+def checked(value: Tensor) -> Tensor:
+    """A tensor that can be written.
+
+    Raises:
+        InterventionError: It is empty, or holds complex numbers.
+    """
+    if not value.numel() or value.is_complex():
+        what = "complex numbers" if value.is_complex() else "no numbers"
+        raise InterventionError(f"A value of shape {list(value.shape)} holds {what}.")
+    return value
 
 
 def value_for(
     value: PointValue | FrozenTensor, point: Point, target: Target, *, allow_transfer: bool
 ) -> Tensor:
-    """The tensor that a frozen value gives for a point."""
+    """The tensor that a frozen value gives for a point.
+
+    Raises:
+        InterventionError: It holds NaN.
+        VectorError: There is none for this point, or it does not fit this model.
+    """
     if isinstance(value, FrozenTensor):
         found = value.data
     else:

@@ -99,6 +99,11 @@ class Subject:
         return self._cold_model
 
 
+def _tolerance(subject: Subject, usual: float) -> float:
+    """A relative tolerance, wider where the model computes in half precision."""
+    return max(usual, 4 * torch.finfo(subject.plain.dtype).eps)
+
+
 def _forms_patterns(model: nn.Module, point: Point) -> bool:
     try:
         check_supported(submodule(model, point.site.module), point.name)
@@ -213,7 +218,7 @@ def lens_reproduces_logits(subject: Subject) -> str:
     last = f"blocks.{vlm.cfg.n_layers - 1}.hook_resid_post"
     decoded = vlm.unembed(vlm.ln_final(cache[last]))
     error = float((decoded - subject.plain).float().abs().max())
-    if not error <= 1e-4 * float(subject.plain.float().abs().max()):
+    if not error <= _tolerance(subject, 1e-4) * float(subject.plain.float().abs().max()):
         raise CheckFailed(f"the last layer's decoding is off by {error:.3g}")
     return ""
 
@@ -233,9 +238,8 @@ def parts_sum(subject: Subject) -> str:
         elif ends[0] in cache:  # a block that lacks one of them counts by what it adds in all
             total = total + (cache[ends[0]].double() - cache[ends[1]].double())
     final = cache[f"blocks.{n_layers - 1}.hook_resid_post"].double()
-    wrong = ((total - final).abs().amax(-1) > 1e-3 * final.abs().max()) & subject.mask.to(
-        final.device
-    )
+    off = (total - final).abs().amax(-1) > _tolerance(subject, 1e-3) * final.abs().max()
+    wrong = off & subject.mask.to(final.device)
     if wrong.any():
         row, pos = wrong.nonzero()[0].tolist()
         kind = subject.prompt.layouts[row].kinds[pos]
@@ -253,7 +257,8 @@ def patterns_are_weights(subject: Subject) -> str:
         rows = pattern.sum(-1)
         if subject.vlm.architecture.points[name].space == "text":
             rows = rows.transpose(1, 2)[subject.mask.to(rows.device)]
-        if (pattern < 0).any() or not torch.allclose(rows, torch.ones_like(rows), atol=1e-3):
+        tolerance = _tolerance(subject, 1e-3)
+        if (pattern < 0).any() or not torch.allclose(rows, torch.ones_like(rows), atol=tolerance):
             raise CheckFailed(f"{name} has rows that do not sum to 1")
     return f"{len(patterns)} layers"
 

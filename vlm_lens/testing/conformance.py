@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm_lens.errors import ModelError
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.testing import checks, gradients
+from vlm_lens.testing import checks, engines, gradients
 from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject
 from vlm_lens.testing.report import FAILED, NOT_APPLICABLE, PASSED, CheckResult, Report
 
@@ -25,6 +25,9 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "nothing is left behind": checks.nothing_is_left_behind,
     "patch -> pixels -> patch": checks.grids_round_trip,
     "gradients equal finite differences": gradients.gradients_are_right,
+    "variants equal runs in full": engines.replay_equals_full,
+    "pictures stand on their own": engines.pictures_are_separate,
+    "half precision equals Hugging Face": engines.half_precision,
 }
 
 

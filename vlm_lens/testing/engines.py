@@ -1,0 +1,117 @@
+"""Whether a model's variants, pictures and half-precision copy are what its own forward gives."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from vlm_lens.errors import VLMLensError
+from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.interventions import Ablate, Intervention, Steer
+from vlm_lens.layout.positions import Images, Last
+from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.sweep import sweep
+from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject
+
+_TEXT = ("hook_resid_post", "attn.hook_z", "hook_mlp_out")
+_PICTURES = ("vision.blocks.0.hook_resid_post", "vision.hook_out", "projector.hook_out")
+
+
+def replay_equals_full(subject: Subject) -> str:
+    """A sweep's variants, of text and of each picture alone, equal runs in full."""
+    vlm, prompt = subject.vlm, subject.prompt
+    variants = [*_of_text(vlm), *_of_pictures(vlm, prompt)]
+    options = {"measure": "logits", "progress": False}
+    try:
+        replayed = sweep(vlm, prompt, variants, **options)
+    except (ValueError, RuntimeError) as error:
+        raise CheckFailed(f"a sweep fails: {error}") from None
+    n_full = replayed.engines.get("full", 0)
+    if n_full == len(variants):
+        raise NotApplicable(f"variants run in full: {'; '.join(map(str, replayed.reasons))}")
+    full = sweep(vlm, prompt, variants, engine="full", **options)
+    n_rows = len(prompt.layouts)
+    pairs = zip(replayed.stack("logits"), full.stack("logits"), strict=True)
+    for number, (mine, expected) in enumerate(pairs):
+        if not _same(mine, expected):
+            raise CheckFailed(f"{variants[number // n_rows]!r} replayed is not what it is in full")
+    return f"{len(variants) - n_full} of {len(variants)} variants"
+
+
+def _of_text(vlm: HookedModel) -> list[Intervention]:
+    points, middle = vlm.architecture.points, vlm.cfg.n_layers // 2
+    names = [f"blocks.{middle}.{part}" for part in _TEXT]
+    return [Ablate(n, Last()) for n in names if n in points and points[n].writable]
+
+
+def _of_pictures(vlm: HookedModel, prompt: Prompt) -> list[Intervention]:
+    points = vlm.architecture.points
+    names = [n for n in _PICTURES if n in points and points[n].writable]
+    n_shown = min(len(layout.images) for layout in prompt.layouts)
+    return [Steer(n, Images(number), 0.5) for n in names for number in range(n_shown)]
+
+
+def pictures_are_separate(subject: Subject) -> str:
+    """Pictures whose features are computed once for many prompts give the plain logits."""
+    vlm, prompt = subject.vlm, subject.prompt
+    if not subject.has_images:
+        raise NotApplicable("the prompt has no picture")
+    for layout, given in zip(prompt.layouts, prompt.images, strict=False):
+        if len(layout.images) != len(given):
+            raise CheckFailed(
+                f"the layout holds {len(layout.images)} pictures in row {layout.row}, which was "
+                f"given {len(given)}"
+            )
+    if vlm.family.not_separable:
+        raise NotApplicable(vlm.family.not_separable)
+    try:
+        with vlm.reusing_pictures():
+            first, again = vlm.run(prompt), vlm.run(prompt)
+    except (ValueError, RuntimeError) as error:
+        raise CheckFailed(f"features computed picture by picture: {error}") from None
+    for logits in (first, again):
+        real = subject.mask.to(logits.device)
+        if not _same(logits[real], subject.plain[real]):
+            raise CheckFailed("features computed picture by picture give other logits")
+    return f"{sum(len(layout.images) for layout in prompt.layouts)} pictures"
+
+
+def half_precision(subject: Subject) -> str:
+    """A copy in bfloat16 reads the same prompt and runs as Hugging Face's own."""
+    vlm, prompt = subject.vlm, subject.prompt
+    if not subject.cold:
+        raise NotApplicable("it takes a copy of the model (cold=True)")
+    if not all(p.is_floating_point() and not p.is_meta for p in vlm.hf_model.parameters()):
+        raise NotApplicable("weights that are quantised or offloaded are not cast")
+    twin = HookedModel(copy.deepcopy(vlm.hf_model).to(torch.bfloat16), vlm.processor)
+    inputs = {
+        k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in prompt.inputs.items()
+    }
+    try:
+        with torch.no_grad():
+            plain = twin.hf_model(**inputs, use_cache=False).logits
+    except RuntimeError as error:
+        raise NotApplicable(f"Hugging Face's own model does not run in bfloat16: {error}") from None
+    known = prompt.texts and vlm.processor is not None and len(prompt.images) == len(prompt.texts)
+    try:
+        if known:
+            given = twin.prompt(list(prompt.texts), [list(row) for row in prompt.images])
+        else:
+            given = twin.as_prompt(dict(prompt.inputs))
+        logits = twin.run(given)
+    except (RuntimeError, VLMLensError) as error:
+        raise CheckFailed(f"Hugging Face's own model runs in bfloat16, and here: {error}") from None
+    if not torch.equal(logits, plain):
+        raise CheckFailed(f"bfloat16 is off by {float((logits - plain).abs().max()):.3g}")
+    return "bfloat16"
+
+
+def _same(mine: Tensor, expected: Tensor) -> bool:
+    """Whether logits agree within rounding, those that a model bars left out."""
+    usual = expected.abs() < 1e30
+    tolerance = max(1e-4, 16 * torch.finfo(expected.dtype).eps)
+    expected, mine = (torch.where(usual, x, 0).float() for x in (expected, mine.to(expected)))
+    scale = expected.abs().amax(-1, keepdim=True)
+    return bool(((mine - expected).abs() <= tolerance * scale).all())
