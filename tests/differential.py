@@ -10,7 +10,20 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import Ablate, ActivationPatch, Find, HookedVLM, Images, Last, Steer, Text
+from vlm_lens import (
+    Ablate,
+    ActivationPatch,
+    AttentionKnockout,
+    Clamp,
+    Find,
+    HookedVLM,
+    Images,
+    Last,
+    Remove,
+    Scale,
+    Steer,
+    Text,
+)
 from vlm_lens.interventions import Intervention
 from vlm_lens.layout.positions import All, At, Patches
 from vlm_lens.measures import Capture
@@ -86,14 +99,25 @@ def _change(point: Point, at: Any, source: random.Random) -> Intervention:
     heads = None
     if point.has_heads and source.random() < 0.5:
         heads = [source.randrange(point.sizes[point.axes.index("head")])]
+    own = point.name.startswith(("blocks.", "vision.blocks.")) and not point.pictures_only
+    if point.name.endswith("scores") and own and source.random() < 0.5:
+        if point.space == "text":
+            return AttentionKnockout(Last(), ~Last(), point.layer, heads)
+        return AttentionKnockout(Images(), At((0,)), point.layer, heads, "vision")
     if point.on_demand:
         return Ablate(point.name, at, "zero", heads=heads)
-    kind = source.choice(("set", "add", "zero", "mean"))
+    kind = source.choice(("set", "add", "zero", "mean", "scale", "remove", "clamp"))
     if kind == "mean":
         kind = "prompt_mean" if point.space == "text" else "picture_mean"
     vector = torch.randn(
         point.sizes[-1], generator=torch.Generator().manual_seed(source.randrange(99))
     )
+    if kind == "scale":
+        return Scale(point.name, at, source.choice((0.5, -1.0, 2.0)), heads=heads)
+    if kind == "remove":
+        return Remove(point.name, at, vector, heads=heads)
+    if kind == "clamp":
+        return Clamp(point.name, at, -0.3, 0.2, heads=heads)
     if kind == "set":
         return ActivationPatch(point.name, at, vector, heads=heads)
     if kind == "add":

@@ -12,7 +12,12 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.hooked.cache import ActivationCache as ActivationCache
     from vlm_lens.interventions import Ablate as Ablate
     from vlm_lens.interventions import ActivationPatch as ActivationPatch
+    from vlm_lens.interventions import AttentionKnockout as AttentionKnockout
+    from vlm_lens.interventions import Clamp as Clamp
     from vlm_lens.interventions import Intervention as Intervention
+    from vlm_lens.interventions import Project as Project
+    from vlm_lens.interventions import Remove as Remove
+    from vlm_lens.interventions import Scale as Scale
     from vlm_lens.interventions import Steer as Steer
     from vlm_lens.layout.layout import Layout as Layout
     from vlm_lens.layout.positions import All as All
@@ -52,6 +57,11 @@ _HOMES = {
     "ActivationPatch": "vlm_lens.interventions",
     "Ablate": "vlm_lens.interventions",
     "Steer": "vlm_lens.interventions",
+    "Scale": "vlm_lens.interventions",
+    "Clamp": "vlm_lens.interventions",
+    "Remove": "vlm_lens.interventions",
+    "Project": "vlm_lens.interventions",
+    "AttentionKnockout": "vlm_lens.interventions",
     "Intervention": "vlm_lens.interventions",
     "Scores": "vlm_lens.scores",
     "TaskVector": "vlm_lens.reading.vectors",

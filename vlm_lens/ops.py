@@ -11,11 +11,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-SET, ADD, MEAN = "set", "add", "mean"
+SET, ADD, SCALE, MEAN = "set", "add", "scale", "mean"
+REMOVE, PROJECT, CLAMP, BLOCK = "remove", "project", "clamp", "block"
+CELLS = ("pool", "keys")  # tensors whose first two columns are (row, position)
 
 
 class IncompleteMean(ValueError):
     """A mean over places of which this call computes only some."""
+
+
+class NoKeyLeft(ValueError):
+    """A query that could see no key any more."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +30,18 @@ class Op:
 
     Attributes:
         point: The point's name.
-        kind: `"set"` replaces, `"add"` adds, `"mean"` replaces by a mean over places of the same
-            activation.
+        kind: `"set"` replaces, `"add"` adds, `"scale"` multiplies, `"mean"` replaces by a mean over
+            places of the same activation, `"remove"` takes the part in a subspace away, `"project"`
+            leaves that part only, `"clamp"` limits, `"block"` hides keys from queries.
         rows: Index on the activation's first axis, one for each place.
         positions: Position in the whole sequence, one for each place.
         heads: Heads that are changed, `None` for all.
         tensors: `value` `[places or 1, heads or 1, features]` (without the axis of heads where
             the activation has none). For `"mean"`: `pool` `[n, 3]`, one (row, position, mean) for
-            each place that enters a mean, and `takes` `[places]`, which mean each place takes.
+            each place that enters a mean, and `takes` `[places]`, which mean each place takes. For
+            `"remove"` and `"project"`: `basis` `[directions, features]`, orthonormal. For
+            `"clamp"`: `low` and `high`, of the form of `value`. For `"block"`: `keys` `[n, 2]`, the
+            (row, position) of each key that queries of its row may not see.
         since: With no places: every position from this one on (tokens generated after a prompt).
     """
 
@@ -58,6 +68,7 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
 
     Raises:
         IncompleteMean: Some of the places of a mean lie outside this activation.
+        NoKeyLeft: A query would see no key.
     """
     rows, positions, places = _places(op, x, offset)
     if rows.numel() == 0:
@@ -73,16 +84,63 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
     if op.kind == MEAN:
         new = _means(op.tensors["pool"], x, offset)[op.tensors["takes"].to(x.device)[places]]
         new = new[:, list(op.heads)] if op.heads is not None else new
+    elif op.kind == BLOCK:
+        new = _blocked(op.tensors["keys"], current, rows, offset + x.shape[1])
+    elif op.kind in (REMOVE, PROJECT):
+        basis = op.tensors["basis"].to(device=x.device, dtype=_precise(x))
+        inside = (current.to(basis.dtype) @ basis.T @ basis).to(x.dtype)
+        new = inside if op.kind == PROJECT else current - inside
     else:
-        new = op.tensors["value"].to(device=x.device, dtype=x.dtype)
-        if len(new) > 1:
-            new = new[places]
-        if op.kind == ADD:
-            new = current + new
-        elif op.kind != SET:
-            raise ValueError(f"Unknown kind of op: {op.kind!r}.")
+        new = _by_value(op, current, places)
     out[index] = new.expand_as(current)
     return out, current.numel()
+
+
+def _by_value(op: Op, current: Tensor, places: Tensor) -> Tensor:
+    """What stands at some places after an op that has a value for each, or one for all."""
+
+    def at_places(name: str) -> Tensor:
+        value = op.tensors[name].to(device=current.device, dtype=current.dtype)
+        return value[places] if len(value) > 1 else value
+
+    if op.kind == SET:
+        return at_places("value")
+    if op.kind == ADD:
+        return current + at_places("value")
+    if op.kind == SCALE:
+        return current * at_places("value")
+    if op.kind == CLAMP:
+        return current.clamp(at_places("low"), at_places("high"))
+    raise ValueError(f"Unknown kind of op: {op.kind!r}.")
+
+
+def _blocked(keys: Tensor, scores: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Scores `[places, heads, keys]` with minus infinity added at keys of the same row.
+
+    Args:
+        keys: Row and position of each key that is hidden, `[n, 2]`.
+        scores: The scores of some queries, masked by the model.
+        rows: The row of each query.
+        length: Positions of the whole sequence so far. A cache of a sliding window holds the last
+            ones only, so that keys are counted from the end; a cache of fixed size holds more.
+    """
+    keys = keys.to(scores.device)
+    first = max(length - scores.shape[-1], 0)
+    keys = keys[(keys[:, 1] >= first) & (keys[:, 1] < first + scores.shape[-1])]
+    hidden = scores.new_zeros((int(rows.max()) + 1, scores.shape[-1]), dtype=torch.bool)
+    keys = keys[keys[:, 0] < len(hidden)]
+    hidden[keys[:, 0], keys[:, 1] - first] = True
+    new = scores.masked_fill(hidden[rows].unsqueeze(1), -torch.inf)
+    seen = new > torch.finfo(scores.dtype).min / 2
+    # a query of padding saw nothing before either
+    dead = ~seen.any(-1) & (scores > torch.finfo(scores.dtype).min / 2).any(-1)
+    if dead.any():
+        raise NoKeyLeft(f"row {int(rows[dead.any(-1)][0])}")
+    return new
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _places(op: Op, x: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +170,7 @@ def _means(pool: Tensor, x: Tensor, offset: int) -> Tensor:
     """The mean over each group of places, `[means, (heads,) features]`."""
     pool = pool.to(x.device)
     values = x[pool[:, 0], pool[:, 1] - offset]
-    values = values.to(torch.promote_types(x.dtype, torch.float32))
+    values = values.to(_precise(x))
     count = torch.bincount(pool[:, 2])
     total = values.new_zeros((len(count), *values.shape[1:])).index_add_(0, pool[:, 2], values)
     mean = total / count.clamp(min=1).view(-1, *[1] * (total.dim() - 1))

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import tiny
-from families.every import BUILDERS
+from families.every import FAMILIES
 
 from vlm_lens import HookedVLM
 from vlm_lens.engine import baseline
@@ -22,7 +22,7 @@ REPLAY, PICTURES, HALF = (
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "fuyu", "llava_next"])
 def vlm(request, tmp_path_factory) -> HookedVLM:
-    return HookedVLM.from_pretrained(BUILDERS[request.param].save(tmp_path_factory.mktemp("m")))
+    return HookedVLM.from_pretrained(FAMILIES[request.param].save_to(tmp_path_factory.mktemp("m")))
 
 
 @pytest.fixture

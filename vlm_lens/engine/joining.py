@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_lens.engine.handlers import Counter, op_handler
 from vlm_lens.engine.hooks import Handler
-from vlm_lens.ops import MEAN, Op
+from vlm_lens.ops import BLOCK, CELLS, MEAN, Op
 
 Cell = tuple[int, int]  # row and position of an activation
 
@@ -26,10 +26,12 @@ class CountedOp(NamedTuple):
         """The same op where the prompt's rows are those from `first` on, served at `point`."""
         rows = tuple(r + first for r in self.op.rows)
         moved = replace(self.op, point=point, rows=rows)
-        if self.op.kind == MEAN:
-            pool = self.op.tensors["pool"] + torch.tensor([first, 0, 0])
-            moved = replace(moved, tensors={**self.op.tensors, "pool": pool})
-        return CountedOp(moved, self.counter)
+        tensors = dict(self.op.tensors)
+        for name in CELLS:
+            if name in tensors:
+                tensors[name] = tensors[name].clone()
+                tensors[name][:, 0] += first
+        return CountedOp(replace(moved, tensors=tensors), self.counter)
 
     def moved(self, move: Callable[[int, int], Cell]) -> CountedOp:
         """The same op where each cell is another."""
@@ -37,10 +39,11 @@ class CountedOp(NamedTuple):
         rows, positions = zip(
             *(move(*c) for c in zip(op.rows, op.positions, strict=True)), strict=True
         )
-        tensors = op.tensors
-        if op.kind == MEAN:
-            pool = [(*move(row, p), mean) for row, p, mean in tensors["pool"].tolist()]
-            tensors = {**tensors, "pool": torch.tensor(pool, dtype=torch.long)}
+        tensors = dict(op.tensors)
+        for name in CELLS:
+            if name in tensors:
+                cells = [(*move(row, p), *more) for row, p, *more in tensors[name].tolist()]
+                tensors[name] = torch.tensor(cells, dtype=torch.long)
         moved = replace(op, rows=rows, positions=positions, tensors=tensors)
         return CountedOp(moved, self.counter)
 
@@ -60,9 +63,7 @@ def joined_handlers(variants: Iterable[Sequence[CountedOp]]) -> dict[str, list[H
         for counted in ops:
             op = counted.op
             turn = n_before[op.point] = n_before.get(op.point, -1) + 1
-            value = op.tensors.get("value")
-            shape = None if value is None else tuple(value.shape[1:])
-            turns.setdefault((turn, op.point, op.kind, op.heads, shape), []).append(counted)
+            turns.setdefault((turn, op.point, op.kind, op.heads, _form(op)), []).append(counted)
     handlers: dict[str, list[Handler]] = {}
     for (_, name, *_), together in sorted(turns.items(), key=lambda item: item[0][0]):
         joined = _joined([op for op, _ in together])
@@ -97,10 +98,25 @@ def _joined(ops: Sequence[Op]) -> Op:
     positions = tuple(p for op in ops for p in op.positions)
     if ops[0].kind == MEAN:
         tensors = _joined_means([op.tensors for op in ops])
+    elif ops[0].kind == BLOCK:
+        tensors = {"keys": torch.cat([op.tensors["keys"] for op in ops])}
+    elif "basis" in ops[0].tensors:
+        tensors = ops[0].tensors
     else:
-        values = [v.expand(len(op.rows), *v.shape[1:]) for op in ops for v in [op.tensors["value"]]]
-        tensors = {"value": torch.cat(values)}
+        tensors = {name: _for_each_place(ops, name) for name in ops[0].tensors}
     return replace(ops[0], rows=rows, positions=positions, tensors=tensors)
+
+
+def _form(op: Op) -> tuple:
+    """Ops of one kind at one point whose forms are equal can act as one."""
+    if "basis" in op.tensors:
+        return (op.tensors["basis"].data_ptr(),)
+    return tuple(tuple(value.shape[1:]) for value in op.tensors.values())
+
+
+def _for_each_place(ops: Sequence[Op], name: str) -> Tensor:
+    values = [(op.tensors[name], len(op.rows)) for op in ops]
+    return torch.cat([value.expand(n, *value.shape[1:]) for value, n in values])
 
 
 def _joined_means(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from vlm_lens.interventions.ablate import Ablate
 from vlm_lens.interventions.base import Composed, Intervention, ModelFacts, Target, compose
+from vlm_lens.interventions.knockout import AttentionKnockout
 from vlm_lens.interventions.patch import ActivationPatch
+from vlm_lens.interventions.scale import Clamp, Scale
 from vlm_lens.interventions.steer import Steer
+from vlm_lens.interventions.subspace import Project, Remove
 
 __all__ = [
     "Ablate",
     "ActivationPatch",
+    "AttentionKnockout",
+    "Clamp",
     "Composed",
     "Intervention",
     "ModelFacts",
+    "Project",
+    "Remove",
+    "Scale",
     "Steer",
     "Target",
     "compose",

@@ -19,7 +19,7 @@ from vlm_lens.interventions.base import (
 )
 from vlm_lens.interventions.shapes import shaped
 from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.layout.positions import All, Generated, Position, as_position
+from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.ops import MEAN, SET, Op
 from vlm_lens.serial import savable
 
@@ -61,7 +61,7 @@ class Ablate(Intervention):
                     "Ablate takes by='zero', 'prompt_mean', 'picture_mean', 'mean', a tensor or "
                     f"Mean.of(vlm, prompts, points); it got {self.by!r}."
                 )
-            if self.by != ZERO and isinstance(at, Generated):
+            if self.by != ZERO and at.at_generated:
                 raise InterventionError(
                     "A mean over positions is not known while tokens are generated one by one: "
                     "give the mean as a tensor, or as Mean.of(vlm, prompts, points)."

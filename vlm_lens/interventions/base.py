@@ -223,14 +223,16 @@ def places(
         if not point.writable:
             raise PointError(f"{name} cannot be written: {point.read_only}.")
         _check_heads(point, heads)
-        if isinstance(at, Generated):
-            at.resolve(target.layouts[0], point.space)
+        if at.at_generated:
+            Generated().resolve(target.layouts[0], point.space)
             found.append(Place(point, (), (), heads, (), target.prompt_length))
+        inside = at.in_prompt
+        if inside is None:
             continue
         pairs, counts = [], []
         for layout in target.layouts:
             try:
-                mine = at.resolve(layout, point.space)
+                mine = inside.resolve(layout, point.space)
             except VLMLensError as error:
                 where = f" (row {layout.row} of the batch)" if len(target.layouts) > 1 else ""
                 raise type(error)(f"{name}{where}: {error}") from None

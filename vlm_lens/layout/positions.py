@@ -46,6 +46,77 @@ class Position:
             "Use Patches(...), Images() or All()."
         )
 
+    @property
+    def in_prompt(self) -> Position | None:
+        """The part of it that lies in the prompt; `None` where there is none."""
+        return self
+
+    @property
+    def at_generated(self) -> bool:
+        """Whether it means the tokens generated after the prompt too."""
+        return False
+
+    def __add__(self, other: Position) -> Position:
+        """The places of both."""
+        return Together((self, other)) if isinstance(other, Position) else NotImplemented
+
+    def __sub__(self, other: Position) -> Position:
+        """The places of this one that are not the other's."""
+        return Without(self, other) if isinstance(other, Position) else NotImplemented
+
+    def __invert__(self) -> Position:
+        """Every position but these and padding."""
+        return Without(All(), self)
+
+
+@savable
+@dataclass(frozen=True)
+class Together(Position):
+    """The places of several positions, each once: `Last() + Generated()`."""
+
+    parts: tuple[Position, ...]
+
+    def resolve(self, layout: Layout, space: str = "text") -> Pairs:
+        """The places of all parts, in their order."""
+        return list(dict.fromkeys(p for part in self.parts for p in part.resolve(layout, space)))
+
+    @property
+    def in_prompt(self) -> Position | None:
+        """The parts that lie in the prompt."""
+        inside = tuple(p for part in self.parts if (p := part.in_prompt) is not None)
+        return Together(inside) if inside else None
+
+    @property
+    def at_generated(self) -> bool:
+        """Whether one of the parts is."""
+        return any(part.at_generated for part in self.parts)
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.parts))
+
+
+@savable
+@dataclass(frozen=True)
+class Without(Position):
+    """The places of one position that are not another's: `All() - Images()`, or `~Images()`."""
+
+    whole: Position
+    part: Position
+
+    def __post_init__(self):
+        if self.whole.at_generated or self.part.at_generated:
+            raise PositionError("Generated() is no part of a prompt, so nothing can be left of it.")
+
+    def resolve(self, layout: Layout, space: str = "text") -> Pairs:
+        """The places of the whole that are not the part's."""
+        left_out = set(self.part.resolve(layout, space))
+        return [pair for pair in self.whole.resolve(layout, space) if pair not in left_out]
+
+    def __repr__(self) -> str:
+        if self.whole == All():
+            return f"~({self.part!r})" if isinstance(self.part, Together) else f"~{self.part!r}"
+        return f"({self.whole!r} - {self.part!r})"
+
 
 @savable
 @dataclass(frozen=True)
@@ -230,6 +301,16 @@ class All(Position):
 @dataclass(frozen=True)
 class Generated(Position):
     """Every token generated after the prompt: acts at each new step, never in the prompt."""
+
+    @property
+    def in_prompt(self) -> Position | None:
+        """Nothing of it lies in the prompt."""
+        return None
+
+    @property
+    def at_generated(self) -> bool:
+        """It is what this means."""
+        return True
 
     def resolve(self, layout: Layout, space: str = "text") -> Pairs:
         """No place in the prompt: engines apply it at each step of a generation."""

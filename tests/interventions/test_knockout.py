@@ -1,0 +1,216 @@
+"""Attention knockout against plain transformers with an additive mask."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import tiny
+import torch
+from families.every import FAMILIES
+
+from vlm_lens import (
+    At,
+    AttentionKnockout,
+    Find,
+    Generated,
+    HookedVLM,
+    Images,
+    Last,
+    Patches,
+    Text,
+)
+from vlm_lens.errors import InterventionError, PointError, PositionError
+
+CHOSEN = ("qwen2_vl", "gemma3", "idefics2", "mllama", "paligemma", "internvl")
+TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:<image>b\nA:"]
+
+
+@pytest.fixture(scope="module", params=["clip-llama", *CHOSEN])
+def pair(request, tmp_path_factory):
+    """A model, and its copy with eager attention, on which plain masks are added."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    save = FAMILIES[name].save_to if name in FAMILIES else lambda f: tiny.save(name, f)
+    save(folder)
+    vlm = HookedVLM.from_pretrained(folder)
+    return vlm, tiny.eager_copy(vlm.hf_model)
+
+
+def prompts(vlm):
+    pictures = [tiny.noise_picture(i, (24, 16)) for i in range(3)]
+    if vlm.family.name == "mllama":
+        yield vlm.prompt(TEXTS[1], pictures[:1])
+        return
+    yield vlm.prompt(TEXTS[0], pictures[:2])
+    yield vlm.prompt(TEXTS, [pictures[:2], pictures[2:]])
+
+
+@torch.no_grad()
+def by_mask(vlm, eager, inputs, cuts, layers, heads=None):
+    """Logits of plain transformers with minus infinity added to the mask of some blocks.
+
+    Args:
+        cuts: (row, query, key), counted in the whole sequence.
+    """
+    n_heads = vlm.cfg.n_heads
+    chosen = range(n_heads) if heads is None else heads
+
+    def add(module, args, kwargs):
+        mask = kwargs["attention_mask"]
+        more = torch.zeros(len(inputs["input_ids"]), n_heads, *mask.shape[-2:])
+        for row, query, key in cuts:
+            more[row, list(chosen), query, key] = -torch.inf
+        return args, kwargs | {"attention_mask": mask + more}
+
+    path = vlm.architecture.points["blocks.0.attn.hook_attn_scores"].site.module
+    with ExitStack() as stack:
+        for layer in layers:
+            module = eager.get_submodule(path.replace(".0.", f".{layer}."))
+            handle = module.register_forward_pre_hook(add, with_kwargs=True)
+            stack.callback(handle.remove)
+        return eager(**inputs, use_cache=False).logits
+
+
+def own_layers(vlm):
+    """Blocks that attend to the prompt, not to the features of pictures."""
+    table = vlm.points("blocks.*.attn.hook_attn_scores").values()
+    return [point.layer for point in table if not point.pictures_only]
+
+
+def edges(prompt, queries, keys):
+    return [
+        (layout.row, q, k)
+        for layout in prompt.layouts
+        for _, q in queries.resolve(layout)
+        for _, k in keys.resolve(layout)
+    ]
+
+
+CUTS = [
+    (Last(), Images(), (0, 1), None),
+    (Text(), At((1, 2)), (0, 1), (0, 3)),
+    (Last() + Find("A", -1), Patches(0, rows=0), (0,), (2,)),
+]
+
+
+def fits(vlm, prompt, keys):
+    try:
+        [keys.resolve(layout) for layout in prompt.layouts]
+    except PositionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", range(len(CUTS)))
+def test_a_knockout_is_an_additive_mask(pair, number):
+    vlm, eager = pair
+    queries, keys, layers, heads = CUTS[number]
+    layers = tuple(layer for layer in layers if layer in own_layers(vlm))
+    tried = 0
+    for prompt in prompts(vlm):
+        if not fits(vlm, prompt, keys):
+            continue  # text of a model whose pictures stand elsewhere, or have no patches
+        tried += 1
+        cuts = [e for e in edges(prompt, queries, keys) if e[1] != e[2]]
+        if number == 1:  # a position's own key stays, so that none is left without
+            keys = At((1,))
+            queries = Last() + At((-2, -3))
+            cuts = edges(prompt, queries, keys)
+        knockout = AttentionKnockout(queries, keys, layers, heads)
+        found = vlm.run(prompt, interventions=knockout)
+        expected = by_mask(vlm, eager, prompt.inputs, cuts, layers, heads)
+        plain = vlm.run(prompt)
+        for row, layout in enumerate(prompt.layouts):
+            real = slice(layout.start, None)
+            torch.testing.assert_close(found[row, real], expected[row, real], rtol=1e-4, atol=1e-4)
+        if vlm.family.name != "gemma3":  # its windows hide some of these keys already
+            assert (found - plain).abs().max() > 1e-4
+        swept = vlm.sweep(prompt, [knockout], measure="logits", progress=False).stack("logits")
+        torch.testing.assert_close(swept[:, 0], found[:, -1], rtol=1e-4, atol=1e-4)
+    assert tried or vlm.family.name in ("mllama", "idefics2")
+
+
+def test_new_tokens_do_not_see_the_keys_either(pair):
+    vlm, eager = pair
+    if vlm.family.name == "paligemma":
+        pytest.skip("read anew, its new tokens would be seen by the prompt")
+    prompt = next(iter(prompts(vlm)))
+    keys = At((1, 2))
+    knockout = AttentionKnockout(Last() + Generated(), keys)
+    options = {"max_new_tokens": 4, "interventions": knockout, "eos_token_id": None}
+    found = vlm.generate(prompt, **options).tokens
+    assert torch.equal(vlm.generate(prompt, use_cache=False, **options).tokens, found)
+    layers = own_layers(vlm)
+    inputs = dict(prompt.inputs)
+    for step in range(4):
+        length = prompt.length + step
+        cuts = [(0, q, k) for q in range(prompt.length - 1, length) for k in keys.positions]
+        logits = by_mask(vlm, eager, inputs, cuts, layers)
+        token = logits[:, -1].argmax(-1, keepdim=True)
+        assert torch.equal(token[:, 0], found[:, step])
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
+        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(token)], 1)
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in inputs:
+                inputs[name] = torch.cat([inputs[name], torch.zeros_like(token)], 1)
+        if "cross_attention_mask" in inputs:
+            mask = inputs["cross_attention_mask"]
+            inputs["cross_attention_mask"] = torch.cat([mask, mask[:, -1:]], 1)
+
+
+def test_windows_and_what_can_be_saved(load, tmp_path):
+    vlm = load("clip-llama")
+    knockout = AttentionKnockout(Last(), Images(), heads=1)
+    windows = knockout.windows(1, vlm.cfg.n_layers)
+    assert [w.layers for w in windows] == [(0,), (1,)]
+    prompt = vlm.prompt("<image>A:", [tiny.noise_picture()])
+    both = vlm.run(prompt, interventions=windows)
+    torch.testing.assert_close(vlm.run(prompt, interventions=knockout), both)
+    cut = AttentionKnockout(Last() + Generated(), ~(Images() + Last()), layers=range(2))
+    cut.save(tmp_path / "cut")
+    assert AttentionKnockout.load(tmp_path / "cut") == cut
+    with pytest.raises(InterventionError, match="1 to 2 blocks"):
+        knockout.windows(3, 2)
+
+
+def test_in_the_tower(load):
+    """Against the same patches taken out of the pattern, and the rest summing to 1 again."""
+    vlm = load("siglip-mistral")
+    prompt = vlm.prompt("<image>A:", [tiny.noise_picture()])
+    knockout = AttentionKnockout(At((0, 5)), Patches(0, rows=1), layers=1, part="vision")
+    hidden = [p for _, p in Patches(0, rows=1).resolve(prompt.layout, "vision")]
+
+    def cut(x, hook):
+        x[:, :, [0, 5]] = x[:, :, [0, 5]].index_fill(-1, torch.tensor(hidden), 0)
+        return x / x.sum(-1, keepdim=True)
+
+    expected = vlm.run_with_hooks(prompt, fwd_hooks=[("vision.blocks.1.attn.hook_pattern", cut)])
+    found = vlm.run(prompt, interventions=knockout)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - vlm.run(prompt)).abs().max() > 1e-3
+
+
+def test_what_is_refused(load, no_forward):
+    vlm = load("clip-llama")
+    prompt = vlm.prompt("<image>A:", [tiny.noise_picture()])
+    with pytest.raises(InterventionError, match="no key to attend to"):
+        vlm.run("Q:Greece", interventions=AttentionKnockout(Last(), ~At(0) + At(0)))
+    no_forward(vlm)
+    for knockout, error, says in (
+        (AttentionKnockout(At(0), Last()), InterventionError, "nothing to cut"),
+        (AttentionKnockout(Last(), Images(), layers=(1, 7)), PointError, "blocks.7"),
+        (AttentionKnockout(Last(), Images(), heads=9), PointError, "heads 0..3"),
+        (AttentionKnockout(Last(), Patches(3)), PositionError, "image 3"),
+    ):
+        with pytest.raises(error, match=says):
+            vlm.run(prompt, interventions=knockout)
+    with pytest.raises(PointError):
+        load("llama").run("Q:", interventions=AttentionKnockout(0, 0, part="vision"))
+    for make, says in (
+        (lambda: AttentionKnockout(Last(), Generated()), "positions of the prompt"),
+        (lambda: AttentionKnockout(Last(), Images(), part="audio"), "'language' or 'vision'"),
+        (lambda: AttentionKnockout(Last(), Images(), layers=()), "names no block"),
+        (lambda: AttentionKnockout(Last(), Images(), layers="all"), "layers= takes"),
+    ):
+        with pytest.raises(InterventionError, match=says):
+            make()
