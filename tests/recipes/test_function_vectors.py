@@ -9,7 +9,12 @@ import torch
 from recipes.plain import QUERY, few_shot, small
 from vlm_lens.recipes import FunctionVectors, RecipeError, Result
 from vlm_lens.recipes import function_vectors as m
-from vlm_lens.recipes.parts.heads import in_place, mean_heads, random_heads, written
+from vlm_lens.recipes.parts.heads import (
+    function_vector,
+    mean_head_outputs,
+    patch_heads,
+    random_heads,
+)
 
 TASK = small("food-color", 6, 8)
 RECIPE = FunctionVectors(
@@ -24,7 +29,7 @@ def means(plain):
 
 def test_means_effects_and_answers_equal_plain_transformers(toy, result, plain, means):
     prompts = TASK.example_sets("text", seed=1, n=3)
-    mine = mean_heads(toy, prompts)
+    mine = mean_head_outputs(toy, prompts)
     torch.testing.assert_close(mine.values, means, atol=1e-5, rtol=1e-4)
     corrupted = RECIPE.corrupted(TASK, 1)
     assert len(corrupted) == 4
@@ -50,7 +55,9 @@ def test_means_effects_and_answers_equal_plain_transformers(toy, result, plain, 
         @ means[layer, head]
         for layer, head in chosen
     )
-    torch.testing.assert_close(written(toy, mine, chosen), vector.detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        function_vector(toy, mine, chosen), vector.detach(), atol=1e-4, rtol=1e-4
+    )
     best = result.values["function_vector_layers"]
 
     def add(output):
@@ -80,7 +87,9 @@ def test_the_planted_block_is_where_the_heads_are(toy):
         tasks=small("food-color", 12, 4), seeds=1, trials=6, corruption="mixed"
     )
     task = recipe.tasks
-    found = recipe.effects(toy, {(task, 1): mean_heads(toy, task.example_sets("text", seed=1))})
+    found = recipe.effects(
+        toy, {(task, 1): mean_head_outputs(toy, task.example_sets("text", seed=1))}
+    )
     assert int(found["layer"][0]) in (3, 4) and found["effect"].is_monotonic_decreasing
 
 
@@ -103,7 +112,7 @@ def test_random_heads_are_seeded_and_none_of_the_chosen(toy):
     drawn = random_heads(toy, chosen, seed=3)
     assert drawn == random_heads(toy, chosen, seed=3) != random_heads(toy, chosen, seed=4)
     assert len(set(drawn)) == 6 and all(0 <= a < 8 and 0 <= b < 4 for a, b in drawn)
-    patches = in_place(mean_heads(toy, ["A:"]), drawn)
+    patches = patch_heads(mean_head_outputs(toy, ["A:"]), drawn)
     assert sorted((int(p.point.split(".")[1]), h) for p in patches for h in p.heads) == list(drawn)
     for seed in range(20):
         assert not set(chosen) & set(random_heads(toy, chosen, seed=seed))
@@ -116,11 +125,11 @@ def test_random_heads_are_seeded_and_none_of_the_chosen(toy):
 
 
 def test_controls_are_as_long_as_the_function_vector(toy):
-    means, chosen = mean_heads(toy, TASK.example_sets("text", seed=1, n=3)), ((3, 0), (4, 1))
+    means, chosen = mean_head_outputs(toy, TASK.example_sets("text", seed=1, n=3)), ((3, 0), (4, 1))
     made = RECIPE.methods(toy, means, chosen, {m.ADDED: 3, m.REPLACED: 5}, 1)
     assert list(made) == [m.ADDED, m.REPLACED, m.HEADS, m.RANDOM, m.RANDOM_REPLACED, m.RANDOM_HEADS]
-    length = written(toy, means, chosen).norm()
-    raw = written(toy, means, random_heads(toy, chosen, seed=1))
+    length = function_vector(toy, means, chosen).norm()
+    raw = function_vector(toy, means, random_heads(toy, chosen, seed=1))
     for control, way, field in (
         (m.RANDOM, m.ADDED, "vector"), (m.RANDOM_REPLACED, m.REPLACED, "value"),
     ):  # fmt: skip
@@ -165,7 +174,7 @@ def test_the_answers_token_is_the_one_after_the_delimiter(llama):
     before, whole = (llama.tokenizer(f"Q:kiwi\nA:{a}")["input_ids"] for a in ("", "red"))
     token = whole[len(before)]
     assert whole[: len(before)] == before and token != llama.to_first_token("red")
-    means, heads = mean_heads(llama, ["Q:a\nA:", "Q:b\nA:"]), llama.cfg.n_heads
+    means, heads = mean_head_outputs(llama, ["Q:a\nA:", "Q:b\nA:"]), llama.cfg.n_heads
     ids = torch.tensor([before])
     layer, head = 1, 2
 

@@ -8,7 +8,7 @@ import torch
 from recipes.plain import QUERY, Plain, few_shot, small
 from vlm_lens.recipes import MultimodalTaskVectors, RecipeError, Result
 from vlm_lens.recipes import multimodal_task_vectors as m
-from vlm_lens.recipes.parts.heads import mean_heads, random_heads
+from vlm_lens.recipes.parts.heads import mean_head_outputs, random_heads
 
 TASK = small("food-color", 6, 8)
 RECIPE = MultimodalTaskVectors(tasks=TASK, seeds=1, layer=4, steps=12, samples=8, n_examples=3)
@@ -21,7 +21,7 @@ def by_layer(heads):
 def test_losses_and_answers_equal_plain_transformers(toy, result):
     plain = Plain("toy-llava")
     means = plain.heads(few_shot(TASK.validation, seed=1, n=3))
-    mine = mean_heads(toy, TASK.example_sets("text", seed=1, n=3))
+    mine = mean_head_outputs(toy, TASK.example_sets("text", seed=1, n=3))
     row = TASK.validation[0]
     token = plain.tokenizer(row.output, add_special_tokens=False)["input_ids"][0]
     sets = [[(4, 0), (4, 1), (2, 3)], [], [(0, 0)]]
@@ -113,5 +113,7 @@ def test_the_loss_is_of_the_token_after_the_delimiter(llama):
     assert whole[: len(before)] == before and token != llama.to_first_token("red")
     with torch.no_grad():
         expected = -llama.hf_model(torch.tensor([before])).logits[0, -1].log_softmax(-1)[token]
-    got = m.loss(llama, llama.as_prompt("Q:kiwi\nA:"), "red", mean_heads(llama, ["A:"]), [[]])
+    got = m.loss(
+        llama, llama.as_prompt("Q:kiwi\nA:"), "red", mean_head_outputs(llama, ["A:"]), [[]]
+    )
     torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-5)

@@ -155,6 +155,17 @@ def test_from_rows_errors() -> None:
         Task.from_rows("x", [("a", None, "b")] * 2, instruction="x:", validation=1)
 
 
+def test_rows_are_left_for_test_or_it_is_said_at_once(tmp_path: Path) -> None:
+    rows = [(f"n{i}", None, "x") for i in range(30)]
+    with pytest.raises(TaskError, match="30 rows, all of them for validation by validation=30"):
+        Task.from_rows("x", rows, instruction="x:")
+    path = tmp_path / "few.csv"
+    path.write_text("input,output\n" + "".join(f"{name},{out}\n" for name, _, out in rows[:8]))
+    with pytest.raises(TaskError, match="'few' has 8 rows, all of them .* none for test"):
+        Task.from_csv(path, instruction="x:")
+    assert len(Task.from_csv(path, instruction="x:", validation=4).test) == 4
+
+
 def test_own_template(capital: Task) -> None:
     chat = dataclasses.replace(capital, template=Template("{input}={output};", "{input}="))
     assert chat.query("Peru", "text").text == "Peru="

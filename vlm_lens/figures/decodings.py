@@ -99,8 +99,8 @@ def _cells(table: pd.DataFrame, value: str, *, title: str, subtitle: str, bar: s
 
 def _hover(cell: pd.DataFrame, layer: Layer, value: str) -> str:
     lines = zip(cell["token"][:8], cell[value][:8], strict=True)
-    said = (f"{share:6.1%}  {escape(repr(token))}" for token, share in lines)
-    return "<br>".join([layer_name(layer), *said])
+    tokens = (f"{share:6.1%}  {escape(repr(token))}" for token, share in lines)
+    return "<br>".join([layer_name(layer), *tokens])
 
 
 def _token(token: str, most: int) -> str:

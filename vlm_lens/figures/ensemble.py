@@ -34,7 +34,7 @@ def ensemble_curves(table: pd.DataFrame, *, layer: int) -> go.Figure:
         rows=1, cols=len(meanings), shared_yaxes=True, horizontal_spacing=0.05,
         subplot_titles=[_MEANINGS[m][0] for m in meanings],
     )  # fmt: skip
-    told = float(table.loc[table["method"] == INSTRUCTION, "accuracy"].iloc[0])
+    instruction = float(table.loc[table["method"] == INSTRUCTION, "accuracy"].iloc[0])
     for col, meaning in enumerate(meanings, 1):
         place = {"row": 1, "col": col}
         ends = table.loc[table["meaning"] == meaning, "n"]
@@ -58,7 +58,7 @@ def ensemble_curves(table: pd.DataFrame, *, layer: int) -> go.Figure:
                 "%{customdata:.3f})<extra></extra>",
             )  # fmt: skip
         fig.add_scatter(
-            x=[ends.min(), ends.max()], y=[told, told], name=INSTRUCTION, mode="lines",
+            x=[ends.min(), ends.max()], y=[instruction] * 2, name=INSTRUCTION, mode="lines",
             legendgroup=INSTRUCTION, showlegend=col == 1, hoverinfo="name+y",
             line={"color": GREY, "width": 2, "dash": "dash"}, **place,
         )  # fmt: skip

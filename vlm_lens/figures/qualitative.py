@@ -51,12 +51,12 @@ def outputs_html(
             else f'<img src="{line.picture}" alt="{escape(line.given)}" height="56" '
             'style="vertical-align:middle">'
         )
-        said = "".join(
+        cells = "".join(
             f"<td>{'<b>' if right else ''}{escape(text) or '–'}{' ✓</b>' if right else ''}</td>"
             for text, right in line.outputs
         )
         rows.append(
-            f"<tr><td>{escape(line.task)}</td><td>{picture} {escape(line.given)}</td>{said}"
+            f"<tr><td>{escape(line.task)}</td><td>{picture} {escape(line.given)}</td>{cells}"
             f"<td>{escape(line.answer)}</td></tr>"
         )
     notes = "".join(f"<div><small>{escape(note)}</small></div>" for note in notes)

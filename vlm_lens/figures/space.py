@@ -87,5 +87,5 @@ def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: Layer)
 def _scores(silhouettes: pd.DataFrame, name: str) -> str:
     mine = silhouettes[silhouettes["set"] == name]
     mine = mine[mine["by"].isin(("task", "modality"))]  # there is no room for more
-    said = [f"by {row.by} {row.silhouette:.2f} (p {row.p:.3f})" for row in mine.itertuples()]
-    return "silhouette " + ", ".join(said)
+    scores = [f"by {row.by} {row.silhouette:.2f} (p {row.p:.3f})" for row in mine.itertuples()]
+    return "silhouette " + ", ".join(scores)

@@ -44,7 +44,6 @@ class _Table:
         baseline: The records without intervention, one a row of the prompt.
         places: Value of the label `at` -> position and token.
         point: The point of all records, if it is one.
-        own_row: Whether `row` is a label that was given, not the row of the prompt.
     """
 
     axes: Mapping[str, list[Any]]
@@ -52,7 +51,6 @@ class _Table:
     baseline: Sequence[Record]
     places: Mapping[Any, tuple[int, str]]
     point: str | None
-    own_row: bool
 
     def record(self, **labels: Any) -> Mapping[str, Any] | None:
         return self.cells.get(tuple(labels[a] for a in self.axes))
@@ -141,8 +139,7 @@ def _table(
             )
         cells[place] = record
     points = {row.get("kind") for row in rows}
-    point = points.pop() if len(points) == 1 else None
-    return _Table(axes, cells, baseline, places, point, "row" in labels)
+    return _Table(axes, cells, baseline, places, points.pop() if len(points) == 1 else None)
 
 
 def _coordinates(record: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -164,8 +161,6 @@ def _sorted(values: list[Any], name: str, places: Mapping[Any, Any]) -> list[Any
 def _title(table: _Table, axis: str) -> str:
     if axis == "at" and _known(table):
         return "position (0-based) and token"
-    if axis == "row" and table.own_row:
-        return axis
     return _TITLES.get(axis, axis)
 
 
@@ -196,13 +191,13 @@ def _lines(table: _Table, value: str, x: str, rest: Sequence[str]) -> go.Figure:
     for i, labels in enumerate(combinations):
         chosen = dict(zip(rest, labels, strict=True))
         records = [table.record(**{x: t}, **chosen) for t in ticks]
-        said = ", ".join(_called(table, a, v) for a, v in chosen.items())
+        label = ", ".join(_called(table, a, v) for a, v in chosen.items())
         colour = colours[i % len(colours)]
         fig.add_scatter(
             x=ticks if numeric else names,
             y=[None if r is None else r[value] for r in records],
-            name=said,
-            showlegend=bool(said),
+            name=label,
+            showlegend=bool(label),
             mode="lines+markers",
             line={"color": colour, "width": 2},
             marker={"size": 7},
@@ -210,7 +205,7 @@ def _lines(table: _Table, value: str, x: str, rest: Sequence[str]) -> go.Figure:
             hovertemplate=(
                 f"<b>{_short(x)} %{{customdata[0]}}</b>"
                 f"<br>{_html(value)} %{{y:.4g}}%{{customdata[1]}}"
-                + (f"<br>{_html(said)}" if said else "")
+                + (f"<br>{_html(label)}" if label else "")
                 + "<extra></extra>"
             ),
         )
@@ -251,12 +246,12 @@ def _heatmaps(table: _Table, value: str, across: str, up: str, panels: Sequence[
         )
     columns, rows = table.axes[across], table.axes[up]
     names, up_names = ([_name(table, a, v) for v in table.axes[a]] for a in (across, up))
-    said = [
+    titles = [
         ", ".join(_called(table, a, v) for a, v in zip(panels, group, strict=True))
         for group in groups
     ]
     fig = make_subplots(
-        rows=len(groups), cols=1, shared_xaxes=True, subplot_titles=said if panels else None,
+        rows=len(groups), cols=1, shared_xaxes=True, subplot_titles=titles if panels else None,
         vertical_spacing=0.16 / len(groups),
     )  # fmt: skip
     for i, group in enumerate(groups):

@@ -23,7 +23,7 @@ from vlm_lens.layout.positions import All, Images, Last, Position, Text
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, with_methods
 from vlm_lens.recipes.parts.scoring import score
 from vlm_lens.recipes.parts.transfer_result import Run
 from vlm_lens.recipes.parts.vector_sources import TaskVectors, few_shot
@@ -83,7 +83,7 @@ class BackPatching(MethodRecipe):
             f"of block {target} (0-based), chosen on the validation rows."
             for under, (source, target) in best.items()
         ]
-        return beside(
+        return with_methods(
             reference, runs, self, kind=BackPatchingResult, notes=notes,
             tables={"pairs": pd.concat(tables, ignore_index=True)},
             values={"pairs": {under: list(pair) for under, pair in best.items()}},
@@ -169,9 +169,11 @@ class BackPatching(MethodRecipe):
             batches += np.array_split(rows, n)
         for rows in self.progress(batches, what):
             prompt = vlm.as_prompt([prompts[i] for i in rows])
-            held = self.held(vlm, prompt, sorted({pair[0] for pair in pairs if pair}), roll)
+            activations = self.activations(
+                vlm, prompt, sorted({pair[0] for pair in pairs if pair}), roll
+            )
             edits = [
-                compose([*(self.write(held, pair) if pair else ()), *compose(also)])
+                compose([*(self.write(activations, pair) if pair else ()), *compose(also)])
                 for pair in pairs
             ]
             swept = vlm.sweep(prompt, edits, progress=False).stack("token_id")
@@ -191,7 +193,7 @@ class BackPatching(MethodRecipe):
         """Whether a prompt has no other to take from."""
         return self.batch_size == 1 or min(map(len, self.alike(vlm, prompts))) == 1
 
-    def held(
+    def activations(
         self, vlm: HookedVLM, prompt: Any, blocks: Sequence[int], roll: int
     ) -> dict[int, Tensor]:
         """What the positions hold after each block: `[rows, positions, d_model]`."""
@@ -199,11 +201,11 @@ class BackPatching(MethodRecipe):
         _, cache = vlm.run_with_cache(prompt, names_filter=names, positions=self.place())
         return {b: cache[n].roll(roll, 0) for b, n in zip(blocks, names, strict=True)}
 
-    def write(self, held: dict[int, Tensor], pair: Pair) -> list[ActivationPatch]:
+    def write(self, activations: dict[int, Tensor], pair: Pair) -> list[ActivationPatch]:
         """What the source block gave, over what the target block gives."""
         source, target = pair
         point = f"blocks.{target}.hook_resid_post"
-        return [ActivationPatch(point, at=self.place(), value=held[source])]
+        return [ActivationPatch(point, at=self.place(), value=activations[source])]
 
     def scored(self, vlm: HookedVLM, tokens: Tensor, task: Task, split: str) -> Any:
         """Predictions judged."""

@@ -144,9 +144,9 @@ class Recipe(ABC):
         value = getattr(self, name)
         for layer in value if isinstance(value, tuple) else (value,):
             if isinstance(layer, int) and not 0 <= layer < vlm.cfg.n_layers:
-                said = "names" if isinstance(value, tuple) else "is"
+                verb = "names" if isinstance(value, tuple) else "is"
                 raise RecipeError(
-                    f"{self.named(name)} {said} {layer}; {vlm.name} has blocks "
+                    f"{self.named(name)} {verb} {layer}; {vlm.name} has blocks "
                     f"0..{vlm.cfg.n_layers - 1}."
                 )
 
@@ -265,8 +265,8 @@ def _speaking_for(recipe: type[Recipe], inner: type[Recipe]) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        said = str(error).replace(f"{inner.__name__}.", f"{recipe.__name__}.")
-        raise RecipeError(said) from None
+        message = str(error).replace(f"{inner.__name__}.", f"{recipe.__name__}.")
+        raise RecipeError(message) from None
 
 
 # ---------------------------------------------------------------------------- provenance

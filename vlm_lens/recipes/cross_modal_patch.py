@@ -185,8 +185,8 @@ class CrossModalPatch(TaskRecipe):
         runs = [(s, layer) for s in self.used_seeds() for layer in range(vlm.cfg.n_layers)]
         patches = [self.patch(layer, vector(task, seed)) for seed, layer in runs]
         queries = [task.query(row, self.query) for row in task.validation]
-        said = self._predict(vlm, queries, patches, f"{task.name}: layers")
-        scores = self._score(vlm, said, [row.answers for row in task.validation])
+        predicted = self._predict(vlm, queries, patches, f"{task.name}: layers")
+        scores = self._score(vlm, predicted, [row.answers for row in task.validation])
         means = zip(scores.correct.mean(1), scores.strict.mean(1), strict=True)
         rows = [(task.name, *run, *mean) for run, mean in zip(runs, means, strict=True)]
         return pd.DataFrame(rows, columns=["task", "seed", "layer", "accuracy", "strict"])
@@ -202,15 +202,15 @@ class CrossModalPatch(TaskRecipe):
             for method, control in interventions(self.used_controls(), setting).items():
                 patches[method, seed] = control
         tokens = self._predict(vlm, queries, list(patches.values()), f"{task.name}: patch")
-        said = dict(zip(patches, tokens, strict=True))
+        predicted = dict(zip(patches, tokens, strict=True))
         for seed in self.used_seeds():
             prompts = self.prompts(task, seed)
-            said[PROMPT, seed] = self._predict(vlm, prompts, [()], f"{task.name}: prompt")[0]
+            predicted[PROMPT, seed] = self._predict(vlm, prompts, [()], f"{task.name}: prompt")[0]
         constant = constant_answers(vlm, task, ignore_case=self.ignore_case)
-        said |= {(method, 0): tokens for method, tokens in constant.items()}
-        runs = self._scored(vlm, task, said, answers)
+        predicted |= {(method, 0): tokens for method, tokens in constant.items()}
+        runs = self._scored(vlm, task, predicted, answers)
         donor, _ = donors(task, self.chosen_tasks())
-        wrong = {(AS_DONOR, s): said[m, s] for m, s in said if m == WRONG_SAME}
+        wrong = {(AS_DONOR, s): predicted[m, s] for m, s in predicted if m == WRONG_SAME}
         if wrong:  # does the other task's vector make the model do that task?
             runs += self._scored(vlm, task, wrong, [donor[row.input].answers for row in task.test])
         return runs
@@ -256,10 +256,14 @@ class CrossModalPatch(TaskRecipe):
         return score(vlm, tokens, answers, ignore_case=self.ignore_case)
 
     def _scored(
-        self, vlm: HookedVLM, task: Task, said: dict[tuple[str, int], Tensor], answers: Sequence
+        self,
+        vlm: HookedVLM,
+        task: Task,
+        predicted: dict[tuple[str, int], Tensor],
+        answers: Sequence,
     ) -> list[Run]:
-        scores = self._score(vlm, torch.stack(list(said.values())), answers)
-        return [Run(task, *key, answers, scores[i]) for i, key in enumerate(said)]
+        scores = self._score(vlm, torch.stack(list(predicted.values())), answers)
+        return [Run(task, *key, answers, scores[i]) for i, key in enumerate(predicted)]
 
     # ------------------------------------------------------------------ fields
 
@@ -294,5 +298,5 @@ class CrossModalPatch(TaskRecipe):
         if self.source != "instruction" and self.n_examples >= fewest[0]:
             raise RecipeError(
                 f"CrossModalPatch.n_examples is {self.n_examples}; {fewest[1]} has {fewest[0]} "
-                f"{fewest[2]} rows, one of them the query, and allows {fewest[0] - 1}."
+                f"{fewest[2]} rows, one of them the query, and allows {max(0, fewest[0] - 1)}."
             )

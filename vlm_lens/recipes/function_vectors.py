@@ -22,8 +22,14 @@ from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.parts.heads import Head, in_place, mean_heads, random_heads, written
-from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.heads import (
+    Head,
+    function_vector,
+    mean_head_outputs,
+    patch_heads,
+    random_heads,
+)
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, with_methods
 from vlm_lens.recipes.parts.scoring import answer_token
 from vlm_lens.recipes.parts.transfer_result import best_layer
 from vlm_lens.sweep import Grid
@@ -80,7 +86,7 @@ class FunctionVectors(MethodRecipe):
         reference = self.paper().measure(vlm)
         pairs = list(product(self.chosen_tasks(), self.used_seeds()))
         means = {
-            (task, seed): mean_heads(
+            (task, seed): mean_head_outputs(
                 vlm, task.example_sets(self.source, seed=seed, n=self.n_examples),
                 batch_size=self.batch_size,
             )
@@ -105,7 +111,7 @@ class FunctionVectors(MethodRecipe):
             f"added after block {best[ADDED]}, put in place after block {best[REPLACED]} "
             "(0-based), chosen on the validation rows."
         )
-        return beside(
+        return with_methods(
             reference, runs, self, kind=FunctionVectorsResult, notes=[note],
             tables={"heads": table, "vector_layers": layers},
             values={"function_vector_layers": best, "n_heads": self.heads},
@@ -118,7 +124,7 @@ class FunctionVectors(MethodRecipe):
 
         Args:
             vlm: A HookedVLM.
-            means: What `mean_heads` gave, by task and seed.
+            means: What `mean_head_outputs` gave, by task and seed.
         """
         every = []
         for task, seed in self.progress(list(means), "indirect effects"):
@@ -170,7 +176,7 @@ class FunctionVectors(MethodRecipe):
         for task in self.chosen_tasks():
             keys, methods = [], {}
             for seed in self.used_seeds():
-                vector = written(vlm, means[task, seed], chosen)
+                vector = function_vector(vlm, means[task, seed], chosen)
                 for layer, (way, use) in product(range(vlm.cfg.n_layers), self.ways().items()):
                     keys.append((way, layer))
                     methods[f"{way} {layer}", seed] = use(layer, vector)
@@ -195,16 +201,16 @@ class FunctionVectors(MethodRecipe):
         seed: int,
     ) -> dict[str, Any]:
         """What is done to a query, by method."""
-        vector = written(vlm, means, chosen)
+        vector = function_vector(vlm, means, chosen)
         made: dict[str, Any] = {way: use(best[way], vector) for way, use in self.ways().items()}
-        made[HEADS] = in_place(means, chosen)
+        made[HEADS] = patch_heads(means, chosen)
         others = random_heads(vlm, chosen, seed=seed)
         if self.controls and others:
-            noise = written(vlm, means, others)
+            noise = function_vector(vlm, means, others)
             noise = (noise * (vector.norm() / noise.norm())).to(vector.dtype)
             made[RANDOM] = self.paper().add(best[ADDED], noise)
             made[RANDOM_REPLACED] = self.paper().patch(best[REPLACED], noise)
-            made[RANDOM_HEADS] = in_place(
+            made[RANDOM_HEADS] = patch_heads(
                 means, random_heads(vlm, chosen, seed=seed, by_block=True)
             )
         return made
@@ -238,7 +244,7 @@ def effect(
         vlm: A HookedVLM.
         prompt: A few-shot prompt with spoiled answers.
         answer: The right answer.
-        means: What `mean_heads` gave.
+        means: What `mean_head_outputs` gave.
     """
     layers, heads, _ = means.values.shape
     token = answer_token(vlm, answer)

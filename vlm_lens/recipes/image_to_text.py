@@ -66,8 +66,8 @@ class ImageToText(TaskRecipe):
         """All test rows, answered with examples given as the queries are."""
         prompts = few_shot(task, self.query, self.query, seed=seed, n=self.n_examples)
         answers: Sequence[Sequence[str]] = [row.answers for row in task.test]
-        said = first_tokens(vlm, prompts, batch_size=self.batch_size)[0]
-        scores = score(vlm, said, answers, ignore_case=self.ignore_case)
+        predicted = first_tokens(vlm, prompts, batch_size=self.batch_size)[0]
+        scores = score(vlm, predicted, answers, ignore_case=self.ignore_case)
         return Run(task, TEXT_PROMPT, seed, answers, scores)
 
     def transfer(self) -> CrossModalPatch:

@@ -37,9 +37,10 @@ __all__ = ["EnsembleResult", "InstructionEnsemble"]
 class InstructionEnsemble(TaskRecipe):
     """Patches the vector of an instruction, of n examples, and the mean of the two.
 
-    The number n has two meanings, and both are run. *Averaged*, as in the paper's code: n / 5
-    prompts of five examples each, drawn from the validation prompts, their vectors averaged. *In
-    context*: one prompt that shows n examples, the last one's answer open.
+    The number n has two meanings, and both are run. *Averaged*, as in the paper's code: prompts of
+    `n_examples` each (five in the paper), as many as give n examples, drawn from the validation
+    prompts, their vectors averaged. *In context*: one prompt that shows n examples, the last one's
+    answer open.
 
     Attributes:
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
@@ -75,24 +76,24 @@ class InstructionEnsemble(TaskRecipe):
             values = self.values(vlm, task, layer, vectors)
             patches = [recipe.patch(layer, value) for value in values.values()]
             queries = [task.query(row, self.query) for row in task.test]
-            said = first_tokens(vlm, queries, patches, batch_size=self.batch_size)
+            predicted = first_tokens(vlm, queries, patches, batch_size=self.batch_size)
             answers = [row.answers for row in task.test]
-            right = score(vlm, said, answers, ignore_case=self.ignore_case)
+            right = score(vlm, predicted, answers, ignore_case=self.ignore_case)
             for key, mean in zip(values, right.correct.mean(1), strict=True):
                 found.append((*key, task.name, float(mean)))
         columns = ["method", "meaning", "n", "seed", "task", "accuracy"]
-        return _result(pd.DataFrame(found, columns=columns), layer)
+        return _result(pd.DataFrame(found, columns=columns), layer, self.n_examples)
 
     def values(
         self, vlm: HookedVLM, task: Task, layer: int, vectors: TaskVectors
     ) -> dict[tuple, Tensor]:
         """Each vector at the layer, by method, meaning, n and seed."""
-        told = TaskVectors(vlm, "instruction")(task, 1).layer(layer)
-        values: dict[tuple, Tensor] = {(INSTRUCTION, "", 0, 0): told}
+        from_instruction = TaskVectors(vlm, "instruction")(task, 1).layer(layer)
+        values: dict[tuple, Tensor] = {(INSTRUCTION, "", 0, 0): from_instruction}
         for seed in self.used_seeds():
             for meaning, n, shown in self.shown(vlm, task, layer, vectors, seed):
                 values[EXAMPLES, meaning, n, seed] = shown
-                values[ENSEMBLE, meaning, n, seed] = (shown + told) / 2
+                values[ENSEMBLE, meaning, n, seed] = (shown + from_instruction) / 2
         return values
 
     def shown(
@@ -170,8 +171,8 @@ class EnsembleResult(Result):
         for (method, meaning), mine in mean.groupby(["method", "meaning"], sort=False):
             spread = ["" if np.isnan(sd) else f" ±{sd:.3f}" for sd in mine["sd"]]
             cells = zip(mine["n"], mine["accuracy"], spread, strict=True)
-            said = {f"n = {n}": f"{accuracy:.3f}{sd}" for n, accuracy, sd in cells}
-            rows.append({"vector": f"{method}, {meaning}" if meaning else method, **said})
+            shown = {f"n = {n}": f"{accuracy:.3f}{sd}" for n, accuracy, sd in cells}
+            rows.append({"vector": f"{method}, {meaning}" if meaning else method, **shown})
         columns = ["vector", *(f"n = {n}" for n in sorted(set(mean["n"])))]
         return pd.DataFrame(rows)[columns].fillna("")
 
@@ -182,7 +183,7 @@ class EnsembleResult(Result):
         return {"ensemble": ensemble_curves(self.table, layer=self.values["layer"])}
 
 
-def _result(seeds: pd.DataFrame, layer: int) -> EnsembleResult:
+def _result(seeds: pd.DataFrame, layer: int, n_examples: int) -> EnsembleResult:
     key = ["method", "meaning", "n"]
     mean = seeds.groupby([*key, "seed"], sort=False)["accuracy"].mean().reset_index()
     both = pd.concat([seeds, mean.assign(task=MEAN)], ignore_index=True)
@@ -191,7 +192,8 @@ def _result(seeds: pd.DataFrame, layer: int) -> EnsembleResult:
     notes = (
         f"Patched: the output of block {layer} (0-based), at the query's last position. Accuracy "
         "on the test rows by the prefix rule, mean and standard deviation over seeds.",
-        "n, averaged: n / 5 prompts of five examples, their vectors averaged; n, in context: one "
-        "prompt of n examples. Ensemble: the mean of the examples' and the instruction's vector.",
+        f"n, averaged: n / {n_examples} prompts of {n_examples} examples, their vectors averaged; "
+        "n, in context: one prompt of n examples. Ensemble: the mean of the examples' and the "
+        "instruction's vector.",
     )
     return EnsembleResult(table, {"seeds": seeds}, {"layer": layer}, notes)

@@ -18,7 +18,7 @@ from vlm_lens.model.checkpoints import base_of
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.parts.controls import Control, chosen_controls, interventions
-from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, with_methods
 from vlm_lens.recipes.parts.vector_sources import TaskVectors, is_loaded, writable_into
 from vlm_lens.tasks import Task
 from vlm_lens.terms import PATCH_BASE, PATCH_UNRELATED
@@ -88,7 +88,7 @@ class InterModelTransfer(MethodRecipe):
             note += (
                 f" {PATCH_UNRELATED}: {names['unrelated']}, at the length of the VLM's own vector."
             )
-        return beside(
+        return with_methods(
             reference, runs, self, kind=InterModelResult, tables=tables, notes=[note],
             values={"models": {"vlm": vlm.name, **names}},
         )  # fmt: skip
@@ -100,13 +100,13 @@ class InterModelTransfer(MethodRecipe):
         paper = self.paper()
         mine = paper.setting(task, seed, layer, own)
         base = paper.setting(task, seed, layer, theirs["base"], allow_transfer=True)
-        written = {PATCH_BASE: base.write(theirs["base"](task, seed))}
+        by_method = {PATCH_BASE: base.write(theirs["base"](task, seed))}
         made = interventions(self.base_controls(), base)
-        written |= {f"{name}, base LLM": one for name, one in made.items()}
+        by_method |= {f"{name}, base LLM": one for name, one in made.items()}
         if "unrelated" in theirs:
             other = theirs["unrelated"](task, seed).layer(layer)
-            written[PATCH_UNRELATED] = base.write(mine.as_long(other))
-        return written
+            by_method[PATCH_UNRELATED] = base.write(mine.as_long(other))
+        return by_method
 
     def base_controls(self) -> tuple[Control, ...]:
         """The controls of the base model's vectors; an instruction has no answers to shuffle."""

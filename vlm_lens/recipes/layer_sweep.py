@@ -120,8 +120,9 @@ class LayerSweepResult(Result):
         for pair, best in self.values["best"].items():
             source, _, query = pair.partition(" -> ")
             mine = self.table.query("source == @source and query == @query and layer == @best")
-            for said, column in ((f"{pair}, block {best}", "accuracy"), ("prompting", "prompting")):
-                rows.append({"": said, **dict(zip(mine["task"], mine[column], strict=True))})
+            labels = {"accuracy": f"{pair}, block {best}", "prompting": "prompting"}
+            for column, label in labels.items():
+                rows.append({"": label, **dict(zip(mine["task"], mine[column], strict=True))})
         return pd.DataFrame(rows).rename(
             columns=short_names(list(dict.fromkeys(self.table["task"])))
         )
@@ -134,24 +135,24 @@ class LayerSweepResult(Result):
         for pair, best in self.values["best"].items():
             source, _, query = pair.partition(" -> ")
             mine = self.tables["seeds"].query("source == @source and query == @query")
-            told = self.table.query("source == @source and query == @query and task != @MEAN")
-            prompting = told.groupby("task")["prompting"].first().to_dict()
+            prompted = self.table.query("source == @source and query == @query and task != @MEAN")
+            prompting = prompted.groupby("task")["prompting"].first().to_dict()
             panels.append(Panel(f"{source} → {query}", mine, best, prompting))
         title = "Where the patch works" + (f": {panels[0].title}" if len(panels) == 1 else "")
-        said = "Validation rows; mean over seeds, band: one standard deviation over seeds"
-        return {"layer_sweep": layer_figure(panels, title=title, subtitle=said)}
+        label = "Validation rows; mean over seeds, band: one standard deviation over seeds"
+        return {"layer_sweep": layer_figure(panels, title=title, subtitle=label)}
 
 
 def _result(seeds: pd.DataFrame, prompting: pd.DataFrame) -> LayerSweepResult:
     """Means over seeds and tasks, and each pair's best layer."""
     pair, rows, best = ["source", "query"], [], {}
-    told = _with_mean(prompting, [*pair, "seed"]).groupby([*pair, "task"], sort=False)["accuracy"]
-    told = told.mean().rename("prompting")
+    by_task = _with_mean(prompting, [*pair, "seed"]).groupby([*pair, "task"], sort=False)
+    prompted = by_task["accuracy"].mean().rename("prompting")
     for (source, query), mine in seeds.groupby(pair, sort=False):
         best[f"{source} -> {query}"] = best_layer(mine)
     by = _with_mean(seeds, [*pair, "seed", "layer"]).groupby([*pair, "task", "layer"], sort=False)
     rows = by["accuracy"].agg(accuracy="mean", sd="std").reset_index()
-    table = rows.merge(told.reset_index(), on=[*pair, "task"])
+    table = rows.merge(prompted.reset_index(), on=[*pair, "task"])
     notes = (
         "Accuracy on the validation rows by the prefix rule, at the best layer of each pair: the "
         "highest mean over seeds, then tasks, of equals the lowest. Layers are 0-based blocks.",

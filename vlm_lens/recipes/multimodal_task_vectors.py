@@ -19,8 +19,8 @@ from vlm_lens.interventions.base import compose
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.base import RecipeError
-from vlm_lens.recipes.parts.heads import Head, in_place, mean_heads, random_heads
-from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.heads import Head, mean_head_outputs, patch_heads, random_heads
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, with_methods
 from vlm_lens.recipes.parts.scoring import answer_token
 from vlm_lens.tasks import Task
 
@@ -70,10 +70,10 @@ class MultimodalTaskVectors(MethodRecipe):
             found = self.located(vlm, task, means[self.used_seeds()[0]])
             methods: dict[tuple[str, int], Any] = {}
             for seed, mine in means.items():
-                methods[MTV, seed] = in_place(mine, found.heads)
+                methods[MTV, seed] = patch_heads(mine, found.heads)
                 others = random_heads(vlm, found.heads, seed=seed, by_block=True)
                 if self.controls and others:
-                    methods[RANDOM, seed] = in_place(mine, others)
+                    methods[RANDOM, seed] = patch_heads(mine, others)
             runs += self.runs(vlm, task, methods, what="task vectors of heads")
             heads.append(found.table().assign(task=task.name))
             steps.append(found.history.assign(task=task.name))
@@ -84,14 +84,14 @@ class MultimodalTaskVectors(MethodRecipe):
             f"{MTV}: heads put in place, of {vlm.cfg.n_layers * vlm.cfg.n_heads}, by task: "
             f"{', '.join(f'{name} {n}' for name, n in each.items())}; found in {self.steps} steps."
         )
-        return beside(
+        return with_methods(
             reference, runs, self, kind=MultimodalTaskVectorsResult, tables=tables, notes=[note]
         )
 
     def means(self, vlm: HookedVLM, task: Task, seed: int) -> TaskVector:
         """Every head's mean output, `[layers, heads, d_head]`."""
         prompts = task.example_sets(self.source, seed=seed, n=self.n_examples)
-        return mean_heads(vlm, prompts, batch_size=self.batch_size)
+        return mean_head_outputs(vlm, prompts, batch_size=self.batch_size)
 
     def located(self, vlm: HookedVLM, task: Task, means: TaskVector) -> Search:
         """The search on the validation rows of one task."""
@@ -128,7 +128,7 @@ def loss(
         vlm: A HookedVLM.
         prompt: A query.
         answer: The right answer.
-        means: What `mean_heads` gave.
+        means: What `mean_head_outputs` gave.
         sets: Sets of heads; an empty one leaves the query as it is.
     """
     token = answer_token(vlm, answer)
@@ -136,7 +136,7 @@ def loss(
     def entropy(logits: Tensor) -> float:
         return -float(logits.float().log_softmax(-1)[token])
 
-    edits = [compose(in_place(means, heads)) for heads in sets]
+    edits = [compose(patch_heads(means, heads)) for heads in sets]
     swept = vlm.sweep(prompt, edits, measure=entropy, progress=False)
     return swept.stack("value").float()
 

@@ -15,7 +15,7 @@ from vlm_lens.layout.positions import Last
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import RecipeError, seed_list
-from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, beside
+from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, with_methods
 from vlm_lens.terms import PATCH, swapped
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class NoisyInstruction(MethodRecipe):
             keys = [(swapped(s), int(seed)) for s, seed in zip(mine.swaps, mine.seed, strict=True)]
             methods = {key: patches[i] for key, i in zip(keys, mine.index, strict=True)}
             runs += self.runs(vlm, task, methods, what="noisy instructions")
-        return beside(reference, runs, self, kind=NoisyResult, tables={"instructions": texts})
+        return with_methods(reference, runs, self, kind=NoisyResult, tables={"instructions": texts})
 
     def instructions(self) -> pd.DataFrame:
         """Every noisy instruction: task, swaps, seed, instruction."""

@@ -80,16 +80,16 @@ class PhaseAnalysis(Recipe):
         )
         task_id = vlm.to_first_token(self.task_token or task.task_word)
         ids = [(input_id, task_id, answer_token(vlm, answer)) for answer in answers]
-        kept = [i for i, three in enumerate(ids) if len(set(three)) == 3]
-        if not kept:
+        distinct = [i for i, three in enumerate(ids) if len(set(three)) == 3]
+        if not distinct:
             raise RecipeError(
                 f"The tokens for input, task and answer must differ; for {task.name} they do in no "
                 "run. Set PhaseAnalysis.input_token or .task_token."
             )
-        starts = range(0, len(kept), self.batch_size)
+        starts = range(0, len(distinct), self.batch_size)
         tables = []
         for start in self.progress(starts, f"{task.name}, {self.modality}: logit lens"):
-            batch = kept[start : start + self.batch_size]
+            batch = distinct[start : start + self.batch_size]
             tables.append(decode(vlm, [prompts[i] for i in batch], [ids[i] for i in batch], batch))
         runs = pd.concat(tables, ignore_index=True)
         token = vlm.tokenizer.decode
@@ -99,7 +99,7 @@ class PhaseAnalysis(Recipe):
             "input_token": token([input_id]),
             "task_token": token([task_id]),
         }
-        return phases(runs, values, skipped=len(ids) - len(kept))
+        return phases(runs, values, skipped=len(ids) - len(distinct))
 
     def prompts(self, task: Task) -> tuple[RawPrompt, ...]:
         """What is decoded, one prompt a run."""

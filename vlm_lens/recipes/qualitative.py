@@ -80,9 +80,10 @@ class Qualitative(TaskRecipe):
             for method, given, edit in (
                 (NO_CONTEXT, queries, ()), (PROMPT, prompts, ()), (PATCH, queries, patch),
             ):  # fmt: skip
-                for row, prompt, said in zip(rows, given, self.said(vlm, given, edit), strict=True):
-                    right = prefix_match(said.partition("\n")[0], row.answers)
-                    about = (task.name, row.input, method, prompt.text, said, row.output, right)
+                outputs = self.generated(vlm, given, edit)
+                for row, prompt, output in zip(rows, given, outputs, strict=True):
+                    right = prefix_match(output.partition("\n")[0], row.answers)
+                    about = (task.name, row.input, method, prompt.text, output, row.output, right)
                     found.append(about)
             if self.query == "image":
                 pictures += [(task.name, row.input, _uri(row)) for row in rows]
@@ -99,14 +100,14 @@ class Qualitative(TaskRecipe):
             notes,
         )
 
-    def said(self, vlm: HookedVLM, prompts: Sequence[RawPrompt], edit: Any) -> list[str]:
+    def generated(self, vlm: HookedVLM, prompts: Sequence[RawPrompt], edit: Any) -> list[str]:
         """What the model says to each prompt, without space around it."""
-        said: list[str] = []
+        generated: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = list(prompts[start : start + self.batch_size])
             made = vlm.generate(batch, max_new_tokens=self.max_new_tokens, interventions=edit)
-            said += [text.strip() for text in made.text]
-        return said
+            generated += [text.strip() for text in made.text]
+        return generated
 
     def asked(self, prompt: RawPrompt, row: Row) -> RawPrompt:
         """The prompt with the question after its last input."""

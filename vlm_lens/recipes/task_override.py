@@ -96,16 +96,16 @@ class TaskOverride(TaskRecipe):
             RawPrompt(f"{item.overriding.question}\n\n{p.text}", p.images)
             for item, p in zip(items, prompts, strict=True)
         ]
-        said = {
+        outputs = {
             ORIGINAL_TASK: self.answers(vlm, prompts, None, layer, ORIGINAL_TASK),
             SYSTEM_PROMPT: self.answers(vlm, system, None, layer, SYSTEM_PROMPT),
         }
         for method, vectors in self.vectors(vlm, items, layer).items():
-            said[method] = self.answers(vlm, prompts, vectors, layer, method)
+            outputs[method] = self.answers(vlm, prompts, vectors, layer, method)
         answers = pd.concat(
             [
                 verdicts(judge, method, items, self.progress(texts, f"judge: {method}"))
-                for method, texts in said.items()
+                for method, texts in outputs.items()
             ],
             ignore_index=True,
         )

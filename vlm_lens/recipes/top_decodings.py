@@ -127,8 +127,8 @@ class TopDecodingsResult(Result):
         rows = []
         for task in dict.fromkeys(self.table["task"]):
             sources = dict.fromkeys(self.table["source"])
-            said = {s: ", ".join(t.strip() or repr(t) for t in self.top(task, s)) for s in sources}
-            rows.append({"task": task, **said})
+            tops = {s: [t.strip() or repr(t) for t in self.top(task, s)] for s in sources}
+            rows.append({"task": task, **{s: ", ".join(top) for s, top in tops.items()}})
         return pd.DataFrame(rows)
 
     def plots(self) -> dict[str, go.Figure]:

@@ -218,7 +218,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def settings(values: Mapping[str, Any]) -> str:
     """Names and values in two columns."""
-    rows = [(text_cell(str(k)), text_cell(_said(v))) for k, v in values.items()]
+    rows = [(text_cell(str(k)), text_cell(_shown(v))) for k, v in values.items()]
     return html_table(("setting", "value"), rows)
 
 
@@ -241,5 +241,5 @@ def _cell(value: Any) -> str:
     return escape(str(value))
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

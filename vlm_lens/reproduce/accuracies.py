@@ -127,7 +127,7 @@ def better(
     """
     gain, numbers = result.difference(one, other), map(result.accuracy, (one, other))
     if named:
-        said = ", ".join(f"{m} {a:.2f}" for m, a in zip((one, other), numbers, strict=True))
+        values = ", ".join(f"{m} {a:.2f}" for m, a in zip((one, other), numbers, strict=True))
     else:
-        said = " against ".join(f"{a:.2f}" for a in numbers)
-    return Finding(statement, there, f"{said}: {gain}", gain.low > 0)
+        values = " against ".join(f"{a:.2f}" for a in numbers)
+    return Finding(statement, there, f"{values}: {gain}", gain.low > 0)

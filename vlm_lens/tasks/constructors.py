@@ -68,7 +68,8 @@ class Constructors:
             The task.
 
         Raises:
-            TaskError: A row is wrong or there twice, or a picture is missing or no picture.
+            TaskError: A row is wrong or there twice, a picture is missing or no picture, or no
+                row is left for test.
         """
         made = []
         for i, row in enumerate(rows):
@@ -84,7 +85,8 @@ class Constructors:
                 "pass how many of them are for validation"
             )
         splits = tuple(made[:validation]), tuple(made[validation:])
-        return cls(name, instruction, *splits, domain=domain, task_word=task_word)
+        task = cls(name, instruction, *splits, domain=domain, task_word=task_word)
+        return _with_test_rows(task, f"validation={validation}")
 
     @classmethod
     def from_csv(
@@ -116,7 +118,8 @@ class Constructors:
             The task.
 
         Raises:
-            TaskError: The file, a column, a value or a picture is missing or wrong.
+            TaskError: The file, a column, a value or a picture is missing or wrong, or no row is
+                left for test.
         """
         path = Path(path)
         splits = sources.read_csv(
@@ -125,7 +128,8 @@ class Constructors:
             validation=validation,
             width=width,
         )
-        return cls(name or path.stem, instruction, *splits, domain=domain, task_word=task_word)
+        task = cls(name or path.stem, instruction, *splits, domain=domain, task_word=task_word)
+        return _with_test_rows(task, f"validation={validation} (or a column split)")
 
     @classmethod
     def from_folder(
@@ -215,3 +219,12 @@ def _load(cls: type, name: str) -> Any:
     spec = registry.spec(name)
     splits = grids.rows(name) if name in registry.GRID_TASKS else sources.read_package(name)
     return cls(name, spec.instruction, *splits, domain=spec.domain, task_word=spec.task_word)
+
+
+def _with_test_rows(task: Any, by: str) -> Any:
+    if not task.test:
+        raise TaskError(
+            f"{task.name!r} has {len(task)} rows, all of them for validation by {by}, and none for "
+            "test: give fewer for validation"
+        )
+    return task

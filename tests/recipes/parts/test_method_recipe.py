@@ -31,7 +31,7 @@ class EveryBlock(MethodRecipe):
                 for seed in self.used_seeds()
             }
             runs += self.runs(vlm, task, methods)
-        return m.beside(reference, runs, self, notes=["Every block: from one block on."])
+        return m.with_methods(reference, runs, self, notes=["Every block: from one block on."])
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def test_results_side_by_side(results, tmp_path, toy):
     assert [one["recipe"]["class"] for one in both.provenance["results"]] == [
         "CrossModalPatch", "EveryBlock"
     ]  # fmt: skip
+    pd.testing.assert_frame_equal(m.side_by_side([paper, every]).table, both.table)  # or a list
     again = Result.load(both.save(tmp_path))
     assert repr(again) == repr(both)
     other = CrossModalPatch(

@@ -28,10 +28,10 @@ def constant_answers(vlm: HookedVLM, task: Task, *, ignore_case: bool = False) -
         task: The task; without validation rows there is no best token.
         ignore_case: Whether answers are compared without case.
     """
-    said = {MAJORITY: majority_token(vlm, task)}
+    tokens = {MAJORITY: majority_token(vlm, task)}
     if task.validation:
-        said[BEST_TOKEN] = best_token(vlm, task, ignore_case=ignore_case)
-    return {method: torch.full((len(task.test),), token) for method, token in said.items()}
+        tokens[BEST_TOKEN] = best_token(vlm, task, ignore_case=ignore_case)
+    return {method: torch.full((len(task.test),), token) for method, token in tokens.items()}
 
 
 def majority_token(vlm: HookedVLM, task: Task) -> int:

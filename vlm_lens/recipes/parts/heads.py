@@ -17,13 +17,15 @@ from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.serial import FrozenTensor
 
-__all__ = ["Head", "in_place", "mean_heads", "random_heads", "written"]
+__all__ = ["Head", "patch_heads", "mean_head_outputs", "random_heads", "function_vector"]
 
 Head = tuple[int, int]  # 0-based block, head
 _Z = "blocks.*.attn.hook_z"
 
 
-def mean_heads(vlm: HookedVLM, prompts: Sequence[Any], *, batch_size: int = 32) -> TaskVector:
+def mean_head_outputs(
+    vlm: HookedVLM, prompts: Sequence[Any], *, batch_size: int = 32
+) -> TaskVector:
     """What every head gives at the last position, before the output projection, mean over prompts.
 
     Args:
@@ -37,7 +39,7 @@ def mean_heads(vlm: HookedVLM, prompts: Sequence[Any], *, batch_size: int = 32) 
     return TaskVector.read(vlm, list(prompts), at=Last(), points=_Z, batch_size=batch_size)
 
 
-def in_place(means: TaskVector, heads: Iterable[Head]) -> list[ActivationPatch]:
+def patch_heads(means: TaskVector, heads: Iterable[Head]) -> list[ActivationPatch]:
     """The chosen heads' outputs at the last position replaced by their means, each in its block."""
     by_layer: dict[int, list[int]] = {}
     for layer, head in sorted(heads):
@@ -48,7 +50,9 @@ def in_place(means: TaskVector, heads: Iterable[Head]) -> list[ActivationPatch]:
     ]
 
 
-def written(vlm: HookedVLM, means: TaskVector, heads: Iterable[Head]) -> Float[Tensor, " d_model"]:
+def function_vector(
+    vlm: HookedVLM, means: TaskVector, heads: Iterable[Head]
+) -> Float[Tensor, " d_model"]:
     """What the chosen heads' means add to the residual stream, summed.
 
     The model's own output projections are used: in one run all heads' outputs are the chosen means
@@ -57,7 +61,7 @@ def written(vlm: HookedVLM, means: TaskVector, heads: Iterable[Head]) -> Float[T
 
     Args:
         vlm: A HookedVLM.
-        means: What `mean_heads` gave.
+        means: What `mean_head_outputs` gave.
         heads: The chosen heads.
     """
     kept = torch.zeros_like(means.values)

@@ -185,8 +185,8 @@ class Endpoint:
                 "messages": [{"role": "user", "content": asked}]}  # fmt: skip
         reply = self._ask("/chat/completions", body)
         try:
-            said = reply["choices"][0]["message"]["content"]
-            found = json.loads(re.search(r"\{.*\}", said, re.DOTALL).group())
+            content = reply["choices"][0]["message"]["content"]
+            found = json.loads(re.search(r"\{.*\}", content, re.DOTALL).group())
             return _LETTERS[str(found["choice"]).strip().upper()]
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             shown = json.dumps(reply)[:300]

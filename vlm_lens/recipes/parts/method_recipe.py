@@ -108,7 +108,7 @@ class MethodResult(TransferResult):
         return {"methods": plots.pop("methods"), **plots}
 
 
-def beside(
+def with_methods(
     reference: TransferResult,
     runs: Sequence[Run],
     recipe: MethodRecipe,

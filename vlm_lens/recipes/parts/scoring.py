@@ -44,10 +44,10 @@ def prefix_match(
         answers: The label, or the label and its aliases: each counts.
         ignore_case: Whether upper and lower case are the same.
     """
-    said = as_compared(prediction, ignore_case)
+    predicted = as_compared(prediction, ignore_case)
     for answer in [answers] if isinstance(answers, str) else answers:
         label = as_compared(answer, ignore_case)
-        if said and label and (said.startswith(label) or label.startswith(said)):
+        if predicted and label and (predicted.startswith(label) or label.startswith(predicted)):
             return True
     return False
 
@@ -100,10 +100,10 @@ def score(
     tokens = torch.as_tensor(tokens)
     flat = tokens.reshape(-1, len(answers)).tolist()
     judged = [judge(t, tuple(a)) for run in flat for t, a in zip(run, answers, strict=True)]
-    said, correct, strict = (
+    predicted, correct, strict = (
         np.array(column).reshape(tokens.shape) for column in zip(*judged, strict=True)
     )
-    return Scores(said, correct, strict)
+    return Scores(predicted, correct, strict)
 
 
 def accuracy(

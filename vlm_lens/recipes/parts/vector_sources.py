@@ -142,8 +142,8 @@ def residual_stream(
     read = []
     for start in progress(range(0, len(prompts), batch_size)):
         batch = vlm.as_prompt(list(prompts[start : start + batch_size]))
-        _, kept = vlm.run_with_cache(batch, names_filter=names, positions=Last(), device="cpu")
-        read.append(torch.stack([kept[name][:, 0] for name in names], dim=1))
+        _, cache = vlm.run_with_cache(batch, names_filter=names, positions=Last(), device="cpu")
+        read.append(torch.stack([cache[name][:, 0] for name in names], dim=1))
     return torch.cat(read)
 
 

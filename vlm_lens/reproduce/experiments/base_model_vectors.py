@@ -54,8 +54,8 @@ def _compare(table: str, setup: Setup, results: Results) -> Comparison:
     if table == "table3":
         rows = [row for row in rows if row.get("task", MEAN) == MEAN]
     findings = _findings(model, result, same, other) if table == "table3" else ()  # said once
-    said = blocks(model, {"its own vectors and the language model's": result})
-    return Comparison.of(rows, said, findings)
+    patched = blocks(model, {"its own vectors and the language model's": result})
+    return Comparison.of(rows, patched, findings)
 
 
 def _findings(model: str, result: Any, same: float, other: float) -> Iterator[Finding]:

@@ -47,20 +47,22 @@ def _by_seed(result: EnsembleResult, one: dict[str, Any]) -> list[float]:
 
 
 def _findings(result: EnsembleResult) -> Iterator[Finding]:
-    told, shown = result.accuracy(INSTRUCTION), result.accuracy(EXAMPLES, 5)
+    instruction, examples = result.accuracy(INSTRUCTION), result.accuracy(EXAMPLES, 5)
     both = result.accuracy(ENSEMBLE, 5)
-    gain = f"{100 * (both / shown - 1):+.0f} %" if shown else "no examples' accuracy to compare"
+    gain = (
+        f"{100 * (both / examples - 1):+.0f} %" if examples else "no examples' accuracy to compare"
+    )
     yield Finding(
         "The ensemble of the instruction and 5 examples does better than the 5 examples.",
         f"{MODEL}: +18 %",
-        f"{both:.2f} against {shown:.2f}, {gain}",
-        both > shown,
+        f"{both:.2f} against {examples:.2f}, {gain}",
+        both > examples,
     )
     yield Finding(
         "The instruction alone is about as good as 5 examples.",
         f"{MODEL}: said, not numbered",
-        f"{told:.2f} against {shown:.2f}",
-        told > 0 and abs(told - shown) <= 0.05,
+        f"{instruction:.2f} against {examples:.2f}",
+        instruction > 0 and abs(instruction - examples) <= 0.05,
     )
     table = result.table[result.table["task"] == MEAN]
     table = table[(table["meaning"] == AVERAGED) & (table["n"] == 5)]

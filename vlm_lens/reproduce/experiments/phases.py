@@ -46,7 +46,7 @@ def _order(curves: Any) -> str:
 
 
 def _compare(setup: Setup, results: Results) -> Comparison:
-    rows, said, here_all, there_all = [], [], [], []
+    rows, rows_of_text, here_all, there_all = [], [], [], []
     for result in results.values():
         task, modality = result.values["task"], result.values["modality"]
         there = _printed(task, modality)
@@ -64,7 +64,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
                     "paper_model": MODEL,
                 }
             )
-        said.append(
+        rows_of_text.append(
             {
                 "what": f"{task}, {examples_of(modality)}: which of input, task and answer leads, "
                 "from embed to the last block",
@@ -73,7 +73,7 @@ def _compare(setup: Setup, results: Results) -> Comparison:
                 "paper_model": MODEL,
             }
         )
-    return Comparison.of(rows, said, _findings(here_all, there_all))
+    return Comparison.of(rows, rows_of_text, _findings(here_all, there_all))
 
 
 def _findings(here: list[str], there: list[str]) -> Iterator[Finding]:
@@ -131,6 +131,12 @@ def _overlay(result: Any) -> go.Figure:
     return fig
 
 
+def _grid(results: Results) -> go.Figure:
+    from vlm_lens.figures.phases import phase_grid
+
+    return phase_grid([result.curves for result in results.values()])
+
+
 _CLAIM = (
     "At the last delimiter the stream decodes to the input, then to the task, then to the answer, "
     "whether examples are text or pictures."
@@ -165,7 +171,7 @@ EXPERIMENTS = (
         "its own curves of the food tasks have hardly a task phase.",
         recipes=lambda s: _runs(s, s.task_names),
         compare=_compare,
-        figures=lambda s, results: [],
+        figures=lambda s, results: [_grid(results)],
         differs=_DIFFERS,
     ),
     Experiment(

@@ -100,12 +100,12 @@ def _described(setup: Setup, results: Results) -> Comparison:
         PROMPT,
         named=True,
     )
-    said = [
+    outputs = [
         *blocks(MODEL, {"image examples": result}),
         *_outputs(results[IMAGE_TEXT].table),
         *_printed("figure11"),
     ]
-    return Comparison.of(rows, said, [finding])
+    return Comparison.of(rows, outputs, [finding])
 
 
 EXPERIMENTS = (
