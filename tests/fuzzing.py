@@ -381,7 +381,7 @@ class Group:
         options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
         for row in self.rows:
             tokens = self.vlm.hf_model.generate(**row.inputs, **options)[0, row.length :].tolist()
-            plain = plain_greedy(self.vlm.hf_model, dict(row.inputs), (), 3)
+            plain = self._greedy(row, ())
             if not self._same_tokens(tokens, plain):
                 self.outcome.notes.append("its generation is not its run on a longer prompt")
                 return
@@ -396,7 +396,7 @@ class Group:
                 **({"logits_to_keep": 0} if whole else {}),
             ).tokens  # fmt: skip
             for r, (row, edits) in enumerate(self._rows(changes)):
-                plain = plain_greedy(self.vlm.hf_model, dict(row.inputs), edits, 3)
+                plain = self._greedy(row, edits)
                 in_sweep = swept[v * len(self.rows) + r]["tokens"]
                 for what, tokens in (("generate", run[r].tolist()), ("swept", in_sweep)):
                     if not self._same_tokens(tokens, plain):
@@ -404,6 +404,10 @@ class Group:
                             f"{what}, row {r}: {tokens}, not {plain}: {interventions[v]!r} on "
                             f"{self.texts!r}"
                         )
+
+    def _greedy(self, row: Prompt, edits: Sequence[PlainEdit]) -> list[tuple[int, float]]:
+        picture = self.vlm.architecture.image_token_id
+        return plain_greedy(self.vlm.hf_model, dict(row.inputs), edits, 3, picture)
 
     def _same_tokens(self, tokens: Sequence[int], plain: Sequence[tuple[int, float]]) -> bool:
         """Whether tokens are those of plain runs, up to the first that rounding could decide."""

@@ -71,9 +71,16 @@ def plain_read(
 
 @torch.no_grad()
 def plain_greedy(
-    model: nn.Module, inputs: dict[str, Tensor], edits: Sequence[PlainEdit], n_new: int
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    edits: Sequence[PlainEdit],
+    n_new: int,
+    last: int | None = None,
 ) -> list[tuple[int, float]]:
-    """Greedy tokens after a prompt of one row, each from a whole run, and how clear each is."""
+    """Greedy tokens after a prompt of one row, each from a whole run, and how clear each is.
+
+    After the token `last` nothing follows: one that stands for a picture cannot be read alone.
+    """
     grown, found = dict(inputs), []
     length = inputs["input_ids"].shape[1]
     for _ in range(n_new):
@@ -81,11 +88,13 @@ def plain_greedy(
         best = logits.topk(2)
         scale = logits[logits.abs() < 1e30].abs().max()
         found.append((int(best.indices[0]), float((best.values[0] - best.values[1]) / scale)))
+        if found[-1][0] == last:
+            break
         for name, value in grown.items():
             if value.dim() >= 2 and value.shape[:2] == (1, length + len(found) - 1):
-                last = value[:, -1:]
-                new = {"input_ids": best.indices[:1, None], "attention_mask": torch.ones_like(last)}
-                grown[name] = torch.cat([value, new.get(name, last)], 1)
+                end = value[:, -1:]
+                new = {"input_ids": best.indices[:1, None], "attention_mask": torch.ones_like(end)}
+                grown[name] = torch.cat([value, new.get(name, end)], 1)
     return found
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
+from families.every import FAMILIES
 
 from vlm_lens import Ablate, ActivationPatch, Last
 from vlm_lens.measures import AnswerProb, AnyOf, MeasureError
@@ -92,3 +94,39 @@ def test_edits_of_logits_and_ends_of_texts(clip):
 def test_any_of_is_refused(clip):
     with pytest.raises(MeasureError, match="one answer a row"):
         AnswerProb(AnyOf("a", "b")).bind(clip, clip.prompt("A:"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_on_every_family(name, tmp_path):
+    """From replays and from forced generations, what a plain run on prompt and answer gives."""
+    vlm = FAMILIES[name].load(tmp_path)
+    prompt = vlm.prompt("<image>\nQ:Peru\nA:", [tiny.noise_picture(1, (40, 36))])
+    answer = tuple(answer_ids(vlm, "Lima") + answer_ids(vlm, "Tokyo") + answer_ids(vlm, "red"))[:3]
+    site = vlm.points()["blocks.0.hook_mlp_out"].site
+
+    def zero(module, args, output):
+        x = (output if isinstance(output, torch.Tensor) else output[0]).clone()
+        x.view(-1, x.shape[-1])[prompt.length - 1] = 0.0
+        return x if isinstance(output, torch.Tensor) else (x, *output[1:])
+
+    grown = dict(prompt.inputs)
+    for key, value in prompt.inputs.items():
+        if value.dim() >= 2 and value.shape[:2] == (1, prompt.length):
+            new = {"input_ids": torch.tensor([answer]), "attention_mask": torch.ones(1, 3).long()}
+            more = new.get(key, value[:, -1:].expand(-1, 3, *value.shape[2:]))
+            grown[key] = torch.cat([value, more], 1)
+    handle = vlm.hf_model.get_submodule(site.module).register_forward_hook(zero)
+    with torch.no_grad():
+        logits = vlm.hf_model(**grown, use_cache=False).logits[0, prompt.length - 1 : -1]
+    handle.remove()
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).mean()
+    edit = Ablate("blocks.0.hook_mlp_out", Last())
+    found = [
+        vlm.sweep(prompt, [edit], measure=AnswerProb([answer]), engine=engine, progress=False)
+        for engine in ("auto", "full")
+    ]
+    scores = [result.records[0]["answer_logprob"] for result in found]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    if name != "paligemma":  # which reads all of a longer prompt both ways
+        assert scores[0] == pytest.approx(float(expected), rel=1e-4)

@@ -97,13 +97,16 @@ def _probe(model: nn.Module, arch: Architecture) -> tuple[Tensor, Tensor] | None
     x = torch.randn(1, 4, arch.cfg.d_model, generator=source)
     x[:, 2:] *= _LARGE
     x = x.to(device, model.dtype)
-    ids = torch.ones(1, 4, dtype=torch.long, device=device)
     given = {submodule(model, path): lambda: _FinalState(x) for path in paths}
+    ids = torch.ones(1, 4, dtype=torch.long, device=device)
     try:
-        with standing_in(given):
-            logits = submodule(model, entry)(
-                input_ids=ids, attention_mask=ids, use_cache=False, return_dict=True
-            ).logits
+        head(x)
+        with standing_in(given):  # its forward itself: no hook of others, no compiled code
+            logits = (
+                submodule(model, entry)
+                .forward(input_ids=ids, attention_mask=ids, use_cache=False, return_dict=True)
+                .logits
+            )
     except Exception:  # noqa: BLE001  code that reads more of its text model's output
         return None
     return (x, logits) if logits.shape[:2] == x.shape[:2] else None

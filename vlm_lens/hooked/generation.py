@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from vlm_lens.errors import InterventionError, PromptError, near_matches
 
@@ -157,7 +157,10 @@ class GenerationSettings:
 
     def _check_names(self, model: Any) -> None:
         reads = set(inspect.signature(model.forward).parameters) - {"use_cache", "logits_to_keep"}
-        takes = set(inspect.signature(model.generate).parameters) - {"inputs", "kwargs", "self"}
+        # a model whose own generate takes any keyword hands them on to that of transformers
+        both = (model.generate, GenerationMixin.generate)
+        takes = {name for one in both for name in inspect.signature(one).parameters}
+        takes -= {"inputs", "kwargs", "generate_kwargs", "self"}
         settings = set(GenerationConfig().to_dict())
         for option in self._asked:
             if option in reads - settings or option in _PROMPT:
