@@ -161,7 +161,7 @@ def test_new_tokens_do_not_see_the_keys_either(pair):
 def test_windows_and_what_can_be_saved(load, tmp_path):
     vlm = load("clip-llama")
     knockout = AttentionKnockout(Last(), Images(), heads=1)
-    windows = knockout.windows(1, vlm.cfg.n_layers)
+    windows = knockout.each_window(1).expand(vlm.points())
     assert [w.layers for w in windows] == [(0,), (1,)]
     prompt = vlm.prompt("<image>A:", [tiny.noise_picture()])
     both = vlm.run(prompt, interventions=windows)
@@ -169,8 +169,15 @@ def test_windows_and_what_can_be_saved(load, tmp_path):
     cut = AttentionKnockout(Last() + Generated(), ~(Images() + Last()), layers=range(2))
     cut.save(tmp_path / "cut")
     assert AttentionKnockout.load(tmp_path / "cut") == cut
+    swept = vlm.sweep(prompt, knockout.each_window(1), measure="logits", progress=False)
+    assert [(r["layer"], r["layers"], r["head"]) for r in swept.records] == [
+        (0, "0", "1"), (1, "1", "1"),
+    ]  # fmt: skip
+    for logits, window in zip(swept.stack("logits")[:, 0], windows, strict=True):
+        full = vlm.run(prompt, interventions=window)[0, -1]
+        torch.testing.assert_close(logits, full, rtol=1e-4, atol=1e-4)
     with pytest.raises(InterventionError, match="1 to 2 blocks"):
-        knockout.windows(3, 2)
+        vlm.sweep(prompt, knockout.each_window(3), progress=False)
 
 
 def test_in_the_tower(load):

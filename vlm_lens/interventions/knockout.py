@@ -10,9 +10,16 @@ from typing import Any
 import torch
 
 from vlm_lens.errors import InterventionError, PointError
-from vlm_lens.interventions.base import Intervention, Target, freeze_heads, places
+from vlm_lens.interventions.base import (
+    EachLayer,
+    Intervention,
+    Target,
+    freeze_heads,
+    places,
+)
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.ops import BLOCK, Op
+from vlm_lens.points.table import PointTable
 from vlm_lens.serial import savable
 
 _PARTS = {"language": ("", "text"), "vision": ("vision.", "vision")}
@@ -53,20 +60,13 @@ class AttentionKnockout(Intervention):
         if self.keys.at_generated:
             raise InterventionError("keys= are positions of the prompt; new tokens are none.")
 
-    def windows(self, size: int, n_layers: int) -> list[AttentionKnockout]:
-        """This knockout in each window of blocks, by the window's first block.
+    def each_window(self, size: int) -> EachWindow:
+        """This knockout in each window of blocks, to be swept.
 
         Args:
-            size: Blocks a window, from 1 to `n_layers`.
-            n_layers: How many blocks the model has, `vlm.cfg.n_layers`.
-
-        Raises:
-            InterventionError: No such window.
+            size: Neighbouring blocks in a window.
         """
-        if not 1 <= size <= n_layers:
-            raise InterventionError(f"A window has 1 to {n_layers} blocks, not {size}.")
-        starts = range(n_layers - size + 1)
-        return [replace(self, layers=tuple(range(s, s + size))) for s in starts]
+        return EachWindow(self, size)
 
     def lower(self, target: Target) -> list[Op]:
         """One `block` op a block, and one more for new tokens.
@@ -77,7 +77,7 @@ class AttentionKnockout(Intervention):
             InterventionError: No query comes after one of the keys.
         """
         prefix, space = _PARTS[self.part]
-        names = _scores(target, prefix, self.layers)
+        names = _scores(target.points, prefix, self.layers)
         keys = [pair for layout in target.layouts for pair in self.keys.resolve(layout, space)]
         if not keys:
             raise InterventionError(f"{self.keys} holds no position of this prompt.")
@@ -93,6 +93,32 @@ class AttentionKnockout(Intervention):
         return ops
 
 
+@savable
+@dataclass(frozen=True)
+class EachWindow(EachLayer):
+    """A knockout made once for each window of blocks that attend to the prompt.
+
+    Attributes:
+        size: Neighbouring blocks in a window.
+    """
+
+    size: int = 1
+
+    def expand(self, points: PointTable) -> list[Intervention]:
+        """One knockout a window, by its first block.
+
+        Raises:
+            InterventionError: A window of more blocks than there are.
+        """
+        prefix, _ = _PARTS[self.intervention.part]
+        layers = [points[name].layer for name in _scores(points, prefix, self.intervention.layers)]
+        if not 1 <= self.size <= len(layers):
+            raise InterventionError(f"A window has 1 to {len(layers)} blocks, not {self.size}.")
+        starts = range(len(layers) - self.size + 1)
+        windows = [tuple(layers[s : s + self.size]) for s in starts]
+        return [replace(self.intervention, layers=window) for window in windows]
+
+
 def _numbers(layers: Any) -> tuple[int, ...]:
     many = layers if isinstance(layers, Iterable) else (layers,)
     try:
@@ -104,21 +130,21 @@ def _numbers(layers: Any) -> tuple[int, ...]:
     return numbers
 
 
-def _scores(target: Target, prefix: str, layers: tuple[int, ...] | None) -> tuple[str, ...]:
+def _scores(points: PointTable, prefix: str, layers: tuple[int, ...] | None) -> tuple[str, ...]:
     """The points of the scores of some blocks.
 
     Raises:
         PointError: There is none, or no such block.
     """
-    known = target.points.match(f"{prefix}blocks.*.attn.hook_attn_scores")
+    known = points.match(f"{prefix}blocks.*.attn.hook_attn_scores")
     if layers is None:
-        names = tuple(n for n in known if not target.points[n].pictures_only)
+        names = tuple(n for n in known if not points[n].pictures_only)
     else:
         names = tuple(f"{prefix}blocks.{layer}.attn.hook_attn_scores" for layer in layers)
     for name in names:
         if name not in known:
             raise PointError(f"There is no {name}; there are {known[0]} to {known[-1]}.")
-        if target.points[name].pictures_only:
+        if points[name].pictures_only:
             raise PointError(
                 f"The keys of {name} are features of pictures (cross-attention), not positions of "
                 "the prompt: leave this block out of layers=."

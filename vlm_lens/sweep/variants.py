@@ -85,6 +85,11 @@ def labelled(intervention: Intervention, points: PointTable, **more: Any) -> Var
         labels["point"] = intervention.point if len(matched) > 1 else matched[0]
         if len(matched) == 1 and points[matched[0]].layer is not None:
             labels["layer"] = points[matched[0]].layer
+    if getattr(intervention, "layers", None):
+        labels["layer"] = intervention.layers[0]
+        labels["layers"] = ",".join(map(str, intervention.layers))
+    for place in [n for n in ("queries", "keys") if n in names]:
+        labels[place] = repr(getattr(intervention, place))
     if "at" in names:
         labels["at"] = repr(intervention.at)
     if getattr(intervention, "heads", None) is not None:

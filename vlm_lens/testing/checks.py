@@ -104,6 +104,11 @@ def _tolerance(subject: Subject, usual: float) -> float:
     return max(usual, 4 * torch.finfo(subject.plain.dtype).eps)
 
 
+def has_plain_weights(model: nn.Module) -> bool:
+    """Whether weights are neither quantised nor offloaded, so that they can be cast or learned."""
+    return all(p.is_floating_point() and not p.is_meta for p in model.parameters())
+
+
 def _forms_patterns(model: nn.Module, point: Point) -> bool:
     try:
         check_supported(submodule(model, point.site.module), point.name)
@@ -131,6 +136,10 @@ def forward_equals_plain(subject: Subject) -> str:
             prompt, names_filter=subject.names
         )[0],
     }
+    if has_plain_weights(vlm.hf_model):
+        runs["run_with_cache(grad=True)"] = lambda: vlm.run_with_cache(prompt, grad=True)[
+            0
+        ].detach()
     for what, run in runs.items():
         logits = run()
         if not torch.equal(logits, subject.plain):

@@ -13,7 +13,7 @@ from vlm_lens.interventions import Ablate, Intervention, Steer
 from vlm_lens.layout.positions import Images, Last
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep import sweep
-from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject
+from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject, has_plain_weights
 
 _TEXT = ("hook_resid_post", "attn.hook_z", "hook_mlp_out")
 _PICTURES = ("vision.blocks.0.hook_resid_post", "vision.hook_out", "projector.hook_out")
@@ -83,7 +83,7 @@ def half_precision(subject: Subject) -> str:
     vlm, prompt = subject.vlm, subject.prompt
     if not subject.cold:
         raise NotApplicable("it takes a copy of the model (cold=True)")
-    if not all(p.is_floating_point() and not p.is_meta for p in vlm.hf_model.parameters()):
+    if not has_plain_weights(vlm.hf_model):
         raise NotApplicable("weights that are quantised or offloaded are not cast")
     twin = HookedModel(copy.deepcopy(vlm.hf_model).to(torch.bfloat16), vlm.processor)
     inputs = {

@@ -15,7 +15,7 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.layout import PAD
 from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject
+from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject, has_plain_weights
 
 _SINGLE = torch.float32
 # Of the activation's scale: large steps see curvature, small ones rounding, so several are tried.
@@ -156,7 +156,7 @@ def gradients_are_right(subject: Subject) -> str:
     model = subject.vlm.hf_model
     if not subject.cold:
         raise NotApplicable("it takes a copy of the model (cold=True)")
-    if not all(p.is_floating_point() and not p.is_meta for p in model.parameters()):
+    if not has_plain_weights(model):
         raise NotApplicable("weights that are quantised or offloaded have no copy in float64")
     twin = in_double(subject.vlm)
     worst = worst_gradient(twin, subject.prompt, subject.names)
