@@ -24,6 +24,7 @@ _ZOO = {
     "toy-llava": ("toy-vicuna", "toy-mistral"),
     "toy-idefics2": ("toy-mistral", "toy-vicuna"),
     "toy-fuyu": ("toy-persimmon", "toy-vicuna"),
+    "smol-llava": ("smollm2-135m", None),
 }
 
 
@@ -155,10 +156,10 @@ def unrelated_of(model: str) -> str | None:
     return _shipped(_ZOO[model][1]) if model in _ZOO else None
 
 
-def _shipped(name: str) -> str | None:
+def _shipped(name: str | None) -> str | None:
     from vlm_lens import zoo
 
-    return name if name in zoo.names() else None
+    return name if name in CHECKPOINTS or name in zoo.names() else None
 
 
 def apply_settings(checkpoint: Checkpoint, processor: Any) -> None:

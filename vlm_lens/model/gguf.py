@@ -16,20 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from vlm_lens.errors import ModelError
+from vlm_lens.storage.cache import cache_folder
 from vlm_lens.storage.files import FileError, read_json, remove_rests, told_writing
 
-__all__ = ["cache_folder", "dequantized", "is_whole", "precision"]
+__all__ = ["dequantized", "is_whole", "precision"]
 
 _FORMAT = 1  # of the folders in the cache; raised when they are made differently
 _MADE = "made.json"
 _MAGIC = b"GGUF"
-
-
-def cache_folder() -> Path:
-    """Where files that the library made for itself are kept: `VLM_LENS_CACHE`, if it is set."""
-    own = os.environ.get("VLM_LENS_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else Path(base or Path.home() / ".cache") / "vlm_lens"
 
 
 def dequantized(file: Path, note: str = "") -> Path:
@@ -52,7 +46,7 @@ def dequantized(file: Path, note: str = "") -> Path:
 
     _check_head(file)
     identity = _identity(file)
-    folder = cache_folder() / "gguf" / f"{file.stem}-{identity['sha256'][:16]}"
+    folder = cache_folder("gguf") / f"{file.stem}-{identity['sha256'][:16]}"
     if is_whole(folder, identity):
         return folder
     _check_installed()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vlm_lens.errors import ModelError, near_matches
+from vlm_lens.model.assembled import base_name, put_together
 from vlm_lens.model.checkpoints import CHECKPOINTS, Checkpoint, apply_settings
 from vlm_lens.model.gguf import dequantized
 from vlm_lens.model.packaged import where_is
@@ -54,7 +55,11 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     config = read_config(name, where, **hub)
     _check_described(config)
     with _consent(name):
-        model = _auto_class(config).from_pretrained(where, **options)
+        if (base := base_name(where)) is not None:
+            language_model, _ = load(base, dtype=torch.float32)
+            model = put_together(_auto_class(config), config, where, language_model, **options)
+        else:
+            model = _auto_class(config).from_pretrained(where, **options)
         if processor is None:
             processor = _load_processor(config, where, **hub)
             if checkpoint is not None:

@@ -18,6 +18,7 @@ Each module holds one idea:
 | `unrelated` | prompts of small word tasks, on which it must stay what it was too |
 | `replayed` | a step recorded as a CUDA graph |
 | `transfer` | accuracies on validation rows, by which a checkpoint is chosen |
+| `recipe` | how long, how fast, how much of each |
 | `training` | the loop: checkpoints, resume, log |
-| `export` | the folder that ships |
+| `export`, `run` | the folder that ships, and the command |
 """

@@ -1,7 +1,7 @@
 """SmolLM2's forward in plain torch, with a low-rank update merged once a step.
 
 The weights of all blocks stand in one tensor a kind, so that the update of a kind is one batched
-product (Hu et al. 2021, arXiv 2106.09685: `W + scale * B A`, with `B` zero at the start).
+product (Hu et al. 2021, arXiv 2106.09685: `W + SCALE * B A`, with `B` zero at the start).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["KINDS", "Language", "LowRank", "Patch", "Reading"]
+__all__ = ["KINDS", "SCALE", "Language", "LowRank", "Patch", "Reading"]
 
+SCALE = 2.0  # what the product of the update is multiplied by
 KINDS = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -61,7 +62,6 @@ class LowRank(nn.Module):
         rank: Its rank.
         kinds: Which maps, of `KINDS`.
         blocks: Of how many blocks, from the first on.
-        scale: What the product is multiplied by.
         seed: Of the first factors.
     """
 
@@ -72,11 +72,10 @@ class LowRank(nn.Module):
         *,
         kinds: Sequence[str] = tuple(KINDS),
         blocks: int | None = None,
-        scale: float = 2.0,
         seed: int = 0,
     ):
         super().__init__()
-        self.rank, self.scale = rank, scale
+        self.rank = rank
         blocks = language.blocks if blocks is None else min(blocks, language.blocks)
         generator = torch.Generator().manual_seed(seed)
         a, b = {}, {}
@@ -161,7 +160,7 @@ class Language:
             weight = self.weights[kind]
             if update is not None and kind in update.a:
                 a, b = update.a[kind], update.b[kind]
-                changed = torch.baddbmm(weight[: len(a)], b, a, alpha=update.scale)
+                changed = torch.baddbmm(weight[: len(a)], b, a, alpha=SCALE)
                 weight = torch.cat([changed, weight[len(a) :]])
             return weight.to(dtype)
 

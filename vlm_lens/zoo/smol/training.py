@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from vlm_lens.zoo.smol.corpus import IMAGE, Rows, naming_rows, sentence_rows
 from vlm_lens.zoo.smol.language import Language, LowRank
+from vlm_lens.zoo.smol.recipe import Recipe
 from vlm_lens.zoo.smol.replay import divergence, own_samples
 from vlm_lens.zoo.smol.replayed import Replayed
 from vlm_lens.zoo.smol.transfer import TASKS, Table, Transfer
@@ -27,63 +28,10 @@ from vlm_lens.zoo.smol.views import Views
 from vlm_lens.zoo.smol.vision import IMAGE_TOKENS, SIZE, Eye
 from vlm_lens.zoo.train.world import World
 
-__all__ = ["Recipe", "Trainer"]
+__all__ = ["Trainer"]
 
 _LENGTH = 64  # tokens of a sample
 _STAY = 16  # positions of a sample that are compared
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is trained, how long and on what.
-
-    Attributes:
-        name: Its name in logs.
-        seed: Of everything.
-        tower_steps: Steps in which the tower alone learns to tell the pictures apart.
-        tower_views: Views a step of those.
-        steps: Steps with the language model.
-        names: Rows a step that name a picture.
-        captions: Rows a step that say more of a picture.
-        facts: Rows a step of plain sentences.
-        samples: Samples a step on which the language model must stay what it was.
-        pictured: Whether facts are also asked of pictures without a name.
-        likeness: Weight of the distance of a picture's tokens to its name's embeddings.
-        likeness_until: Share of the steps over which that weight falls to zero.
-        rank: Rank of the language model's update; zero leaves it frozen.
-        kinds: Which maps it changes.
-        blocks: In how many blocks, from the first on.
-        lr: Learning rate of the update.
-        seeing_lr: Learning rate of the projector, and of the tower in its own stage.
-        tower_lr: Learning rate of the tower with the language model.
-        stay: Weight of the divergence on samples.
-        name_weight: Weight of the naming loss.
-        own_samples: How many samples are drawn.
-        evaluate_every: Steps between evaluations.
-    """
-
-    name: str = "smol-llava"
-    seed: int = 0
-    tower_steps: int = 800
-    tower_views: int = 512
-    steps: int = 3000
-    names: int = 128
-    captions: int = 64
-    facts: int = 256
-    samples: int = 48
-    pictured: bool = False
-    likeness: float = 0.0
-    likeness_until: float = 0.5
-    rank: int = 32
-    kinds: tuple[str, ...] = ("gate", "up", "down")
-    blocks: int = 20
-    lr: float = 5e-4
-    seeing_lr: float = 1e-3
-    tower_lr: float = 3e-4
-    stay: float = 2.0
-    name_weight: float = 1.0
-    own_samples: int = 3072
-    evaluate_every: int = 250
 
 
 class Trainer:
@@ -141,7 +89,6 @@ class Trainer:
             split: Transfer(self.language, tokenizer, rows, sets["validation"], IMAGE_TOKENS)
             for split, rows in sets.items()
         }
-        self.targets = self._name_embeddings()
         self.samples = samples
         width = self.language.embed.shape[1]
         self.eye = Eye(width, float(self.language.embed.std()), recipe.seed).to(device)
@@ -166,10 +113,9 @@ class Trainer:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
         self.stop = time.monotonic() + seconds if seconds else float("inf")
-        saved = self._load()
-        if saved is None:
+        saved = self._load() or {"step": 0, "optimizer": None}
+        if not saved["step"]:
             self.tower()
-            saved = {"step": 0, "optimizer": None}
         if self.samples is None:
             self.samples = self.stay_on()
         self.together(saved["step"], saved["optimizer"])
@@ -268,10 +214,6 @@ class Trainer:
             shown.append(self._draw(len(self.views), r.samples // 2, generator))
         index = torch.cat(shown)
         batch["pixels"] = self.views.drawn(index, generator)
-        if r.likeness:
-            batch["targets"] = self.targets[index]
-            fade = max(0.0, 1 - step / (r.likeness_until * r.steps))
-            batch["likeness"] = torch.tensor(r.likeness * fade, device=self.device)
         return batch
 
     def _backward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -307,9 +249,6 @@ class Trainer:
             losses[kind] = (each * weight).sum() / weight.sum()
         if "samples" in batch:
             losses["stay"] = self._stay(merged, batch, tokens[start:])
-        if "targets" in batch:
-            apart = (tokens - batch["targets"]).square().mean() / self.language.embed.var()
-            losses["likeness"] = batch["likeness"] * apart
         return losses
 
     def _stay(self, merged: dict, batch: dict[str, Tensor], tokens: Tensor) -> Tensor:
@@ -336,14 +275,6 @@ class Trainer:
         number = (place.cumsum(1) - 1).unsqueeze(-1)
         spread = (number == torch.arange(IMAGE_TOKENS, device=ids.device)).to(tokens.dtype) @ tokens
         return torch.where(place.unsqueeze(-1), spread, x)
-
-    def _name_embeddings(self) -> Tensor:
-        """A name's token embeddings, over and over, `[picture, token, width]`."""
-        found = []
-        for name in self.names:
-            ids = self.tokenizer.encode(name, add_special_tokens=False).ids
-            found.append([ids[k % len(ids)] for k in range(IMAGE_TOKENS)])
-        return self.language.embed[torch.tensor(found, device=self.device)]
 
     # ------------------------------------------------------------------ evaluation
 
@@ -451,7 +382,7 @@ class Trainer:
         if not path.exists():
             return None
         state = torch.load(path, map_location=self.device, weights_only=True)
-        theirs = Recipe(**state["recipe"])
+        theirs = Recipe.of(state["recipe"])
         if theirs != self.recipe:
             raise ValueError(
                 f"{path} was made with another recipe: {theirs}. Pass that, or another folder."
@@ -468,8 +399,3 @@ def _score(record: dict[str, Any]) -> float:
     spoiled += max(0.0, record["text-image wrong"] - 0.05)
     spoiled += max(0.0, record["text-image prompt"] - patch / 2)
     return patch - spoiled - max(0.0, 0.8 - record["named"])
-
-
-def variants(recipe: Recipe, **changes: Any) -> Recipe:
-    """The same recipe with changes."""
-    return replace(recipe, **changes)
