@@ -20,7 +20,8 @@ SMOL = CHECKPOINTS[NAME]
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """An installed package with a small file of the right name, and no Hub."""
-    gguf_case = pytest.importorskip("gguf_case")
+    import gguf_case
+
     known = packaged.PACKAGED[NAME]
     path = gguf_case.save(tmp_path / known.file)
 
@@ -32,7 +33,7 @@ def package(tmp_path, monkeypatch):
         def locate_file(file):
             return path
 
-    monkeypatch.setattr(packaged.metadata, "distribution", lambda name: Installed)
+    monkeypatch.setattr(packaged, "distribution", lambda name: Installed)
     monkeypatch.setattr(packaged, "_on_hub", lambda *_: False)
     monkeypatch.setenv("VLM_LENS_CACHE", str(tmp_path / "cache"))
     return Installed
@@ -58,7 +59,7 @@ def test_what_is_missing(package, monkeypatch):
     def nothing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(packaged.metadata, "distribution", nothing)
+    monkeypatch.setattr(packaged, "distribution", nothing)
     with pytest.raises(ModelError, match=f"which is not installed:\n +{lines}"):
         HookedVLM.from_pretrained(NAME)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -75,8 +75,8 @@ def packaged_file(package: Package, checkpoint: Checkpoint) -> Path:
         f"be reached, or a file of the package {package.name}"
     )
     try:
-        found = metadata.distribution(package.name)
-    except metadata.PackageNotFoundError:
+        found = distribution(package.name)
+    except PackageNotFoundError:
         raise ModelError(f"{missing}, which is not installed:\n{package.install}") from None
     if found.version != package.version:
         raise ModelError(

@@ -30,8 +30,7 @@ from vlm_lens.zoo.train.world import World
 
 __all__ = ["Trainer"]
 
-_LENGTH = 64  # tokens of a sample
-_STAY = 16  # positions of a sample that are compared
+_LENGTH, _STAY = 64, 16  # tokens of a sample; how many of them are compared
 
 
 class Trainer:

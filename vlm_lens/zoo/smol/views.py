@@ -32,7 +32,7 @@ class Views:
     def __init__(self, folder: Path, names: Sequence[str], size: int, device: str = "cpu"):
         opened = [Image.open(folder / name).convert("RGB") for name in names]
         bicubic = Image.Resampling.BICUBIC
-        self.size = size
+        self.folder, self.names, self.size = folder, tuple(names), size
         self._large = self._stack(opened, 2 * size, bicubic).to(device)
         self._exact = self._stack(opened, size, bicubic).to(device)
         self._mean, self._std = (
