@@ -32,12 +32,11 @@ def base_name(folder: str | Path) -> str | None:
     return str(read_json(folder / _ADAPTER)["base_model_name_or_path"])
 
 
-def put_together(cls: Any, config: Any, folder: str | Path, base: nn.Module, **options: Any) -> Any:
+def put_together(config: Any, folder: str | Path, base: nn.Module, **options: Any) -> Any:
     """The whole model: the language model updated, its tokens, what sees.
 
     Args:
-        cls: Its class in transformers.
-        config: Its configuration.
+        config: Its configuration, which names its class.
         folder: Where tower, projector and update are.
         base: The language model, in float32.
         **options: `dtype`, `attn_implementation` and others of `from_pretrained`.
@@ -46,7 +45,10 @@ def put_together(cls: Any, config: Any, folder: str | Path, base: nn.Module, **o
         ModelError: The update does not fit the language model.
         FileError: A file is missing or damaged.
     """
+    import transformers
+
     folder = Path(folder)
+    cls = getattr(transformers, config.architectures[0])
     state = {name: value.float() for name, value in read_tensors(folder / _SEEING)[0].items()}
     for name, value in updated(base, folder).items():
         state[f"model.language_model.{name.removeprefix('model.')}"] = value

@@ -57,7 +57,7 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     with _consent(name):
         if (base := base_name(where)) is not None:
             language_model, _ = load(base, dtype=torch.float32)
-            model = put_together(_auto_class(config), config, where, language_model, **options)
+            model = put_together(config, where, language_model, **options)
         else:
             model = _auto_class(config).from_pretrained(where, **options)
         if processor is None:

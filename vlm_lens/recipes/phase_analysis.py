@@ -21,6 +21,7 @@ from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.parts.phase_result import PhaseResult, phases
 from vlm_lens.recipes.parts.scoring import answer_token
+from vlm_lens.recipes.parts.word_forms import answer_forms, word_forms
 from vlm_lens.tasks import Task
 from vlm_lens.terms import PHASES
 
@@ -33,9 +34,14 @@ class PhaseAnalysis(Recipe):
 
     Each run is a prompt of examples and an open query, read at its last position, the delimiter
     before the answer. At the embedding and after each block the residual stream is decoded, and
-    the probabilities of three tokens are renormalised to sum to one (a softmax over their three
-    logits): a token of the input, a word for the task, and the first token of the run's own answer.
-    Beside them stand the ranks of the three in the whole vocabulary.
+    the probabilities of three things are renormalised to sum to one: a token of the input, a word
+    for the task, and the first token of the run's own answer. Beside them stand the ranks of the
+    three in the whole vocabulary.
+
+    The word for the task is looked for in all its forms that are one token (with a space in front,
+    with a capital letter, in the plural), the answer's first token with and without a space in
+    front; probabilities are summed over forms, and the best rank counts. Which tokens were taken is
+    said. With `forms=False` each is one token, as in the paper (a softmax over their three logits).
 
     The token of the input is found on any model: it is what the delimiter's own embedding decodes
     to, the most likely token before the first block, where nothing of the prompt has been mixed in
@@ -54,7 +60,8 @@ class PhaseAnalysis(Recipe):
         split: Whose rows are drawn.
         input_token: The token for the input; by default the one that the delimiter's own
             embedding decodes to.
-        task_token: The word for the task; by default the task's own.
+        task_token: The word for the task, or several; by default the task's own.
+        forms: Whether words are looked for in all their forms.
         batch_size: How many prompts run together.
     """
 
@@ -65,7 +72,8 @@ class PhaseAnalysis(Recipe):
     seed: int = 1
     split: Literal["validation", "test"] = "test"
     input_token: str | None = None
-    task_token: str | None = None
+    task_token: str | tuple[str, ...] | None = None
+    forms: bool = True
     batch_size: int = 16
 
     def measure(self, vlm: HookedVLM) -> PhaseResult:
@@ -78,9 +86,16 @@ class PhaseAnalysis(Recipe):
             if self.input_token is not None
             else delimiter_decoding(vlm, prompts[0])
         )
-        task_id = vlm.to_first_token(self.task_token or task.task_word)
-        ids = [(input_id, task_id, answer_token(vlm, answer)) for answer in answers]
-        distinct = [i for i, three in enumerate(ids) if len(set(three)) == 3]
+        words = self.task_token or task.task_word or ""
+        words = (words,) if isinstance(words, str) else words
+        if self.forms:
+            task_ids = word_forms(vlm, words)
+            ids = [(answer_forms(vlm, answer), tuple(task_ids)) for answer in answers]
+        else:
+            task_ids = {vlm.to_first_token(word): word for word in words}
+            ids = [((answer_token(vlm, answer),), tuple(task_ids)) for answer in answers]
+        ids = [_apart(input_id, for_task, for_answer) for for_answer, for_task in ids]
+        distinct = [i for i, three in enumerate(ids) if all(three)]
         if not distinct:
             raise RecipeError(
                 f"The tokens for input, task and answer must differ; for {task.name} they do in no "
@@ -97,7 +112,8 @@ class PhaseAnalysis(Recipe):
             "task": task.name,
             "modality": self.modality,
             "input_token": token([input_id]),
-            "task_token": token([task_id]),
+            "task_token": token([next(iter(task_ids))]),
+            "task_tokens": [token([i]) for i in task_ids],
         }
         return phases(runs, values, skipped=len(ids) - len(distinct))
 
@@ -133,22 +149,34 @@ def delimiter_decoding(vlm: HookedVLM, prompt: RawPrompt) -> int:
     return int(seen.rows[0].top_ids[0, 0, 0])
 
 
+Three = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def _apart(input_id: int, for_task: Sequence[int], for_answer: Sequence[int]) -> Three:
+    """The tokens of input, task and answer, none of them twice; the answer's go first."""
+    taken = {input_id, *for_answer}
+    task = tuple(i for i in for_task if i not in taken)
+    return (input_id,), task, tuple(i for i in for_answer if i != input_id)
+
+
 def decode(
     vlm: HookedVLM,
     prompts: Sequence[RawPrompt],
-    ids: Sequence[tuple[int, ...]],
+    ids: Sequence[Three],
     runs: Sequence[int],
 ) -> pd.DataFrame:
-    """Probability (renormalised over three) and rank (over all) of each run's three tokens."""
-    chosen = sorted({i for three in ids for i in three})
+    """Probability (renormalised over three) and rank (over all) of each run's three things."""
+    chosen = sorted({i for three in ids for forms in three for i in forms})
     lens = LogitLens(at=Last(), k=1, tokens=tuple(chosen), embedding=True)
     seen = lens.run(vlm, vlm.prompt(list(prompts)))
     tables = []
     for run, three, row in zip(runs, ids, seen.rows, strict=True):
-        columns = [chosen.index(i) for i in three]
-        probs = row.token_probs[:, 0, columns].double().numpy()
+        columns = [[chosen.index(i) for i in forms] for forms in three]
+        each = row.token_probs[:, 0].double().numpy()
+        probs = np.stack([each[:, forms].sum(1) for forms in columns], 1)
         probs = np.maximum(probs, np.finfo(np.float64).tiny)
-        ranks = row.token_ranks[:, 0, columns].numpy()
+        each = row.token_ranks[:, 0].numpy()
+        ranks = np.stack([each[:, forms].min(1) for forms in columns], 1)
         table = pd.DataFrame({"run": run, "layer": seen.layers})
         for k, phase in enumerate(PHASES):
             table[phase] = probs[:, k] / probs.sum(1)

@@ -72,9 +72,7 @@ def test_what_is_written_is_the_model(make, base, tokenizer, tmp_path):
     config = type(base.config).from_dict(base.config.to_dict())
     export(rounded["eye"], rounded["update"], tokenizer, config, folder)
     assert base_name(folder) == "smollm2-135m"
-    model = put_together(
-        LlavaForConditionalGeneration, LlavaConfig.from_pretrained(folder), folder, base
-    ).eval()
+    model = put_together(LlavaConfig.from_pretrained(folder), folder, base).eval()
     processor = LlavaProcessor.from_pretrained(folder)
     picture = Image.open(trainer.views.folder / trainer.views.names[3])
     text = "Q:<image>\nA:"

@@ -118,13 +118,21 @@ def phases(runs: pd.DataFrame, values: dict[str, Any], *, skipped: int) -> Phase
     )
     notes = (
         "A layer is a block (0-based), by its output; embed is the stream before the first block.",
-        f"{said} Input token {values['input_token']!r}, task token {values['task_token']!r}, "
+        f"{said} Input token {values['input_token']!r}, "
+        f"{_taken(values.get('task_tokens') or [values['task_token']])}, "
         "answer token: the first of each run's own answer.",
         *(_told(row) for row in edges.itertuples()),
     )
     if skipped:
         notes += (f"{skipped} runs are left out: two of their three tokens are the same.",)
     return PhaseResult(table, {"runs": runs, "boundaries": edges}, values, notes)
+
+
+def _taken(tokens: list[str]) -> str:
+    """The tokens of the task's word, in words."""
+    if len(tokens) == 1:
+        return f"task token {tokens[0]!r}"
+    return f"task tokens {', '.join(map(repr, tokens))} (summed)"
 
 
 def _boundaries(runs: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
