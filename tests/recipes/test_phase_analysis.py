@@ -205,7 +205,10 @@ def test_forms_are_summed(load):
         logits = [vlm.hf_model.lm_head(inner.norm(h[0, -1])) for h in stream]
         probs = [one.double().softmax(-1) for one in [*logits, out.logits[0, -1]]]
     answer = task.test[run].output
-    for_answer = {vlm.to_tokens(f"A:{answer}")[2], vlm.to_tokens(f" {answer}")[0]}
+    spaced = [i for i in vlm.to_tokens(f" {answer}") if vlm.to_string([i]).strip()]
+    for_answer = {vlm.to_tokens(f"A:{answer}")[2]}
+    if vlm.to_string(spaced[:1]).strip().startswith(vlm.to_string(list(for_answer)).strip()):
+        for_answer.add(spaced[0])
     for_input = int(probs[0].argmax())
     for_task = {vlm.to_tokens(t)[0] for t in tokens} - for_answer - {for_input}
     for layer, one in enumerate(probs):

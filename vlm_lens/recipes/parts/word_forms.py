@@ -36,8 +36,15 @@ def word_forms(vlm: HookedVLM, words: Iterable[str]) -> dict[int, str]:
 
 
 def answer_forms(vlm: HookedVLM, answer: str) -> tuple[int, ...]:
-    """The first token of an answer as it stands after the delimiter, and after a space."""
-    return tuple(dict.fromkeys((answer_token(vlm, answer), vlm.to_tokens(f" {answer}")[0])))
+    """The first token of an answer as it stands after the delimiter, and after a space.
+
+    The latter counts where it spells at least as much of the answer.
+    """
+    first = answer_token(vlm, answer)
+    spelled = vlm.to_string([first]).strip()
+    spaced = [(i, vlm.to_string([i]).strip()) for i in vlm.to_tokens(f" {answer}")]
+    spaced = [(i, text) for i, text in spaced if text][:1]
+    return tuple(dict.fromkeys((first, *(i for i, text in spaced if text.startswith(spelled)))))
 
 
 def _whole(vlm: HookedVLM, form: str) -> int | None:
