@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from vlm_lens.tasks import grids, published, registry, sources
+from vlm_lens.tasks import grids, published, registry, sources, word_tasks
 from vlm_lens.tasks.rows import Row, TaskError, make_row
 
 __all__ = ["Constructors"]
@@ -30,7 +30,8 @@ class Constructors:
         """Load a task of the package.
 
         Args:
-            name: One of `Task.names()`, or of `GRID_TASKS`, whose pictures are drawn.
+            name: One of `Task.names()`, of `GRID_TASKS`, whose pictures are drawn, or of
+                `WORD_TASKS`, which have none.
 
         Returns:
             The task; the same object each time, so that pictures are opened once.
@@ -217,7 +218,12 @@ class Constructors:
 @cache
 def _load(cls: type, name: str) -> Any:
     spec = registry.spec(name)
-    splits = grids.rows(name) if name in registry.GRID_TASKS else sources.read_package(name)
+    if name in registry.GRID_TASKS:
+        splits = grids.rows(name)
+    elif name in registry.WORD_TASKS:
+        splits = word_tasks.rows(name)
+    else:
+        splits = sources.read_package(name)
     return cls(name, spec.instruction, *splits, domain=spec.domain, task_word=spec.task_word)
 
 

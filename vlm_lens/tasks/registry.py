@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vlm_lens.errors import near_matches
 from vlm_lens.tasks.rows import TaskError
 
-__all__ = ["EXTRA_TASKS", "GRID_TASKS", "PAPER_TASKS", "SPECS", "TaskSpec", "spec"]
+__all__ = ["EXTRA_TASKS", "GRID_TASKS", "PAPER_TASKS", "SPECS", "WORD_TASKS", "TaskSpec", "spec"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class TaskSpec:
 
     Attributes:
         name: The task's name, `{domain}-{attribute}`.
-        domain: `country`, `animal`, `food` or `grid`; tasks of one domain share inputs, pictures
-            and split.
+        domain: `country`, `animal`, `food`, `grid` or `word`; tasks of one domain share inputs,
+            pictures and split (those of words do not).
         instruction: The task in words; ends in a colon, at which a vector is read.
         task_word: The one word for the task, looked for in what the logit lens decodes.
     """
@@ -52,6 +52,13 @@ _GRID = (
     ("grid-count", "The number of gray shapes:", "number"),
 )
 
+_WORDS = (
+    ("word-plural", "The plural of the word:", "plural"),
+    ("word-capitals", "The word in capital letters:", "capital"),
+    ("word-opposite", "The opposite of the word:", "opposite"),
+    ("word-past", "The past tense of the verb:", "past"),
+)
+
 
 def _specs(rows: tuple[tuple[str, str, str], ...]) -> dict[str, TaskSpec]:
     return {
@@ -62,16 +69,18 @@ def _specs(rows: tuple[tuple[str, str, str], ...]) -> dict[str, TaskSpec]:
 
 SPECS: dict[str, TaskSpec] = _specs(_PAPER + _EXTRA)
 _DRAWN: dict[str, TaskSpec] = _specs(_GRID)
+_RULED: dict[str, TaskSpec] = _specs(_WORDS)
 PAPER_TASKS: tuple[str, ...] = tuple(name for name, *_ in _PAPER)
 EXTRA_TASKS: tuple[str, ...] = tuple(name for name, *_ in _EXTRA)
 GRID_TASKS: tuple[str, ...] = tuple(_DRAWN)
+WORD_TASKS: tuple[str, ...] = tuple(_RULED)
 
 
 def spec(name: str) -> TaskSpec:
     """Return what a task of the package asks.
 
     Args:
-        name: One of `Task.names()` or of `GRID_TASKS`.
+        name: One of `Task.names()`, of `GRID_TASKS` or of `WORD_TASKS`.
 
     Returns:
         The task's spec.
@@ -79,7 +88,7 @@ def spec(name: str) -> TaskSpec:
     Raises:
         TaskError: No shipped task has this name.
     """
-    known = SPECS | _DRAWN
+    known = SPECS | _DRAWN | _RULED
     if name not in known:
         raise TaskError(
             f"no shipped task is called {name!r}.{near_matches(name, known)} "
