@@ -105,6 +105,7 @@ def plain_greedy(
 def _editing(model: nn.Module, edits: Sequence[PlainEdit], readers: Sequence[tuple] = ()):
     """Hooks that make the changes: at one point in the order given."""
     actions: list[tuple[Any, Any]] = []
+    branches: list[tuple[Any, Any]] = []
     completed: list[tuple[Any, Any]] = []  # comes before changes of the block's output
     for edit in edits:
         site = edit.point.site
@@ -115,10 +116,13 @@ def _editing(model: nn.Module, edits: Sequence[PlainEdit], readers: Sequence[tup
         if isinstance(site, MidSite):
             moved: list[Tensor] = []
             actions.append((site.norm, lambda x, e=edit, m=moved: _mid_before(e, x, m)))
-            completed.append((site.block, lambda x, m=moved: x + m[0].view_as(x)))
+            added: list[Tensor] = []
+            if site.branch.view is None:  # read after what is done to it
+                branches.append((site.branch, lambda x, a=added: a.__setitem__(slice(None), [x])))
+            completed.append((site.block, lambda x, m=moved, a=added: _mid_after(x, m, a)))
             continue
         actions.append((site, lambda x, e=edit: _edited(e, x)))
-    with _hooked(model, [*completed, *actions, *readers]):
+    with _hooked(model, [*completed, *actions, *branches, *readers]):
         yield
 
 
@@ -194,8 +198,15 @@ def _put(output: Any, path: tuple, act: Any) -> Any:
 
 def _mid_before(edit: PlainEdit, x: Tensor, moved: list[Tensor]) -> Tensor:
     new = _edited(edit, x, edit.point.site.norm)
-    moved[:] = [new - x]
+    moved[:] = [new - x, new]
     return new
+
+
+def _mid_after(x: Tensor, moved: list[Tensor], added: list[Tensor]) -> Tensor:
+    """What the block gives: the new stream and what it adds to it, in the block's own rounding."""
+    if added:
+        return (moved[1] + added[0].view_as(moved[1])).view_as(x)
+    return x + moved[0].view_as(x)
 
 
 def _shown(site: Any, x: Tensor) -> Tensor:
