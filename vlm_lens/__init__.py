@@ -98,7 +98,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for known
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
-            raise AttributeError(f"module 'vlm_lens' has no attribute {name!r}")
+            from vlm_lens.errors import near_matches
+
+            near = near_matches(name, __all__)
+            raise AttributeError(f"module 'vlm_lens' has no attribute {name!r}.{near}")
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value

@@ -102,6 +102,18 @@ def test_csv_without_split_and_with_a_folder_of_pictures(folder: Path) -> None:
     assert task["Fiji"].image.width == 10
 
 
+def test_a_short_csv_has_rows_for_both(folder: Path) -> None:
+    lines = [f"c{i},d{i}" for i in range(70)]
+    for rows, validation in ((2, 1), (9, 4), (30, 15), (59, 29), (70, 30)):
+        path = write(folder / "c.csv", "\n".join(["input,output", *lines[:rows]]))
+        task = Task.from_csv(path, instruction="x:")
+        assert (len(task.validation), len(task.test)) == (validation, rows - validation)
+    path = write(folder / "c.csv", "\n".join(["input,output", *lines[:9]]))
+    for wrong in (0, 9, 30):
+        with pytest.raises(TaskError, match="leaves .* write a column 'split'"):
+            Task.from_csv(path, instruction="x:", validation=wrong)
+
+
 def test_csv_errors(folder: Path) -> None:
     with pytest.raises(TaskError, match="there is no table"):
         Task.from_csv(folder / "none.csv", instruction="x:")

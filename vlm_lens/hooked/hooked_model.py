@@ -22,13 +22,14 @@ from vlm_lens.engine.handlers import (
 )
 from vlm_lens.engine.hooks import Handler, HookedRun
 from vlm_lens.engine.picture_store import PictureStore
-from vlm_lens.errors import PromptError
+from vlm_lens.errors import InterventionError, PromptError
 from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.hooked.contexts import open_for, opened
 from vlm_lens.hooked.described_model import DescribedModel
 from vlm_lens.hooked.generation import Generation, GenerationSettings
 from vlm_lens.hooked.habits import answers_habits
 from vlm_lens.hooked.request import Keeper, check_fired, check_fires, names_to_read
+from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import Composed, Intervention, Target, compose
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.table import NamesFilter
@@ -123,7 +124,7 @@ class HookedModel(DescribedModel):
         Raises:
             VLMLensError: The prompt, a point or an intervention does not fit.
         """
-        if last_logits is not None and last_logits < 1:
+        if last_logits is not None and as_integer(last_logits, "last_logits", PromptError) < 1:
             raise PromptError(f"last_logits must be at least 1, not {last_logits}.")
         prompt = self.as_prompt(prompt, images)
         at = None if positions is None else as_position(positions)
@@ -262,7 +263,18 @@ class HookedModel(DescribedModel):
 
     def _named(self, fwd_hooks: FwdHooks) -> tuple[tuple[list[str], Callable], ...]:
         """Functions with the points that they are called at."""
-        return tuple((self.architecture.points.match(names), fn) for names, fn in fwd_hooks)
+        wanted = (
+            "fwd_hooks= is a list of pairs (name, function), [('hook_embed', fn)]; it got {!r:.60}."
+        )
+        if isinstance(fwd_hooks, str) or not isinstance(fwd_hooks, Iterable):
+            raise InterventionError(wanted.format(fwd_hooks))
+        pairs = list(fwd_hooks)
+        for pair in pairs:
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise InterventionError(wanted.format(pair))
+            if not callable(pair[1]):
+                raise InterventionError(wanted.format(pair))
+        return tuple((self.architecture.points.match(names), fn) for names, fn in pairs)
 
     @contextmanager
     def _hooked(

@@ -153,7 +153,7 @@ def compose(interventions: Intervention | Iterable[Intervention] | None) -> Comp
     if isinstance(interventions, Intervention):
         return Composed(_parts(interventions))
     found: list[Intervention] = []
-    for one in interventions:
+    for one in interventions if isinstance(interventions, Iterable) else [interventions]:
         if not isinstance(one, Intervention):
             raise InterventionError(
                 f"interventions= takes ActivationPatch(...), Steer(...), Ablate(...) and the like; "

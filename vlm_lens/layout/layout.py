@@ -219,6 +219,8 @@ class Layout:
         if is_integer(token):
             pairs = zip(self.token_ids, self.kinds, strict=True)
             return [i for i, (t, kind) in enumerate(pairs) if t == token and kind != PAD]
+        if not isinstance(token, str):
+            raise PositionError(f"What is found is a text or a token's id, not {token!r:.60}.")
         return [self._at(s + len(token) - 1) for s in self._occurrences(token)]
 
     def span(self, text: str, n: int | None = None) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.integers import is_integer
+from vlm_lens.integers import as_integer, is_integer
 from vlm_lens.interventions.base import freeze_points
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
@@ -52,6 +52,8 @@ class LogitLens:
         points = freeze_points(self.points)
         object.__setattr__(self, "points", points if len(points) > 1 else points[0])
         object.__setattr__(self, "at", All() if self.at is None else as_position(self.at))
+        if as_integer(self.k, "k", LensError) < 1:
+            raise LensError(f"k, how many tokens are shown, must be at least 1, not {self.k}.")
         one = isinstance(self.tokens, str) or is_integer(self.tokens)
         tokens = (self.tokens,) if one else tuple(self.tokens)
         object.__setattr__(self, "tokens", tokens)

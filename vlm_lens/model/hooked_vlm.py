@@ -12,7 +12,7 @@ from vlm_lens.errors import ModelError
 from vlm_lens.hooked.habits import answers_habits
 from vlm_lens.hooked.hooked_model import HookedModel, Interventions
 from vlm_lens.layout.positions import Position
-from vlm_lens.model.loading import load
+from vlm_lens.model.loading import check_device, load
 from vlm_lens.prompts.maker import Pictures, Promptable
 from vlm_lens.sweep import sweep
 from vlm_lens.sweep.result import SweepResult
@@ -37,6 +37,7 @@ class HookedVLM(HookedModel):
     """
 
     @classmethod
+    @answers_habits
     def from_pretrained(
         cls, name: str | Path, *, device: str | torch.device | None = None, **options: Any
     ) -> Self:
@@ -55,8 +56,10 @@ class HookedVLM(HookedModel):
         Raises:
             ModelError: Nothing of that name, or no family for it.
         """
-        if device is not None and options.get("device_map") is not None:
-            raise ModelError("Give device= or device_map=, not both.")
+        if device is not None:
+            if options.get("device_map") is not None:
+                raise ModelError("Give device= or device_map=, not both.")
+            check_device(device)
         model, processor = load(name, **options)
         vlm = cls(model if device is None else model.to(device), processor)
         vlm.__dict__["name"] = str(name)

@@ -43,6 +43,7 @@ def load(name: str | Path, **options: Any) -> tuple[Any, Any]:
     processor = options.pop("processor", None)
     if "torch_dtype" in options:
         raise ModelError("Write dtype=..., not torch_dtype=...: transformers 5 renamed it.")
+    _check_dtype(options.get("dtype"))
     where, checkpoint = find(name)
     if checkpoint is not None:
         options.setdefault("revision", checkpoint.revision)
@@ -90,6 +91,29 @@ def find(name: str | Path) -> tuple[str, Checkpoint | None]:
             + near_matches(text, [*shipped, *CHECKPOINTS])
         )
     return text, None
+
+
+def check_device(device: str | torch.device) -> None:
+    """Refuses a device that torch does not know.
+
+    Raises:
+        ModelError: With what was asked.
+    """
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"There is no device {device!r}: write 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from error
+
+
+def _check_dtype(dtype: Any) -> None:
+    if not isinstance(dtype, str) or dtype == "auto":
+        return
+    if not isinstance(getattr(torch, dtype.removeprefix("torch."), None), torch.dtype):
+        raise ModelError(
+            f"There is no dtype {dtype!r}: write 'auto', 'float32', 'float16' or 'bfloat16'."
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -281,6 +281,12 @@ class VectorEnsemble(LayerVectors, Savable):
         vectors = tuple(self.vectors)
         if not vectors:
             raise VectorError("An ensemble needs at least one vector.")
+        for vector in vectors:
+            if not isinstance(vector, TaskVector | VectorEnsemble):
+                raise VectorError(
+                    f"An ensemble is made of TaskVectors, not of {type(vector).__name__}: read "
+                    "them with TaskVector.read."
+                )
         shapes = {(v.kind, tuple(v.values.shape)) for v in vectors}
         if len(shapes) > 1:
             raise VectorError(f"An ensemble's vectors must be of one kind and shape; got {shapes}.")

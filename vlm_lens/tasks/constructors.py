@@ -97,7 +97,7 @@ class Constructors:
         instruction: str,
         name: str | None = None,
         images: str | os.PathLike[str] | None = None,
-        validation: int = 30,
+        validation: int | None = None,
         domain: str = "",
         task_word: str | None = None,
         width: int | None = None,
@@ -110,7 +110,8 @@ class Constructors:
             instruction: The task in words.
             name: The task's name; the file's stem if None.
             images: Where the paths of the pictures start; the CSV file's folder if None.
-            validation: Without a `split` column, how many rows from the top are for validation.
+            validation: Without a `split` column, how many rows from the top are for validation;
+                by default 30, or half of fewer than 60.
             domain: What the entities are.
             task_word: The one word for the task.
             width: The width to which pictures are brought; None leaves them as they are.

@@ -42,21 +42,25 @@ def read_package(name: str) -> Splits:
     return tuple(splits["validation"]), tuple(splits["test"])
 
 
-def read_csv(path: Path, *, images: Path | None, validation: int, width: int | None) -> Splits:
+def read_csv(
+    path: Path, *, images: Path | None, validation: int | None, width: int | None
+) -> Splits:
     """Return the rows of a CSV file with the columns of the shipped tables.
 
     Args:
         path: The file: columns `input` and `output`, and where wanted `image`, `aliases` (with
             `|` between them) and `split` (`validation` or `test`).
         images: Where the paths of the pictures start; the CSV file's folder if None.
-        validation: Without a `split` column, how many rows from the top are for validation.
+        validation: Without a `split` column, how many rows from the top are for validation;
+            `None`: 30, or half of fewer than 60.
         width: As in `Row`.
 
     Returns:
         The validation rows and the test rows.
 
     Raises:
-        TaskError: The file, a column, a value or a picture is missing or wrong.
+        TaskError: The file, a column, a value or a picture is missing or wrong, or no row is left
+            for the test.
     """
     if not path.is_file():
         raise TaskError(f"there is no table {path}")
@@ -75,6 +79,8 @@ def read_csv(path: Path, *, images: Path | None, validation: int, width: int | N
     missing = [column for column in ("input", "output") if column not in columns]
     if missing:
         raise TaskError(f"{path} lacks the columns {missing}; it has {list(columns)}")
+    if validation is None:
+        validation = min(30, len(records) // 2)
     splits: dict[str, list[Row]] = {"validation": [], "test": []}
     for i, record in enumerate(records):
         aliases = [a.strip() for a in (record.get("aliases") or "").split("|") if a.strip()]
@@ -92,6 +98,12 @@ def read_csv(path: Path, *, images: Path | None, validation: int, width: int | N
                 f"{path}, line {i + 2}: the split is {split!r}; write 'validation' or 'test'"
             )
         splits[split].append(row)
+    if records and "split" not in columns and not all(splits.values()):
+        raise TaskError(
+            f"{path} has {len(records)} row{'s' * (len(records) != 1)}, of which validation="
+            f"{validation} leaves {len(splits['validation'])} for validation and "
+            f"{len(splits['test'])} for the test: pass another number, or write a column 'split'"
+        )
     return tuple(splits["validation"]), tuple(splits["test"])
 
 
