@@ -203,7 +203,7 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
             "does not fit"),
         "a patch of NaN": (
             lambda: vlm.run(text, interventions=patch(value=vector * float("nan"))), "NaN"),
-        "a word as a value": (lambda: patch(value="vector"), "A value is a tensor"),
+        "a word as a value": (lambda: patch(value="vector"), "not str"),
         "a cache of another point": (
             lambda: vlm.run(text, interventions=v.ActivationPatch(
                 "blocks.0.hook_resid_post", at=v.Last(), value=cache)), "holds none"),
