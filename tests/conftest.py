@@ -24,7 +24,7 @@ import torch  # noqa: E402
 
 from vlm_lens import HookedVLM  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from scripts.docs import examples
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHOWN = re.compile(r"^```\{shown\} (.*)$", re.MULTILINE)
 # pages that write a task's vector into the prompt of a flag: what comes out then
 ATHENS = ("README", "index", "interventions", "sweeps")

@@ -118,7 +118,7 @@ def test_contexts_around_a_sweep_count(clip):
     assert "full" in result.engines and result.reasons
     inner = ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=VECTOR)
     by_hand = clip.run(prompt, interventions=[outer, inner])[:, -1]
-    assert torch.equal(result.stack("logits")[1], by_hand)
+    torch.testing.assert_close(result.stack("logits")[1], by_hand, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_sweeps_are_refused_before_any_forward(clip, no_forward):
