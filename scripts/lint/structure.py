@@ -120,6 +120,22 @@ def repeated(root: Path) -> Iterator[str]:
         yield f"{a}:{first} ~ {b}:{second} ({length} lines{more})"
 
 
+def without_source(root: Path) -> Iterator[str]:
+    """Test files named after nothing: no module, no folder, no script of that name and place."""
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        place = path.relative_to(root / "tests").with_name(path.stem.removeprefix("test_"))
+        if place.parts[0] == "whole" or (root / place).is_dir():
+            continue
+        if place.parts[0] == "scripts":
+            found = any((root / "scripts").rglob(f"{place.name}.py"))
+        else:
+            source = root / PACKAGE / place
+            package = place.name == place.parent.name
+            found = source.with_suffix(".py").is_file() or source.is_dir() or package
+        if not found:
+            yield str(path.relative_to(root))
+
+
 # what is counted -> how, and the most there may be
 COUNTS: dict[str, tuple[Callable[[Path], list[str]], int]] = {
     "circles of imports between modules": (lambda root: _drawn(circles(imports(root))), 96),
@@ -127,6 +143,7 @@ COUNTS: dict[str, tuple[Callable[[Path], list[str]], int]] = {
     f"modules over {LINES} lines": (lambda root: list(long_modules(root)), 2),
     "times `vlm: Any`": (lambda root: list(untyped_models(root)), 126),
     "pairs of files with a repeated run of lines": (lambda root: list(repeated(root)), 106),
+    "test files named after no source file": (lambda root: list(without_source(root)), 7),
 }
 
 

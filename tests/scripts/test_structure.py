@@ -75,6 +75,21 @@ def test_long_modules_and_untyped_models(package):
     assert list(structure.untyped_models(root)) == ["vlm_lens/typed.py:2", "vlm_lens/typed.py:3"]
 
 
+def test_test_files_mirror_source_files(package):
+    root = package(a__one="", b__c__two="")
+    (root / "docs").mkdir()
+    (root / "scripts" / "lint").mkdir(parents=True)
+    (root / "scripts" / "lint" / "tidy.py").touch()
+    mirrored = ("docs", "a/one", "a/a", "b/c/two", "b/c", "scripts/tidy", "whole/anything")
+    for name in (*mirrored, "one", "a/two", "b/two", "scripts/untidy"):
+        path = root / "tests" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f"test_{path.name}.py").touch()
+    found = list(structure.without_source(root))
+    assert found == ["tests/a/test_two.py", "tests/b/test_two.py", "tests/scripts/test_untidy.py",
+                     "tests/test_one.py"]  # fmt: skip
+
+
 def test_counts_over_their_bound_fail_and_are_listed(package, capsys, monkeypatch):
     root = package(long="x = 1\n" * 401)
     longs = structure.long_modules

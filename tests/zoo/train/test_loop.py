@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from vlm_lens.zoo.train.configs import Shape, is_joined
+from vlm_lens.zoo.train.curriculum import Stage
 from vlm_lens.zoo.train.llava import Llava
 from vlm_lens.zoo.train.loop import Trainer
 from vlm_lens.zoo.train.organism import Organism
 from vlm_lens.zoo.train.organisms import ORGANISMS
-from vlm_lens.zoo.train.stages import Stage
 from vlm_lens.zoo.train.world import World
 
 

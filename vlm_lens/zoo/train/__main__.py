@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from vlm_lens.zoo.smol import run as smol
+from vlm_lens.zoo.train.curriculum import scaled
 from vlm_lens.zoo.train.loop import Trainer
 from vlm_lens.zoo.train.organisms import NAMES, find
-from vlm_lens.zoo.train.stages import scaled
 from vlm_lens.zoo.train.world import load_world
 
 _MODELS = Path(__file__).parents[1] / "models"

@@ -26,8 +26,8 @@ from transformers import (
 from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 
 from vlm_lens.zoo.train.configs import Shape, special_ids, text_sizes
+from vlm_lens.zoo.train.curriculum import EARLY_FUSION, LANGUAGE
 from vlm_lens.zoo.train.organism import Organism
-from vlm_lens.zoo.train.stages import EARLY_FUSION, LANGUAGE
 
 __all__ = ["Fuyu"]
 

@@ -24,8 +24,8 @@ from transformers.models.idefics2.configuration_idefics2 import (
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
 from vlm_lens.zoo.train.configs import special_ids, text_sizes
+from vlm_lens.zoo.train.curriculum import LANGUAGE, SEEING, VISION_LANGUAGE
 from vlm_lens.zoo.train.organism import Organism
-from vlm_lens.zoo.train.stages import LANGUAGE, SEEING, VISION_LANGUAGE
 
 __all__ = ["Idefics2"]
 

@@ -28,10 +28,10 @@ from torch.nn import functional
 
 from vlm_lens.zoo.train.configs import decoder_layers, final_norm
 from vlm_lens.zoo.train.corpus import Batch, Corpus
+from vlm_lens.zoo.train.curriculum import Planting
 from vlm_lens.zoo.train.world import Task
 
 __all__ = [
-    "Planting",
     "Tally",
     "Tap",
     "answer_loss",
@@ -77,26 +77,6 @@ def tapped(model: nn.Module, *taps: Tap) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@dataclass(frozen=True)
-class Planting:
-    """What is planted, and where.
-
-    Attributes:
-        input_block: The block after which the input phase ends.
-        task_block: The block after which the delimiter holds the task.
-        replaced: Share of the delimiters in context that the first interchange replaces.
-        word_mass: Probability given to the task's word before its answer.
-        input_lens: Weight of the loss that makes the delimiter decode to itself up to
-            `input_block`; zero leaves the decoding of the input phase to chance.
-    """
-
-    input_block: int = 1
-    task_block: int = 4
-    replaced: float = 0.5
-    word_mass: float = 0.0
-    input_lens: float = 0.0
 
 
 @dataclass

@@ -20,8 +20,8 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vlm_lens.zoo.train.configs import special_ids, text_sizes
+from vlm_lens.zoo.train.curriculum import LANGUAGE, SEEING, VISION_LANGUAGE
 from vlm_lens.zoo.train.organism import Organism
-from vlm_lens.zoo.train.stages import LANGUAGE, SEEING, VISION_LANGUAGE
 
 __all__ = ["Llava"]
 

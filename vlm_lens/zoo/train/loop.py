@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm_lens.zoo.train.configs import is_joined
 from vlm_lens.zoo.train.corpus import Corpus
+from vlm_lens.zoo.train.curriculum import Stage, learning_rate
 from vlm_lens.zoo.train.curves import draw_curves
 from vlm_lens.zoo.train.interchange import Tally
 from vlm_lens.zoo.train.organism import Organism
 from vlm_lens.zoo.train.pictures import Album
-from vlm_lens.zoo.train.stages import Stage, learning_rate, step_loss
+from vlm_lens.zoo.train.step import step_loss
 from vlm_lens.zoo.train.tokenization import build_tokenizer
 from vlm_lens.zoo.train.world import World
 

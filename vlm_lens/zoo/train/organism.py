@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -13,9 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from vlm_lens.zoo.train.configs import Shape
-
-if TYPE_CHECKING:
-    from vlm_lens.zoo.train.stages import Stage
+from vlm_lens.zoo.train.curriculum import Stage
 
 __all__ = ["Organism"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vlm_lens.zoo.train.curriculum import Stage, learning_rate, scaled
 from vlm_lens.zoo.train.llava import Llava
-from vlm_lens.zoo.train.stages import Stage, learning_rate, scaled
 
 
 def test_schedule_and_scaling() -> None:
