@@ -11,7 +11,6 @@ from weakref import ref
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from vlm_lens.engine.logit_head import with_fitted_head
 from vlm_lens.families import family_of
@@ -28,6 +27,9 @@ from vlm_lens.prompts.maker import Pictures, Promptable, PromptMaker, Texts
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.storage.weights import weights_digest
 from vlm_lens.tokens import string_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class DescribedModel(Vocabulary):

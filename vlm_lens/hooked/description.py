@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
 from vlm_lens.storage.weights import is_plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _GROUPS = {
     "language model": lambda name: not name.startswith(("vision.", "projector.")),

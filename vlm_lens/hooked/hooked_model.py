@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from vlm_lens.engine.handlers import (
     Counter,
@@ -35,6 +34,9 @@ from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.table import NamesFilter
 from vlm_lens.prompts.maker import Pictures, Promptable
 from vlm_lens.prompts.prompt import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Interventions = Intervention | Iterable[Intervention] | None
 FwdHooks = Sequence[tuple[NamesFilter, Callable]]

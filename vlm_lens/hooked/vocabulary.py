@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
 from vlm_lens.integers import as_integer
 from vlm_lens.points.sites import submodule
 from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Vocabulary:

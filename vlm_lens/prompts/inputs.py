@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture, Family, PictureBatch
@@ -23,6 +22,9 @@ from vlm_lens.prompts.inputs import as_inputs, left_padded
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.tokens import IMAGE, string_tokens, text_pieces, tokenizer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Texts = str | RawPrompt | Sequence[str | RawPrompt]
 Picture = Image.Image | str | Path
