@@ -121,10 +121,13 @@ def repeated(root: Path) -> Iterator[str]:
 
 
 def without_source(root: Path) -> Iterator[str]:
-    """Test files named after nothing: no module, no folder, no script of that name and place."""
+    """Test files named after nothing: no module, no folder, no script of that name and place.
+
+    Families share generic checks, which run on every tiny model.
+    """
     for path in sorted((root / "tests").rglob("test_*.py")):
         place = path.relative_to(root / "tests").with_name(path.stem.removeprefix("test_"))
-        if place.parts[0] == "whole" or (root / place).is_dir():
+        if place.parts[0] in ("whole", "families") or (root / place).is_dir():
             continue
         if place.parts[0] == "scripts":
             found = any((root / "scripts").rglob(f"{place.name}.py"))
@@ -138,12 +141,12 @@ def without_source(root: Path) -> Iterator[str]:
 
 # what is counted -> how, and the most there may be
 COUNTS: dict[str, tuple[Callable[[Path], list[str]], int]] = {
-    "circles of imports between modules": (lambda root: _drawn(circles(imports(root))), 96),
-    "circles of imports between packages": (lambda root: _drawn(circles(rooms(imports(root)))), 16),
+    "circles of imports between modules": (lambda root: _drawn(circles(imports(root))), 2),
+    "circles of imports between packages": (lambda root: _drawn(circles(rooms(imports(root)))), 0),
     f"modules over {LINES} lines": (lambda root: list(long_modules(root)), 2),
-    "times `vlm: Any`": (lambda root: list(untyped_models(root)), 126),
-    "pairs of files with a repeated run of lines": (lambda root: list(repeated(root)), 106),
-    "test files named after no source file": (lambda root: list(without_source(root)), 7),
+    "times `vlm: Any`": (lambda root: list(untyped_models(root)), 0),
+    "pairs of files with a repeated run of lines": (lambda root: list(repeated(root)), 42),
+    "test files named after no source file": (lambda root: list(without_source(root)), 5),
 }
 
 

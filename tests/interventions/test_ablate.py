@@ -143,7 +143,7 @@ def test_the_mean_in_a_packed_tower_is_that_of_each_picture(name, tmp_path):
     expected = [_plain_mean(vlm.hf_model, batch.inputs, path, n)[r] for r, n in ((0, 0), (1, 2))]
     found = vlm.run(batch, interventions=edit)
     for row in range(2):
-        torch.testing.assert_close(found[row], expected[row], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[row], expected[row], rtol=1e-4, atol=1e-4)
     singles = [vlm.prompt(texts[0], pictures[:2]), vlm.prompt(texts[1], pictures[2:])]
     for row, single in enumerate(singles):
         alone = vlm.run(single, interventions=edit)[0]

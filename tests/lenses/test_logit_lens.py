@@ -101,7 +101,7 @@ def test_a_softcap_that_the_family_does_not_describe_is_noticed(llama):
     plain = model.forward
     model.forward = lambda *a, **k: _squash(plain(*a, **k))
     vlm = HookedVLM(model, llama.processor)
-    with pytest.raises(LensError, match="does not reproduce"):
+    with pytest.raises(ModelError, match="not what its output layer gives"):
         LogitLens().run(vlm, "Q:Greece")
 
 
