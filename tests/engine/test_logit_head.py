@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from vlm_lens import ActivationPatch, HookedVLM, Last
-from vlm_lens.engine.baseline import NotReplayable
 from vlm_lens.engine.logit_head import _probe
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.errors import ModelError
 from vlm_lens.lenses import LogitLens
 

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches
-from vlm_lens.engine.baseline import NotReplayable
 from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.hooks import count_hooks
 from vlm_lens.engine.joining import CountedOp
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.pictures import Pictures
 from vlm_lens.engine.recorder import record
 from vlm_lens.engine.replay import ReplayVariant, replay

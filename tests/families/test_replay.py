@@ -18,7 +18,7 @@ from differential import (
 )
 
 from vlm_lens import HookedVLM, Steer
-from vlm_lens.engine.baseline import NotReplayable
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.recorder import record
 from vlm_lens.engine.start import start_of
 from vlm_lens.interventions import Target

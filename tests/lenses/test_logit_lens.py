@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from vlm_lens import Ablate, All, Generated, HookedVLM, Images, Last, LogitLens
-from vlm_lens.errors import PointError, PositionError, PromptError, VLMLensError
+from vlm_lens.errors import ModelError, PointError, PositionError, PromptError, VLMLensError
 from vlm_lens.lenses import LensError
 
 

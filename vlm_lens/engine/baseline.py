@@ -10,16 +10,13 @@ that is reached.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.errors import VLMLensError
+from vlm_lens.engine.tower import TowerReplay
 from vlm_lens.families import Architecture
-
-if TYPE_CHECKING:
-    from vlm_lens.engine.tower import TowerReplay
 
 # The arguments of a block that depend on positions, and which of their axes, counted from the end,
 # are positions and batch rows.
@@ -28,10 +25,6 @@ POSITION_AXES = {
     "position_embeddings": (-2, -3),
     "position_ids": (-1, -2),
 }
-
-
-class NotReplayable(VLMLensError):
-    """A model or an intervention whose variants must be computed from the beginning."""
 
 
 @dataclass

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from vlm_lens.engine.baseline import POSITION_AXES, Baseline, NotReplayable
+from vlm_lens.engine.baseline import POSITION_AXES, Baseline
 from vlm_lens.engine.logit_head import head_error, tolerance
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.families import Architecture
 from vlm_lens.points.sites import submodule
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from vlm_lens.engine.baseline import Baseline, NotReplayable
+from vlm_lens.engine.baseline import Baseline
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.tower import TowerStart
 from vlm_lens.ops import MEAN, Op
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.engine.baseline import NotReplayable
 from vlm_lens.engine.handlers import read_handler
 from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.engine.joining import Cell, CountedOp, joined_handlers
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.stand_ins import standing_in
 from vlm_lens.errors import InterventionError

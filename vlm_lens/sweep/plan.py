@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from vlm_lens.engine.baseline import Baseline, NotReplayable
+from vlm_lens.engine.baseline import Baseline
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.start import Start, start_of
 from vlm_lens.interventions.base import Target
 from vlm_lens.ops import Op

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from vlm_lens.engine.baseline import Baseline, NotReplayable
+from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.joining import CountedOp
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.recorder import record
 from vlm_lens.engine.replay import ReplayVariant, replay
