@@ -59,7 +59,9 @@ def test_kept_positions_are_those_of_the_whole(clip, batch, at):
         square = full.shape[1:3] != (batch.length, *full.shape[2:3]) and "pattern" in name
         square = square or "scores" in name
         rows = [x[:, p] if square else x[p] for x, p in zip(full, places, strict=True)]
-        assert torch.equal(kept[name], torch.stack(rows)), name
+        # of scores and patterns only the rows that are kept are computed: another computation
+        close = {"rtol": 1e-5, "atol": 1e-6} if square else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(kept[name], torch.stack(rows), **close)
         assert torch.equal(whole.select(name, kept.at), torch.stack(rows)), name
     with pytest.raises(PositionError, match="kept the activations at"):
         kept.select(P, Last())
