@@ -117,7 +117,7 @@ def _editing(model: nn.Module, edits: Sequence[PlainEdit], readers: Sequence[tup
             moved: list[Tensor] = []
             actions.append((site.norm, lambda x, e=edit, m=moved: _mid_before(e, x, m)))
             added: list[Tensor] = []
-            if site.branch.view is None:  # read after what is done to it
+            if site.branch and site.branch.view is None:  # read after what is done to it
                 branches.append((site.branch, lambda x, a=added: a.__setitem__(slice(None), [x])))
             completed.append((site.block, lambda x, m=moved, a=added: _mid_after(x, m, a)))
             continue
