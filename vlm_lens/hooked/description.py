@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -59,7 +59,7 @@ def unembed_hash(hf_model: PreTrainedModel, architecture: Architecture) -> str |
 
     `None` where the weights cannot be read: on the meta device (offloaded), quantised or sharded.
     """
-    weight = getattr(submodule(hf_model, architecture.unembed), "weight", None)
+    weight: Any = getattr(submodule(hf_model, architecture.unembed), "weight", None)
     if not is_plain(weight) or weight.device.type == "meta" or not weight.is_floating_point():
         return None
     rows = torch.linspace(0, len(weight) - 1, min(len(weight), 64)).long()
