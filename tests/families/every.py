@@ -87,6 +87,8 @@ VLMS: dict[str, Tiny] = {
     "qwen2_5_vl": _packed("Qwen2.5-VL", "families.tiny_qwen2_5_vl",
                           painted=((40, 24), (24, 32))),
     "qwen3_vl": _packed("Qwen3-VL", "families.tiny_qwen3_vl"),
+    "qwen3_vl_moe": _packed("Qwen3-VL with experts", "families.tiny_qwen3_vl_moe", also=True),
+    "qwen3_5": _packed("Qwen3.5", "families.tiny_qwen3_5"),
     "gemma3": Tiny("Gemma 3", "families.tiny_gemma3", painted=((64, 48), (90, 333))),
     "paligemma": Tiny("PaliGemma", "families.tiny_paligemma", painted=((64, 48), (90, 333))),
     "internvl": Tiny("InternVL", "families.tiny_internvl", painted=((96, 60),), second=(40, 96)),
@@ -99,6 +101,7 @@ VLMS: dict[str, Tiny] = {
     "aya_vision": Tiny("Aya Vision", "families.tiny_aya_vision",
                        painted=((16, 16), (64, 64), (120, 52), (60, 130)), whole=False),
     "glm4v": _packed("GLM-4V", "families.tiny_glm4v"),
+    "glm4v_moe": _packed("GLM-4.5V, with experts", "families.tiny_glm4v_moe", also=True),
     "chameleon": Tiny("Chameleon", "families.tiny_chameleon", painted=(), second=None, boxes=False,
                       whole=False),
 }  # fmt: skip

@@ -1,30 +1,21 @@
-"""Models of no registered family: what is certain is found, and what is not is told."""
+"""Models of no registered family: what a run shows is found, and what is not is told."""
 
 from __future__ import annotations
 
 import pytest
 import tiny
 import torch
-from transformers import (
-    GraniteConfig,
-    GraniteForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    StableLmConfig,
-    StableLmForCausalLM,
-)
+from transformers import LlavaConfig, LlavaForConditionalGeneration, XLMConfig, XLMWithLMHeadModel
 
+from families import bench, texts
+from families.texts import BRANCHES, FULL, TEXTS
 from vlm_lens import Ablate, HookedVLM, Images, Patches, VLMLensError
-from vlm_lens.testing import conformance
 
-SIZES = {
-    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2,
-}  # fmt: skip
-INPUTS = {"input_ids": torch.tensor([[1, 5, 7, 9, 11]]), "attention_mask": torch.ones(1, 5).long()}
+INPUTS = {
+    "input_ids": torch.tensor([[0, 0, 1, 5, 7, 9, 11], [1, 33, 21, 40, 12, 6, 8]]),
+    "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7]),
+}
+ONE = {"input_ids": INPUTS["input_ids"][1:], "attention_mask": INPUTS["attention_mask"][1:]}
 
 
 class NewConfig(LlavaConfig):
@@ -41,20 +32,158 @@ def new_vlm() -> HookedVLM:
     return HookedVLM(tiny.randomize(NewVLM(NewConfig(**made))), tiny.reader("siglip-mistral"))
 
 
-def test_a_language_model_of_a_known_form_conforms():
-    vlm = HookedVLM(tiny.randomize(StableLmForCausalLM(StableLmConfig(**SIZES))))
+# ---------------------------------------------------------------------- language models
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_language_model_conforms_at_its_level(name):
+    vlm = HookedVLM(texts.build(name))
     assert "by structure" in vlm.cfg.family
-    report = conformance(vlm, INPUTS)
-    assert report.passed, report.failures
-    assert {p.kind for p in vlm.points().values()} >= {"resid_mid", "attn.q", "mlp.post", "merged"}
+    bench.check_conforms(vlm, ONE)
+    kinds = {p.kind for p in vlm.points().values()}
+    level = TEXTS[name][2]
+    assert ({"attn_out", "resid_mid"} & kinds != set()) == (level in (FULL, BRANCHES))
+    within = {"attn.q", "attn.k", "attn.v", "attn.z", "mlp.pre", "mlp.post"}
+    assert (within <= kinds) == (level == FULL)
+    assert {"resid_pre", "resid_post", "merged", "embed", "logits"} <= kinds
+    for lacking in vlm.architecture.points.missing.values():
+        assert lacking.endswith(".")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "granite", "mixtral", "deepseek_v3", "olmo2"])
+def test_a_padded_batch_conforms(name):
+    bench.check_conforms(HookedVLM(texts.build(name)), INPUTS, cold=True)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "phi3", "olmo2", "qwen3_moe"])
+def test_eager_attention_shows_the_same_points(name):
+    usual, eager = (HookedVLM(texts.build(name, attention=a)) for a in ("sdpa", "eager"))
+    assert list(usual.points()) == list(eager.points())
+    bench.check_conforms(eager, ONE, quick=True)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "phi3", "granite", "olmo2", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_shows_the_same_points(name, dtype):
+    usual, half = HookedVLM(texts.build(name)), HookedVLM(texts.build(name).to(dtype))
+    assert list(usual.points()) == list(half.points())
+    bench.check_conforms(half, ONE, quick=True)
+
+
+def test_queries_keys_and_values_of_a_fused_projection():
+    """Columns one after the other in GPT-2 and Phi-3 (fewer keys than queries), by head in NeoX."""
+    for name, path, attn in (
+        ("gpt2", "transformer.h.1.attn.c_attn", "blocks.1."),
+        ("phi3", "model.layers.1.self_attn.qkv_proj", "blocks.1."),
+        ("gpt_neox", "gpt_neox.layers.1.attention.query_key_value", "blocks.1."),
+    ):
+        vlm = HookedVLM(texts.build(name))
+        seen = []
+        handle = vlm.hf_model.get_submodule(path).register_forward_hook(
+            lambda m, args, out, seen=seen: seen.append(out)
+        )
+        cache = vlm.run_with_cache(ONE, names_filter=f"{attn}attn.hook_?")[1]
+        handle.remove()
+        q, k, v = (cache[f"{attn}attn.hook_{n}"] for n in "qkv")
+        if name == "gpt_neox":
+            expected = seen[0].unflatten(-1, (4, 3, 8)).unbind(-2)
+        else:
+            sizes = [8 * x.shape[2] for x in (q, k, v)]
+            expected = [x.unflatten(-1, (-1, 8)) for x in seen[0].split(sizes, -1)]
+        for mine, theirs in zip((q, k, v), expected, strict=True):
+            assert torch.equal(mine, theirs), name
+
+
+def test_what_a_block_adds_is_scaled_as_the_model_scales_it():
+    vlm = HookedVLM(texts.build("granite"))
+    _, cache = vlm.run_with_cache(ONE)
+    block = vlm.hf_model.model.layers[0]
+    with torch.no_grad():
+        mlp = block.mlp(cache["blocks.0.ln2.hook_normalized"])
+    torch.testing.assert_close(cache["blocks.0.hook_mlp_out"], 0.5 * mlp)
+    total = cache["blocks.0.hook_resid_mid"] + cache["blocks.0.hook_mlp_out"]
+    torch.testing.assert_close(total, cache["blocks.0.hook_resid_post"])
+    assert vlm.architecture.decoder.logit_scale == pytest.approx(1 / 4)
+
+
+def test_the_scores_of_experts():
+    vlm = HookedVLM(texts.build("mixtral"))
+    _, cache = vlm.run_with_cache(ONE, names_filter=["blocks.0.*"])
+    router = vlm.hf_model.model.layers[0].mlp.gate
+    expected = cache["blocks.0.ln2.hook_normalized"] @ router.weight.T
+    torch.testing.assert_close(cache["blocks.0.mlp.hook_router_logits"], expected)
+    with pytest.raises(VLMLensError, match="mixture of experts"):
+        vlm.points("blocks.0.mlp.hook_post")
+    with pytest.raises(VLMLensError, match="has chosen its experts"):
+        vlm.run(ONE, interventions=Ablate("blocks.0.mlp.hook_router_logits", at=0))
+
+
+@pytest.mark.parametrize("name", tiny.LMS)
+def test_what_is_found_is_what_is_described(name, llama):
+    """The parts of a described model, found as if it were none, are the same tensors."""
+    from vlm_lens.engine.hooks import Handler, HookedRun
+    from vlm_lens.families.parts.architecture import assemble
+    from vlm_lens.families.parts.found import found_decoder
+    from vlm_lens.points.sites import InputSite
+
+    model = tiny.build(name)
+    described = HookedVLM(model).architecture.points
+    found = found_decoder(model)
+    first = InputSite(f"{found.decoder.stack.path}.0")
+    points = assemble(model, "found", found.decoder, first).points
+    assert set(points) == set(described)
+    seen: dict[str, list] = {n: [] for n in points}
+    for table in (described, points):
+        handlers = {n: [Handler(lambda x, firing, n=n: seen[n].append(x.clone()))] for n in table}
+        with torch.no_grad(), HookedRun(model, table, handlers):
+            model(**ONE, use_cache=False)
+    for n, (one, two) in seen.items():
+        assert torch.equal(one, two), n
+    assert found.decoder.stack.size == HookedVLM(model).architecture.decoder.stack.size
+
+
+def test_nothing_is_left_behind_by_the_recorded_forward():
+    model = texts.build("gpt2")
+    state, hooks = list(model.state_dict()), tiny.hook_state(model)
+    model.train()
+    with pytest.warns(UserWarning, match="training mode"):
+        HookedVLM(model)
+    assert model.training and list(model.state_dict()) == state
+    assert tiny.hook_state(model) == hooks
+
+
+def test_one_small_forward_is_all_that_wrapping_costs(monkeypatch):
+    model = texts.build("phi3")
+    calls, block = [], model.model.layers[0]
+    forward = block.forward
+
+    def counted(x, *args, **kwargs):
+        calls.append(x.shape[:2].numel())
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(block, "forward", counted)
+    HookedVLM(model)
+    assert len(calls) == 1 and calls[0] <= 8
+
+
+def test_several_lists_of_blocks_are_refused_before_the_weights(tmp_path, monkeypatch):
+    config = XLMConfig(vocab_size=60, emb_dim=32, n_layers=3, n_heads=4)
+    XLMWithLMHeadModel(config).save_pretrained(tmp_path)
+    monkeypatch.setattr(
+        XLMWithLMHeadModel, "from_pretrained", lambda *a, **k: pytest.fail("weights were read")
+    )
+    with pytest.raises(VLMLensError, match="lists of modules of XLMWithLMHeadModel could be"):
+        HookedVLM.from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------------- with pictures
 
 
 def test_a_vision_language_model_of_a_known_form_conforms(picture):
     vlm = new_vlm()
     assert vlm.family.takes_images
     prompt = vlm.prompt(["<image>Q:Greece\nA:", "<image>and<image>A:"], [picture] * 3)
-    report = conformance(vlm, prompt)
-    assert report.passed, report.failures
+    bench.check_conforms(vlm, prompt, cold=True)
     same = HookedVLM(tiny.build("siglip-mistral"), vlm.processor)
     same.hf_model.load_state_dict(vlm.hf_model.state_dict())
     known = same.prompt(["<image>Q:Greece\nA:", "<image>and<image>A:"], [picture] * 3)
@@ -76,24 +205,3 @@ def test_what_is_not_known_is_told(picture):
     assert not torch.equal(changed, vlm.run(prompt))
     with pytest.raises(VLMLensError, match="which of the tower's layers"):
         vlm.points("vision.hook_out")
-
-
-def test_blocks_of_another_form_are_refused_with_what_they_hold():
-    model = Olmo2ForCausalLM(Olmo2Config(**SIZES))
-    with pytest.raises(VLMLensError, match=r"holds .*post_feedforward_layernorm.*Describe"):
-        HookedVLM(model)
-
-
-def test_blocks_that_scale_what_they_add_are_refused():
-    model = GraniteForCausalLM(GraniteConfig(**SIZES, residual_multiplier=0.5))
-    with pytest.raises(VLMLensError, match="scale what they add"):
-        HookedVLM(model)
-
-
-def test_a_refusal_comes_before_the_weights(tmp_path, monkeypatch):
-    Olmo2ForCausalLM(Olmo2Config(**SIZES)).save_pretrained(tmp_path)
-    monkeypatch.setattr(
-        Olmo2ForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("weights were read")
-    )
-    with pytest.raises(VLMLensError, match="none of the forms known"):
-        HookedVLM.from_pretrained(tmp_path)

@@ -68,7 +68,12 @@ def test_a_box_is_the_same_in_projector_and_text(name, made):
 def test_a_pattern_edit_changes_what_heads_mix(vlm):
     prompt = bench.one(vlm)
     positions = prompt.layout.images[0].positions
-    bench.check_pattern_edit(vlm, prompt, "blocks.0.attn.hook_pattern", (0, positions[0]))
+    points = vlm.architecture.points
+    patterns = points.match("blocks.*.attn.hook_pattern")
+    shown = [n for n in patterns if n.replace("hook_pattern", "hook_z") in points]
+    if not shown:
+        pytest.skip("what heads mix is no point of this model, for a reason that it declares")
+    bench.check_pattern_edit(vlm, prompt, shown[0], (0, positions[0]))
 
 
 def test_generation_with_and_without_cache(vlm):

@@ -8,7 +8,7 @@ import torch
 
 from families import conformance
 from vlm_lens import Ablate, All, At, HookedVLM, Patches
-from vlm_lens.errors import InterventionError, ModelError, PointError, PromptError
+from vlm_lens.errors import InterventionError, PointError, PromptError
 
 TEXT = "Q:<image>\nA:red\n\nQ:<image>\nA:"
 
@@ -192,16 +192,3 @@ def test_image_tokens_split_wrongly_over_rows(siglip, picture):
     ids[0, place], ids[1, free] = 7, 4
     with pytest.raises(PromptError, match="image token"):
         siglip.run(inputs | {"input_ids": ids})
-
-
-def test_an_unknown_tower_or_text_model():
-    from transformers import LlavaForConditionalGeneration
-
-    model = LlavaForConditionalGeneration(tiny.llava_config("clip", "llama"))
-    model.config.vision_config.model_type = "periscope"
-    with pytest.raises(ModelError, match="vision tower is of type 'periscope'"):
-        HookedVLM(model)
-    model = LlavaForConditionalGeneration(tiny.llava_config("clip", "llama"))
-    model.config.text_config.model_type = "unheard_of"
-    with pytest.raises(ModelError, match="text model is of type 'unheard_of'"):
-        HookedVLM(model)

@@ -109,7 +109,7 @@ def _probe(model: nn.Module, arch: Architecture) -> tuple[Tensor, Tensor] | None
             )
     except Exception:  # noqa: BLE001  code that reads more of its text model's output
         return None
-    return (x, logits) if logits.shape[:2] == x.shape[:2] else None
+    return (x, logits) if logits.shape == (*x.shape[:2], arch.cfg.d_vocab) else None
 
 
 def _device(head: nn.Module) -> torch.device | None:

@@ -56,9 +56,12 @@ def record(
         recorder = stack.enter_context(Recorder(model, arch, adds=adds))
         if tower is not None:
             stack.enter_context(tower.recording())
-        logits = model(
-            **inputs, past_key_values=cache, use_cache=True, return_dict=True, **options
-        ).logits
+        try:
+            logits = model(
+                **inputs, past_key_values=cache, use_cache=True, return_dict=True, **options
+            ).logits
+        except (AttributeError, IndexError) as error:  # state-space and linear-attention blocks
+            raise NotReplayable("some blocks keep a state, not keys and values") from error
     baseline = recorder.baseline(inputs, logits, cache)
     error = head_error(arch, model, baseline.resid_post[:, -1:], logits[:, -1:])
     if error > tolerance(logits.dtype):
@@ -151,12 +154,12 @@ class Recorder:
             )
         if self._added and not self._adds:
             raise NotReplayable("the model changes the residual stream between its blocks")
-        keys = [layer.keys for layer in cache.layers]
-        if any(k.shape[-2] != length for k in keys):
+        keys = [getattr(layer, "keys", None) for layer in cache.layers]
+        if any(k is None or k.dim() != 4 or k.shape[-2] != length for k in keys):
             raise NotReplayable("some blocks do not keep the keys of every position")
         for block, call in zip(self._blocks, self._calls, strict=True):
-            attn = submodule(block, stack.parts.attn)
-            if call.get("attention_mask") is None and not getattr(attn, "is_causal", True):
+            causal = all(getattr(module, "is_causal", True) for module in block.modules())
+            if call.get("attention_mask") is None and not causal:
                 raise NotReplayable("its blocks see all positions, also later ones, without a mask")
             for name, value in call.items():
                 _check_argument(name, value)

@@ -27,7 +27,7 @@ __all__ = [
 MODULES = (
     "aya_vision", "blip2", "chameleon", "decoder", "fuyu", "gemma3", "glm4v", "idefics2",
     "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3", "mllama",
-    "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm", "vipllava",
+    "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm", "vipllava",
 )  # fmt: skip
 
 _FAMILIES: dict[str, Family] = {}

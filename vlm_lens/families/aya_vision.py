@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from vlm_lens.errors import PromptError
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.decoders import Decoder
@@ -27,9 +29,9 @@ class AyaVisionFamily(ProjectedFamily):
     merges = True
     projector_views = (None, CellsView())
 
-    def decoder(self, config: Any) -> Decoder:
+    def decoder(self, model: torch.nn.Module) -> Decoder:
         """A Cohere; with pictures its logits are not scaled."""
-        return replace(super().decoder(config), logit_scale=1.0)
+        return replace(super().decoder(model), logit_scale=1.0)
 
     def brackets(self, batch: PictureBatch) -> Brackets:
         """`<|START_OF_IMG|>` and `<|END_OF_IMG|>`."""

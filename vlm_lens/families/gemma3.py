@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from vlm_lens.errors import PromptError
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.decoders import Decoder
@@ -27,9 +29,9 @@ class Gemma3Family(ProjectedFamily):
     pictures_by_text = True
     projector_input = "vision_outputs"
 
-    def decoder(self, config: Any) -> Decoder:
+    def decoder(self, model: torch.nn.Module) -> Decoder:
         """A Gemma 3; with pictures its logits have no soft cap."""
-        return replace(super().decoder(config), logit_softcap=None)
+        return replace(super().decoder(model), logit_softcap=None)
 
     def placeholder(self, processor: Any) -> str:
         """The token that opens a picture."""

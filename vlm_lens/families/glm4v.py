@@ -10,10 +10,10 @@ from vlm_lens.points.sites import OutputSite
 
 
 class Glm4vFamily(PatchMergingFamily):
-    """`Glm4vForConditionalGeneration`."""
+    """`Glm4vForConditionalGeneration`, and that with a mixture of experts (GLM-4.5V)."""
 
     name = "glm4v"
-    model_types = ("glm4v",)
+    model_types = ("glm4v", "glm4v_moe")
     tower_parts = BlockParts(
         ln1="norm1", attn="attn", q=None, k=None, v=None, o="proj", ln2="norm2", mlp="mlp",
         mlp_pre="gate_proj", mlp_linear="up_proj", mlp_post="down_proj",

@@ -11,10 +11,10 @@ from vlm_lens.points.sites import OutputSite
 
 
 class Qwen3VLFamily(PatchMergingFamily):
-    """`Qwen3VLForConditionalGeneration`."""
+    """`Qwen3VLForConditionalGeneration`, and that with a mixture of experts."""
 
     name = "qwen3_vl"
-    model_types = ("qwen3_vl",)
+    model_types: tuple[str, ...] = ("qwen3_vl", "qwen3_vl_moe")
     residual_breaks = (
         "DeepStack adds picture features between the first blocks, at image positions "
         "(projector.deepstack.*.hook_out)"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vlm_lens.engine.hooks import Handler, HookedRun
+from vlm_lens.errors import ModelError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.layout import PAD
 from vlm_lens.points.point import Point
@@ -158,7 +159,10 @@ def gradients_are_right(subject: Subject) -> str:
         raise NotApplicable("it takes a copy of the model (cold=True)")
     if not has_plain_weights(model):
         raise NotApplicable("weights that are quantised or offloaded have no copy in float64")
-    twin = in_double(subject.vlm)
+    try:
+        twin = in_double(subject.vlm)
+    except ModelError as error:  # its parts are found by running it
+        raise NotApplicable("this model does not run in float64") from error
     worst = worst_gradient(twin, subject.prompt, subject.names)
     wrong = [name for name, error in worst.items() if not error <= TOLERANCE]
     if wrong:  # what is wrong at one point is wrong at all before it

@@ -151,6 +151,12 @@ class Decoder:
     logit_softcap: float | None = None
     barred: tuple[int, ...] = ()
 
+    @property
+    def first_input(self) -> Site | None:
+        """What the first block reads, where that is not as blocks are usually called."""
+        make = self.stack.layer_sites.get(0, {}).get("hook_resid_pre")
+        return make(f"{self.stack.path}.0") if make else None
+
     def embedding_point(self) -> Point:
         """`hook_embed`: the token embeddings."""
         doc = "Token embeddings, before pictures are placed"

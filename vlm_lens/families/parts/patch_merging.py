@@ -18,8 +18,8 @@ from torch import Tensor
 from vlm_lens.errors import PromptError
 from vlm_lens.families.parts.architecture import Architecture, assemble, embeddings_of
 from vlm_lens.families.parts.batch import PictureBatch
-from vlm_lens.families.parts.decoders import find_decoder
 from vlm_lens.families.parts.family import Family
+from vlm_lens.families.parts.found import text_model
 from vlm_lens.families.parts.picture import Brackets, Picture, grid, packed_space
 from vlm_lens.families.parts.selection import by_stretches
 from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack, in_one_row
@@ -68,7 +68,7 @@ class PatchMergingFamily(Family):
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts of a model."""
         config, tower = model.config, model.config.vision_config
-        decoder = find_decoder(config.text_config, TEXT)
+        decoder = text_model(model, TEXT)
         d_model, vision = decoder.stack.size.d_model, self._tower(tower)
         before = [
             _point("vision.hook_embed", "d_vision", vision.size.d_model, "Patch embeddings as the "
@@ -84,7 +84,7 @@ class PatchMergingFamily(Family):
                    OutputSite(TOWER, path=("pooler_output",)), "projector"),
         ]  # fmt: skip
         return assemble(
-            model, self.name, decoder, embeddings_of(TEXT), before=before,
+            model, self.name, decoder, decoder.first_input or embeddings_of(TEXT), before=before,
             vision=VisionConfig(
                 **asdict(vision.size),
                 patch_size=tower.patch_size,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlm_lens.families.parts.architecture import Architecture, assemble, embeddings_of
-from vlm_lens.families.parts.decoders import Decoder, find_decoder
+from vlm_lens.families.parts.decoders import Decoder
 from vlm_lens.families.parts.family import Family
+from vlm_lens.families.parts.found import text_model
 from vlm_lens.families.parts.selection import by_rows
-from vlm_lens.families.parts.stack import Stack
-from vlm_lens.families.parts.towers import Tower, describe_tower
+from vlm_lens.families.parts.towers import Tower, describe_tower, image_point, layers_read
 from vlm_lens.layout.layout import ImageLayout
-from vlm_lens.points.config import VisionConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite, View
 
@@ -54,72 +52,44 @@ class ProjectedFamily(Family):
         config = model.config
         tower = describe_tower(model.get_submodule(self.tower_path), config.vision_config)
         read = self.layers_read(config)
-        n_read = max(read)
-        vision = Stack(
-            tower.path(self.tower_path, tower.layers),
-            tower.parts,
-            tower.size,
-            prefix="vision.",
-            space="vision",
-            unread_from=n_read,
-            unread=f"the projector reads block {n_read - 1}, so nothing reads this one",
-            sites=tower.sites,
-        )
-        missing = vision.missing()
+        stack, decoder = tower.stack(self.tower_path, max(read)), self.decoder(model)
+        missing = tower.missing(stack)
         if len(read) > 1:
             missing["vision.hook_out"] = (
                 f"its projector reads several layers at once ({config.vision_feature_layer}); "
                 "use projector.hook_in."
             )
         return assemble(
-            model,
-            self.name,
-            self.decoder(config),
-            embeddings_of(self.text_path),
+            model, self.name, decoder, decoder.first_input or embeddings_of(self.text_path),
             before=[
-                *self._vision_points(vision, tower, config),
+                *tower.points(self.tower_path, stack),
+                *self._features(tower, config),
                 *self.projector_points(config, tower.size.d_model * len(read)),
             ],
-            vision=VisionConfig(
-                **asdict(tower.size),
-                patch_size=_side(config.vision_config.patch_size),
-                image_size=_side(config.vision_config.image_size),
-                n_class_tokens=tower.n_class_tokens,
-                n_layers_read=n_read,
-            ),
-            missing=missing,
-            image_token_id=config.image_token_id,
-        )
+            vision=tower.config(config.vision_config, max(read)),
+            missing=missing, image_token_id=config.image_token_id,
+        )  # fmt: skip
 
-    def decoder(self, config: Any) -> Decoder:
+    def decoder(self, model: torch.nn.Module) -> Decoder:
         """The text model."""
-        return find_decoder(config.text_config, self.text_path)
+        return text_model(model, self.text_path)
 
     def layers_read(self, config: Any) -> list[int]:
         """Which hidden states the projector reads; 0 is the first block's input."""
         if self.reads_normed:
             return [config.vision_config.num_hidden_layers]
-        layers = config.vision_feature_layer
-        total = config.vision_config.num_hidden_layers + 1
-        return [i % total for i in ([layers] if isinstance(layers, int) else layers)]
+        return layers_read(config, config.vision_config.num_hidden_layers)
 
     def features_path(self, config: Any) -> tuple[str | int, ...]:
         """Where the tower's output holds the features that the projector reads."""
         read = self.layers_read(config)
         return ("last_hidden_state",) if self.reads_normed else ("hidden_states", read[0])
 
-    def _vision_points(self, stack: Stack, tower: Tower, config: Any) -> Iterator[Point]:
-        def point(name: str, doc: str, site: InputSite | OutputSite) -> Point:
-            axes, sizes = ("image", "pos", "d_vision"), (None, None, stack.size.d_model)
-            return Point(f"vision.{name}", axes, sizes, doc, site, "vision")
-
-        embed = OutputSite(tower.path(self.tower_path, tower.embed))
-        yield point("hook_embed", tower.embed_doc, embed)
-        yield from stack.points()
-        if len(self.layers_read(config)) == 1:
-            path = self.features_path(config)
+    def _features(self, tower: Tower, config: Any) -> Iterator[Point]:
+        if len(self.layers_read(config)) == 1 and not tower.unknown:
+            site = OutputSite(self.tower_path, path=self.features_path(config))
             doc = "The tower's features that the projector reads"
-            yield point("hook_out", doc, OutputSite(self.tower_path, path=path))
+            yield image_point("vision.hook_out", tower.size.d_model, doc, site)
 
     def projector_points(self, config: Any, d_in: int) -> list[Point]:
         """What enters the projector, what leaves it, and what lies between, if anything.
@@ -145,8 +115,3 @@ class ProjectedFamily(Family):
     ) -> dict[str, Tensor] | None:
         """Their rows; the towers read one picture, or one frame of it, apart from the others."""
         return by_rows(tensors, pictures, numbers)
-
-
-def _side(size: Any) -> int:
-    """The side of a square, which some configs write as two numbers."""
-    return size if isinstance(size, int) else size[0]

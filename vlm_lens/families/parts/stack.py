@@ -55,6 +55,8 @@ class BlockParts:
     mlp_out: str | None = None
 
 
+_NAMELESS = BlockParts("", "", "", "", "", "", "", "", "", "")
+_ENDS = ("hook_resid_pre", "hook_resid_post")
 _PARALLEL = "attention and MLP read the same norm and are added together."
 
 SiteMaker = Callable[[str], Site]
@@ -66,7 +68,8 @@ class Stack:
 
     Attributes:
         path: Path of the list of blocks.
-        parts: The names within a block.
+        parts: The names within a block; `None` where only `sites` and `layer_sites` say where
+            points are, beside the stream entering and leaving a block.
         size: Its sizes.
         prefix: What its point names start with: nothing, or `vision.`.
         space: Whose positions it counts.
@@ -81,13 +84,14 @@ class Stack:
         layer_parts: Blocks whose names differ from `parts`: layer -> names.
         layer_sites: Likewise for `sites`.
         layer_lacks: Likewise for `lacks`.
+        layer_read_only: Points that cannot be written: layer -> name -> why not.
         crossing: Blocks of cross-attention, computed only where there are pictures: their keys and
             values count the projector's positions.
         passing: Points of such blocks that are where the stream passes without pictures too.
     """
 
     path: str
-    parts: BlockParts
+    parts: BlockParts | None
     size: StackConfig
     prefix: str = ""
     space: str = "text"
@@ -99,6 +103,7 @@ class Stack:
     layer_parts: Mapping[int, BlockParts] = field(default_factory=dict)
     layer_sites: Mapping[int, Mapping[str, SiteMaker]] = field(default_factory=dict)
     layer_lacks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    layer_read_only: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     crossing: frozenset[int] = frozenset()
     passing: frozenset[str] = frozenset()
 
@@ -119,8 +124,9 @@ class Stack:
 
     def _lacks(self, layer: int | None) -> dict[str, str]:
         parts = self.layer_parts.get(layer, self.parts)
+        parallel = parts is not None and not parts.ln2
         own = (
-            {} if parts.ln2 else dict.fromkeys(("hook_resid_mid", "ln2.hook_normalized"), _PARALLEL)
+            dict.fromkeys(("hook_resid_mid", "ln2.hook_normalized"), _PARALLEL) if parallel else {}
         )
         return {**own, **self.lacks, **self.layer_lacks.get(layer, {})}
 
@@ -130,7 +136,10 @@ class Stack:
         given = {**self.sites, **self.layer_sites.get(layer, {})}
         lacks = self._lacks(layer)
         for name, (axes, sizes, doc, site) in self._table(layer).items():
-            site = given[name](block) if name in given else site
+            if name in given:
+                site = given[name](block)
+            elif self.parts is None and name not in _ENDS:
+                site = None
             if site is None or name in lacks:
                 continue
             if self.single:
@@ -144,14 +153,15 @@ class Stack:
             space = self.space
             if crosses and name in ("attn.hook_k", "attn.hook_v"):
                 space = "projector"
+            barred = read_only or self.layer_read_only.get(layer, {}).get(name, "")
             yield Point(
-                f"{self.prefix}blocks.{layer}.{name}", axes, sizes, doc, site, space, read_only,
+                f"{self.prefix}blocks.{layer}.{name}", axes, sizes, doc, site, space, barred,
                 crosses,
             )  # fmt: skip
 
     def _table(self, layer: int) -> dict[str, tuple[tuple, tuple, str, Site | None]]:
         """Name -> axes and sizes after batch and position, what it is, usual site."""
-        parts, size = self.layer_parts.get(layer, self.parts), self.size
+        parts, size = self.layer_parts.get(layer, self.parts) or _NAMELESS, self.size
         block = f"{self.path}.{layer}"
         attn, mlp = f"{block}.{parts.attn}", f"{block}.{parts.mlp}"
         d = (("d_vision" if self.space == "vision" else "d_model",), (size.d_model,))
@@ -194,6 +204,8 @@ class Stack:
                                     out(mlp, parts.mlp_linear)),
             "mlp.hook_post": (*d_mlp, "MLP neurons after the non-linearity (and the gate)",
                               InputSite(f"{mlp}.{parts.mlp_post}", keyword="input")),
+            "mlp.hook_router_logits": (("expert",), (None,), "Scores of the experts, before those "
+                                       "of each position are chosen", None),
             "hook_mlp_out": (*d, "What the MLP adds to the residual stream", mlp_out),
             "hook_resid_post": (*d, "Residual stream leaving the block", OutputSite(block)),
         }  # fmt: skip

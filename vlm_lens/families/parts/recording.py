@@ -1,0 +1,193 @@
+"""One tiny forward, recorded: what every module takes and gives, and what attention mixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# how far two computations of the same number may be apart, by dtype, relative to the largest
+_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
+_MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
+_SOFTMAX = {torch.softmax, nn.functional.softmax, Tensor.softmax}
+
+
+@dataclass(frozen=True)
+class Call:
+    """The last call of a module.
+
+    Attributes:
+        given: The tensors among its arguments: position or keyword -> a copy.
+        all: Copies of the tensors that it returned; `None` for what is none.
+        several: Whether it returned several things.
+        live: The first of them itself.
+    """
+
+    given: Mapping[int | str, Tensor]
+    all: tuple[Tensor | None, ...]
+    several: bool
+    live: Tensor | None = None
+
+    @property
+    def gave(self) -> Tensor | None:
+        """The tensor that it returned, alone or first of several."""
+        return self.all[0] if self.all else None
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model changed in place what it returned."""
+        return self.live is not None and not same(self.live, self.gave)
+
+    def argument(self, value: Tensor) -> int | str | None:
+        """Which argument holds a value."""
+        return next((key for key, x in self.given.items() if same(x, value)), None)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """One call of an attention function.
+
+    Attributes:
+        query: `[batch, head, pos, d]`, as it enters; all are `None` where they are not seen.
+        key: Keys, likewise.
+        value: Values, likewise.
+        mixed: What it gave, `[batch, head, pos, d]`.
+        times: How many times its module mixed.
+    """
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    mixed: Tensor | None = None
+    times: int = 1
+
+
+@dataclass
+class Recording:
+    """A recorded forward.
+
+    Attributes:
+        calls: Path of a module -> its last call, in the order in which they ended.
+        attention: Path of a module -> the attention that it called.
+        logits: What the model gave.
+    """
+
+    calls: dict[str, Call] = field(default_factory=dict)
+    attention: dict[str, Mixing] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+    def inside(self, path: str) -> Iterator[tuple[str, Call]]:
+        """The calls of modules within one, by their paths from there, in order."""
+        for name, call in self.calls.items():
+            if name.startswith(f"{path}."):
+                yield name.removeprefix(f"{path}."), call
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors hold the same numbers, in the same or another shape."""
+    if a is None or b is None or a.numel() != b.numel() or not a.numel():
+        return False
+    allowed = tolerance(a, b)
+    a, b = a.float().reshape(-1), b.to(a.device).float().reshape(-1)
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return False
+    return bool((a - b).abs().max() <= allowed * b.abs().max())
+
+
+def tolerance(*tensors: Tensor) -> float:
+    """How far numbers may be apart, relative to the largest."""
+    return max(_TOLERANCE.get(t.dtype, 1e-4) for t in tensors)
+
+
+@torch.no_grad()
+def record(model: nn.Module, ids: Tensor) -> Recording:
+    """Runs a model on a few tokens without pictures; nothing is left behind.
+
+    Args:
+        model: The model.
+        ids: Tokens, `[1, pos]`.
+    """
+    found, stack = Recording(), []
+    handles = []
+    for path, module in model.named_modules():
+        if not path or isinstance(module, nn.ModuleList | nn.ModuleDict):
+            continue
+        handles.append(
+            module.register_forward_pre_hook(_enter(stack, path), with_kwargs=True, prepend=True)
+        )
+        handles.append(module.register_forward_hook(_leave(found, stack, path)))
+    training = model.training
+    try:
+        model.eval()
+        with _AttentionWatch(found, stack):
+            out = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False,
+                        return_dict=True)  # fmt: skip
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    found.logits = getattr(out, "logits", None)
+    return found
+
+
+def _enter(stack: list, path: str) -> Any:
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = {k: v.clone() for k, v in [*enumerate(args), *kwargs.items()]
+                 if isinstance(v, Tensor) and v.is_floating_point()}  # fmt: skip
+        stack.append((path, given))
+
+    return hook
+
+
+def _leave(found: Recording, stack: list, path: str) -> Any:
+    def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        while stack:
+            name, given = stack.pop()
+            if name == path:
+                break
+        several = isinstance(output, tuple)
+        outputs = output if several else (output,)
+        copies = tuple(x.clone() if isinstance(x, Tensor) else None for x in outputs)
+        live = outputs[0] if copies and copies[0] is not None else None
+        found.calls.pop(path, None)
+        found.calls[path] = Call(given, copies, several, live)
+
+    return hook
+
+
+class _AttentionWatch(TorchFunctionMode):
+    """Sees what attention functions take and give, and for which module."""
+
+    def __init__(self, found: Recording, stack: list):
+        super().__init__()
+        self._found, self._stack = found, stack
+        self._scored: dict[str, tuple[Tensor, Tensor]] = {}
+        self._softmaxed: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self._stack:
+            return out
+        path = self._stack[-1][0]
+        if func is nn.functional.scaled_dot_product_attention:
+            self._note(path, *args[:3], out)
+        elif func in _MATMUL and out.dim() == 4 and len(args) == 2:
+            if path in self._softmaxed:
+                self._softmaxed.discard(path)
+                query, key = self._scored.pop(path, (None, None))
+                self._note(path, query, None if key is None else key.mT, args[1], out)
+            else:
+                self._scored[path] = args
+        elif func in _SOFTMAX and out.dim() == 4:
+            self._softmaxed.add(path)
+            self._found.attention.setdefault(path, Mixing(times=0))
+        return out
+
+    def _note(self, path: str, *tensors: Tensor | None) -> None:
+        times = getattr(self._found.attention.get(path), "times", 0) + 1
+        copies = (None if x is None else x.clone() for x in tensors)
+        self._found.attention[path] = Mixing(*copies, times=times)
