@@ -99,3 +99,10 @@ def swapped(swaps: int) -> str:
 def examples_of(modality: str) -> str:
     """What a prompt of a modality holds: an instruction, or examples of a kind."""
     return modality if modality == "instruction" else f"{modality} examples"
+
+
+# Attention knockout: the groups of positions, and which keys are hidden from which queries.
+RANDOM_KEYS = "random"
+CUT_EDGES = (
+    ("input", "last"), ("question", "last"), ("input", "question"), (RANDOM_KEYS, "last"),
+)  # fmt: skip

@@ -10,6 +10,7 @@ from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
 from vlm_lens.recipes.image_to_text import ImageToText
+from vlm_lens.recipes.information_flow import InformationFlow, InformationFlowResult
 from vlm_lens.recipes.instruction_ensemble import EnsembleResult, InstructionEnsemble
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
 from vlm_lens.recipes.layer_sweep import LayerSweep, LayerSweepResult
@@ -42,6 +43,8 @@ __all__ = [
     "FunctionVectors",
     "FunctionVectorsResult",
     "ImageToText",
+    "InformationFlow",
+    "InformationFlowResult",
     "InstructionEnsemble",
     "InterModelResult",
     "InterModelTransfer",
