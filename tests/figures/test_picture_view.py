@@ -10,7 +10,7 @@ from families import tiny_llava_next
 from PIL import Image
 
 from vlm_lens import HookedVLM, VLMLensError
-from vlm_lens.figures.picture_view import strengths
+from vlm_lens.figures.view_parts import strengths
 from vlm_lens.scores.scores import scores
 
 

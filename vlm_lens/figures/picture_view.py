@@ -23,37 +23,11 @@ from PIL import Image
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, runs, visible
+from vlm_lens.figures.view_parts import Cell, Token, drawings, strengths
 from vlm_lens.layout.geometry import PatchGrid
 
 _MOST = 4_000_000  # numbers in one page
 _SIDE = 300  # pixels of a picture on the page
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A patch that has a number.
-
-    Attributes:
-        image: Which picture.
-        grid: Which of its grids.
-        at: Row and column in the grid.
-        index: Which number.
-    """
-
-    image: int
-    grid: int
-    at: tuple[int, int]
-    index: int
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of the prompt; `index` is its number's, `None` where it has none."""
-
-    string: str
-    kind: str
-    index: int | None
-    position: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +84,12 @@ class PictureView:
             return path
         from vlm_lens.figures.static_view import draw
 
-        return draw(self, path, self.setting(**setting))
+        chosen = self.setting(**setting)
+        said = [f"{a} {v[i]}" for (a, v), i in zip(self.sliders.items(), chosen, strict=True)]
+        title = ", ".join([self.name, *filter(None, (self.subtitle,)), *said])
+        return draw(
+            path, self.values[chosen], self.cells, self.tokens, self.grids, self.pictures, title
+        )
 
     def setting(self, **setting: str | int) -> tuple[int, ...]:
         """The index along each slider of a setting, the first where nothing is said.
@@ -145,19 +124,13 @@ class PictureView:
         )
 
 
-def strengths(values: np.ndarray) -> np.ndarray:
-    """How strongly each number is coloured: its share of the largest magnitude, with its sign."""
-    largest = np.nanmax(np.abs(values)) if values.size else 0.0
-    return np.nan_to_num(values / largest) if largest else np.zeros_like(values)
-
-
 def view_html(view: PictureView) -> str:
     """The view as a piece of HTML."""
     name = f"vlml{uuid.uuid4().hex[:10]}"
     first = view.values.reshape(-1, view.values.shape[-1])[0]
     signed = bool(np.nanmin(view.values) < 0)
     opening = strengths(first)
-    drawn = "".join(_picture(view, key, opening) for key in _shown(view))
+    drawn = "".join(_picture(view, key, opening) for key in drawings(view.grids))
     controls = "".join(
         f'<label>{escape(axis)} <input type="range" min="0" max="{len(labels) - 1}" value="0" '
         f'data-slider="{i}"> <output>{escape(labels[0])}</output></label>'
@@ -206,19 +179,6 @@ def _scale(signed: bool) -> str:
         f'<span class="scale">{low}<i class="{"both" if signed else "one"}"></i> '
         '<span class="most"></span></span>'
     )
-
-
-def _shown(view: PictureView) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """A drawing for each picture's first grid, and one for all the others (tiles) together."""
-    by_image: dict[int, list[int]] = {}
-    for image, grid in view.grids:
-        by_image.setdefault(image, []).append(grid)
-    for image, numbers in by_image.items():
-        if len(numbers) == 1:
-            yield image, tuple(numbers)
-        else:
-            yield image, (numbers[0],)
-            yield image, tuple(numbers[1:])
 
 
 def _picture(view: PictureView, key: tuple[int, tuple[int, ...]], opening: np.ndarray) -> str:

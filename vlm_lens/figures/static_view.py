@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.figures.picture_view import _shown, strengths
 from vlm_lens.figures.prompt_view import canvas, cell_edges, runs, visible
+from vlm_lens.figures.view_parts import Cell, Token, drawings, strengths
 
 if TYPE_CHECKING:
-    from vlm_lens.figures.picture_view import PictureView
+    from matplotlib.axes import Axes
+    from PIL import Image
+
+    from vlm_lens.layout.geometry import PatchGrid
 
 _ENDINGS = (".png", ".svg", ".pdf")
 _PLUS, _MINUS = (213 / 255, 94 / 255, 0.0), (0.0, 114 / 255, 178 / 255)
 
 
-def draw(view: PictureView, path: Path, setting: tuple[int, ...]) -> Path:
-    """Writes one setting of a view as a picture.
+def draw(
+    path: Path,
+    values: np.ndarray,
+    cells: Sequence[Cell],
+    tokens: Sequence[Token],
+    grids: Mapping[tuple[int, int], PatchGrid],
+    pictures: Sequence[Image.Image],
+    title: str,
+) -> Path:
+    """Writes numbers over pictures and tokens as a picture; see `PictureView`.
+
+    Args:
+        path: The file; its ending says what kind.
+        values: A number for each place.
+        cells: The patches.
+        tokens: The tokens.
+        grids: (picture, grid) -> the grid.
+        pictures: The pictures as given; fewer where they are not known.
+        title: What is shown.
 
     Raises:
         VLMLensError: Another ending, or matplotlib is not installed.
@@ -32,33 +53,39 @@ def draw(view: PictureView, path: Path, setting: tuple[int, ...]) -> Path:
         raise VLMLensError(
             "Pictures are drawn by matplotlib: pip install 'vlm-lens[static]', or save as .html."
         ) from None
-    values = view.values[setting]
     colours = strengths(values)
-    drawn = list(_shown(view))
-    lines = _lines(view, colours)
-    rows = len(drawn) or 0
-    height = 3.2 * rows + 0.32 * len(lines) + 0.6
-    fig = Figure(figsize=(7.2, height), layout="constrained")
+    drawn = list(drawings(grids))
+    lines = _lines(tokens, colours)
+    rows = len(drawn)
+    fig = Figure(figsize=(7.2, 3.2 * rows + 0.32 * len(lines) + 0.6), layout="constrained")
     ratios = [3.2] * rows + ([0.32 * len(lines) + 0.1] if lines else [])
-    grid = fig.add_gridspec(len(ratios), 2, height_ratios=ratios)
+    layout = fig.add_gridspec(len(ratios), 2, height_ratios=ratios)
     for i, (image, numbers) in enumerate(drawn):
-        plain, heat = fig.add_subplot(grid[i, 0]), fig.add_subplot(grid[i, 1])
-        _picture(view, plain, heat, image, numbers, colours)
+        plain, heat = fig.add_subplot(layout[i, 0]), fig.add_subplot(layout[i, 1])
+        mine = {n: grids[image, n] for n in numbers}
+        here = [c for c in cells if c.image == image and c.grid in mine]
+        picture = pictures[image] if image < len(pictures) else None
+        _picture(plain, heat, picture, mine, here, colours)
         plain.set_title(f"image {image}", fontsize=9, loc="left")
         heat.set_title(f"largest {np.nanmax(np.abs(values)):.3g}", fontsize=9, loc="left")
     if lines:
-        _tokens(fig.add_subplot(grid[rows, :]), lines)
-    said = [f"{a} {v[i]}" for (a, v), i in zip(view.sliders.items(), setting, strict=True)]
-    fig.suptitle(", ".join([view.name, *filter(None, (view.subtitle,)), *said]), fontsize=10)
+        _tokens(fig.add_subplot(layout[rows, :]), lines)
+    fig.suptitle(title, fontsize=10)
     fig.savefig(path, dpi=150)
     return path
 
 
-def _picture(view, plain, heat, image, numbers, colours) -> None:
+def _picture(
+    plain: Axes,
+    heat: Axes,
+    picture: Image.Image | None,
+    grids: Mapping[int, PatchGrid],
+    cells: Sequence[Cell],
+    colours: np.ndarray,
+) -> None:
+    """The picture as given, and in grey under its patches."""
     from matplotlib.patches import Rectangle
 
-    grids = {n: view.grids[image, n] for n in numbers}
-    picture = view.pictures[image] if image < len(view.pictures) else None
     size = picture.size if picture is not None else next(iter(grids.values())).pixels_of.picture
     x0, y0, x1, y1 = canvas(grids.values(), size)
     for axes in (plain, heat):
@@ -73,9 +100,7 @@ def _picture(view, plain, heat, image, numbers, colours) -> None:
         plain.imshow(shown, extent=extent)
         grey = np.asarray(picture.convert("L"), dtype=float) * 0.6 + 80
         heat.imshow(grey, extent=extent, cmap="gray", vmin=0, vmax=255)
-    for cell in view.cells:
-        if cell.image != image or cell.grid not in grids:
-            continue
+    for cell in cells:
         xs, ys = cell_edges(grids[cell.grid])
         row, col = cell.at
         strength = float(colours[cell.index])
@@ -88,16 +113,16 @@ def _picture(view, plain, heat, image, numbers, colours) -> None:
         )  # fmt: skip
 
 
-def _lines(view: PictureView, colours: np.ndarray, width: int = 88) -> list[list[tuple]]:
+def _lines(tokens: Sequence[Token], colours: np.ndarray, width: int = 88) -> list[list[tuple]]:
     """Tokens in lines: (text, strength) each."""
     pieces: list[tuple[str, float]] = []
-    for kind, start, stop in runs([t.kind for t in view.tokens]):
+    for kind, start, stop in runs([t.kind for t in tokens]):
         if kind == "pad":
             continue
         if kind.startswith("image"):
             pieces.append((f"<{kind}>", 0.0))
             continue
-        for token in view.tokens[start:stop]:
+        for token in tokens[start:stop]:
             strength = 0.0 if token.index is None else float(colours[token.index])
             pieces.append((visible(token.string, 24), strength))
     lines: list[list[tuple[str, float]]] = []
@@ -111,7 +136,7 @@ def _lines(view: PictureView, colours: np.ndarray, width: int = 88) -> list[list
     return lines
 
 
-def _tokens(axes, lines) -> None:
+def _tokens(axes: Axes, lines: Sequence[Sequence[tuple[str, float]]]) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 88)
     axes.set_ylim(len(lines), 0)

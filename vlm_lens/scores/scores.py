@@ -441,7 +441,8 @@ def _table(found: Scores) -> pd.DataFrame:
 
 
 def _view(found: Scores, *, pictures: bool) -> PictureView:
-    from vlm_lens.figures.picture_view import Cell, PictureView, Token
+    from vlm_lens.figures.picture_view import PictureView
+    from vlm_lens.figures.view_parts import Cell, Token
 
     here = found.places()
     if pictures and not any(p.patch for p in here):
