@@ -13,7 +13,7 @@ layout  what stands at a position: token, kind, patch, pixels
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,10 +22,13 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from vlm_lens.errors import VLMLensError, near_matches
 from vlm_lens.layout.layout import Layout
 from vlm_lens.scores import files
+from vlm_lens.scores.labelled import Labelled
 from vlm_lens.scores.places import Place, places
+from vlm_lens.scores.refusal import ScoresError
+from vlm_lens.scores.text import abridged, as_html, as_text
+from vlm_lens.scores.views import view_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,12 +40,8 @@ POSITIONAL = ("position", "query")
 AXES = ("row", "layer", "head", "query", "position", "kind", "feature", "token")
 
 
-class ScoresError(VLMLensError):
-    """Scores asked for an axis, a place or a picture that they do not have."""
-
-
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Labelled):
     """Numbers on coordinates: heads, blocks, positions, patches, tokens, features.
 
     Attributes:
@@ -75,64 +74,7 @@ class Scores:
         if self.layout is None and any(d in self.values.dims for d in POSITIONAL):
             raise ScoresError("Scores by position need the layout of their prompt.")
 
-    # ------------------------------------------------------------------ numbers
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The names of the axes, in order."""
-        return tuple(map(str, self.values.dims))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """How long each axis is."""
-        return self.values.shape
-
-    def __len__(self) -> int:
-        return self.values.size
-
-    def sel(self, **where: Any) -> Self:
-        """Some of the scores, by coordinate: `scores.sel(layer=4, head=[0, 2])`.
-
-        A single value drops its axis.
-
-        Raises:
-            ScoresError: No such axis, or a coordinate that is not there.
-        """
-        for axis, wanted in where.items():
-            self._needs(axis)
-            known = self.values[axis].to_numpy().tolist()
-            listed = wanted if isinstance(wanted, Sequence | np.ndarray) and not isinstance(
-                wanted, str
-            ) else [wanted]  # fmt: skip
-            lost = [w for w in listed if w not in known]
-            if lost:
-                raise ScoresError(
-                    f"{axis} {lost[0]!r} is not among these scores: they have {_abridged(known)}."
-                )
-        return self._with(self.values.sel({k: _listed(v) for k, v in where.items()}))
-
-    def sum(self, *axes: str) -> Self:
-        """The sum over axes."""
-        return self._reduced("sum", axes)
-
-    def mean(self, *axes: str) -> Self:
-        """The mean over axes."""
-        return self._reduced("mean", axes)
-
-    def max(self, *axes: str) -> Self:
-        """The largest over axes."""
-        return self._reduced("max", axes)
-
-    def min(self, *axes: str) -> Self:
-        """The smallest over axes."""
-        return self._reduced("min", axes)
-
-    def _reduced(self, how: str, axes: Sequence[str]) -> Self:
-        if not axes:
-            raise ScoresError(f"Say over which axes: {how}('head'); there are {list(self.axes)}.")
-        for axis in axes:
-            self._needs(axis)
-        return self._with(getattr(self.values, how)(list(axes), keep_attrs=True))
+    # ------------------------------------------------------------------ by kind of position
 
     def by_kind(self, how: str = "sum") -> Self:
         """The `position` axis by kind of position: each picture, text, special tokens.
@@ -192,30 +134,6 @@ class Scores:
     def without_sinks(self) -> Self:
         """The scores without attention sinks; see `marked`."""
         return self.without("sinks")
-
-    def __add__(self, other: Self | float) -> Self:
-        return self._combined(other, operator.add)
-
-    def __sub__(self, other: Self | float) -> Self:
-        return self._combined(other, operator.sub)
-
-    def __mul__(self, other: Self | float) -> Self:
-        return self._combined(other, operator.mul)
-
-    def __truediv__(self, other: Self | float) -> Self:
-        return self._combined(other, operator.truediv)
-
-    def _combined(self, other: Self | float, how: Callable) -> Self:
-        if not isinstance(other, Scores):
-            return self._with(how(self.values, other))
-        try:
-            left, right = xr.align(self.values, other.values, join="exact")
-        except ValueError as error:
-            raise ScoresError(
-                f"Scores of other coordinates cannot be combined: {error}. Choose the same with "
-                "sel(), or sum over what differs."
-            ) from None
-        return self._with(how(left, right))
 
     # ------------------------------------------------------------------ places
 
@@ -340,13 +258,27 @@ class Scores:
         Raises:
             ScoresError: No position of these scores is a patch of a picture.
         """
-        chosen = self.sel(**where) if where else self
-        return _view(chosen, pictures=True)
+        return (self.sel(**where) if where else self)._view(pictures=True)
 
     def over_tokens(self, **where: Any) -> PictureView:
         """The prompt's tokens as coloured text, with pictures where scores lie on them."""
         chosen = self.sel(**where) if where else self
-        return _view(chosen, pictures=any(p.patch for p in chosen.places()))
+        return chosen._view(pictures=any(p.patch for p in chosen.places()))
+
+    def _view(self, *, pictures: bool) -> PictureView:
+        others = [a for a in self.axes if a != "position"]
+        labels = {axis: self._labels(axis) for axis in others}
+        return view_of(
+            self.values.transpose(*others, "position").to_numpy(),
+            {axis: names for axis, names in labels.items() if len(names) > 1},
+            self.places(),
+            self.layout,
+            self.space,
+            self.pictures if pictures else None,
+            marked={p for positions in self.marked.values() for p in positions},
+            name=self.name,
+            subtitle=self._subtitle(),
+        )
 
     def _labels(self, axis: str) -> list[str]:
         if axis in POSITIONAL:
@@ -380,37 +312,26 @@ class Scores:
         return cls(**files.load(folder))
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{a} {n}" for a, n in zip(self.axes, self.shape, strict=True))
-        head = f"Scores({self.name}: {sizes or 'one number'})"
-        about = "; ".join(f"{k} {v}" for k, v in self.about.items())
-        marked = "; ".join(f"{k} at {_abridged(list(v))}" for k, v in self.marked.items() if v)
-        lines = [head, *(f"  {line}" for line in (about, marked) if line)]
-        if self.shape and self.values.size:
-            lines.append(_table(self).to_string(index=False))
-        elif not self.shape:
-            lines.append(f"  {float(self.values):.4g}")
-        return "\n".join(lines)
+        return as_text(self._head(), self._lines(), self._largest())
 
     def _repr_html_(self) -> str:
-        from html import escape
+        return as_html(self._head(), self._lines(), self._largest())
 
-        head, *rest = repr(self).split("\n")
+    def _head(self) -> str:
+        sizes = ", ".join(f"{a} {n}" for a, n in zip(self.axes, self.shape, strict=True))
+        return f"Scores({self.name}: {sizes or f'{float(self.values):.4g}'})"
+
+    def _lines(self) -> list[str]:
+        about = "; ".join(f"{k} {v}" for k, v in self.about.items())
+        marked = "; ".join(f"{k} at {abridged(list(v))}" for k, v in self.marked.items() if v)
+        return [line for line in (about, marked) if line]
+
+    def _largest(self) -> pd.DataFrame | None:
+        """The ten largest; `None` for a single number."""
         if not self.shape or not self.values.size:
-            return f"<pre>{escape(repr(self))}</pre>"
-        about = "".join(f"<div>{escape(r)}</div>" for r in rest if r.startswith("  ") and "  " in r)
-        about = about if self.about or any(self.marked.values()) else ""
-        table = _table(self).to_html(index=False, border=0)
-        return f"<div><b>{escape(head)}</b>{about}{table}</div>"
-
-    def _needs(self, axis: str) -> None:
-        if axis not in self.axes:
-            raise ScoresError(
-                f"These scores have no axis {axis!r}; they have {list(self.axes)}."
-                + near_matches(axis, self.axes)
-            )
-
-    def _with(self, values: xr.DataArray) -> Self:
-        return replace(self, values=values)
+            return None
+        signed = bool((self.values < 0).any())
+        return self.top(10, largest="magnitude" if signed else "value")
 
 
 def scores(
@@ -429,78 +350,3 @@ def scores(
     if rows is not None:
         array = array.assign_coords(row=("position", list(rows)))
     return Scores(array, **about)
-
-
-def _table(found: Scores) -> pd.DataFrame:
-    signed = bool((found.values < 0).any())
-    table = found.top(10, largest="magnitude" if signed else "value")
-    keep = [c for c in table.columns if c != "pixels" and table[c].notna().any()]
-    table = table[keep].copy()
-    table[found.name] = table[found.name].map(lambda v: f"{v:.4g}")
-    return table
-
-
-def _view(found: Scores, *, pictures: bool) -> PictureView:
-    from vlm_lens.figures.picture_view import PictureView
-    from vlm_lens.figures.view_parts import Cell, Token
-
-    here = found.places()
-    if pictures and not any(p.patch for p in here):
-        reason = next((im.space(found.space).why_no_grid for im in found.layout.images), "")
-        raise ScoresError(
-            "No position of these scores is a patch of a picture"
-            + (f": {reason}." if reason else ".")
-            + (" The prompt has no picture." if not found.layout.images else "")
-        )
-    others = [a for a in found.axes if a != "position"]
-    values = found.values.transpose(*others, "position").to_numpy()
-    cells, tokens = [], []
-    index = {(p.row, p.position): i for i, p in enumerate(here)}
-    if pictures:
-        from vlm_lens.scores.places import grids
-
-        for of in grids(found.layout, found.space):
-            for i, position in enumerate(of.grid.positions):
-                key = index.get((of.grid.row, position))
-                if key is not None:
-                    cells.append(Cell(of.image, of.number, divmod(i, of.grid.cols), key))
-    if found.space == "text":
-        for i, (string, kind) in enumerate(_tokens_of(found.layout)):
-            tokens.append(Token(string, kind, index.get((found.layout.row, i)), i))
-    sliders = {axis: found._labels(axis) for axis in others if len(found._labels(axis)) > 1}
-    shape = [len(labels) for labels in sliders.values()]
-    return PictureView(
-        values=values.reshape(*shape, len(here)),
-        sliders=sliders,
-        cells=tuple(cells),
-        tokens=tuple(tokens),
-        grids={(of.image, of.number): of.grid for of in _grids(found)} if pictures else {},
-        pictures=found.pictures,
-        labels=tuple(f"position {p.position}, {p.label}" for p in here),
-        marked=tuple(i for i, p in enumerate(here) if any(
-            p.position in positions for positions in found.marked.values())),
-        name=found.name,
-        subtitle=found._subtitle(),
-    )  # fmt: skip
-
-
-def _grids(found: Scores) -> list:
-    from vlm_lens.scores.places import grids
-
-    return list(grids(found.layout, found.space))
-
-
-def _tokens_of(layout: Layout) -> list[tuple[str, str]]:
-    strings = layout.strings or tuple(f"#{t}" for t in layout.token_ids)
-    return [(s, str(k)) for s, k in zip(strings, layout.kinds, strict=True)]
-
-
-def _listed(wanted: Any) -> Any:
-    if isinstance(wanted, np.ndarray | range | tuple):
-        return list(wanted)
-    return wanted
-
-
-def _abridged(values: Sequence[Any]) -> str:
-    shown = ", ".join(map(str, values[:8]))
-    return shown + (f", ... ({len(values)} in all)" if len(values) > 8 else "")

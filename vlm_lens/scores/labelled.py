@@ -1,0 +1,118 @@
+"""What scores are beside what they are scores of: an array with named axes, a frozen value."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+
+from vlm_lens.errors import near_matches
+from vlm_lens.scores.refusal import ScoresError
+from vlm_lens.scores.text import abridged
+
+
+class Labelled:
+    """Choice by coordinate, reductions over axes, and arithmetic; of a dataclass with `values`."""
+
+    values: xr.DataArray
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the axes, in order."""
+        return tuple(map(str, self.values.dims))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How long each axis is."""
+        return self.values.shape
+
+    def __len__(self) -> int:
+        return self.values.size
+
+    def sel(self, **where: Any) -> Self:
+        """Some of the scores, by coordinate: `scores.sel(layer=4, head=[0, 2])`.
+
+        A single value drops its axis.
+
+        Raises:
+            ScoresError: No such axis, or a coordinate that is not there.
+        """
+        for axis, wanted in where.items():
+            self._needs(axis)
+            known = self.values[axis].to_numpy().tolist()
+            listed = wanted if isinstance(wanted, Sequence | np.ndarray) and not isinstance(
+                wanted, str
+            ) else [wanted]  # fmt: skip
+            lost = [w for w in listed if w not in known]
+            if lost:
+                raise ScoresError(
+                    f"{axis} {lost[0]!r} is not among these scores: they have {abridged(known)}."
+                )
+        return self._with(self.values.sel({k: _listed(v) for k, v in where.items()}))
+
+    def sum(self, *axes: str) -> Self:
+        """The sum over axes."""
+        return self._reduced("sum", axes)
+
+    def mean(self, *axes: str) -> Self:
+        """The mean over axes."""
+        return self._reduced("mean", axes)
+
+    def max(self, *axes: str) -> Self:
+        """The largest over axes."""
+        return self._reduced("max", axes)
+
+    def min(self, *axes: str) -> Self:
+        """The smallest over axes."""
+        return self._reduced("min", axes)
+
+    def _reduced(self, how: str, axes: Sequence[str]) -> Self:
+        if not axes:
+            raise ScoresError(f"Say over which axes: {how}('head'); there are {list(self.axes)}.")
+        for axis in axes:
+            self._needs(axis)
+        return self._with(getattr(self.values, how)(list(axes), keep_attrs=True))
+
+    def __add__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.add)
+
+    def __sub__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.sub)
+
+    def __mul__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.mul)
+
+    def __truediv__(self, other: Self | float) -> Self:
+        return self._combined(other, operator.truediv)
+
+    def _combined(self, other: Self | float, how: Callable) -> Self:
+        if not isinstance(other, Labelled):
+            return self._with(how(self.values, other))
+        try:
+            left, right = xr.align(self.values, other.values, join="exact")
+        except ValueError as error:
+            raise ScoresError(
+                f"Scores of other coordinates cannot be combined: {error}. Choose the same with "
+                "sel(), or sum over what differs."
+            ) from None
+        return self._with(how(left, right))
+
+    def _needs(self, axis: str) -> None:
+        if axis not in self.axes:
+            raise ScoresError(
+                f"These scores have no axis {axis!r}; they have {list(self.axes)}."
+                + near_matches(axis, self.axes)
+            )
+
+    def _with(self, values: xr.DataArray) -> Self:
+        return replace(self, values=values)
+
+
+def _listed(wanted: Any) -> Any:
+    if isinstance(wanted, np.ndarray | range | tuple):
+        return list(wanted)
+    return wanted
