@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -198,3 +200,15 @@ def test_files_figures_and_text(result, tmp_path):
     bars = {bar.name for bar in result.plot().data}
     assert BEST_TOKEN in bars and len(bars) == 7  # more would be too thin to read
     assert len(result.plot_layers().data) == 1
+
+
+def test_a_control_that_some_tasks_cannot_have_has_no_mean(toy):
+    """Two tasks of one domain are each other's control; a task alone in its domain has none."""
+    tasks = [Task.load(name) for name in ("country-capital", "country-currency", "animal-latin")]
+    tasks[2] = replace(tasks[2], name="alone-latin", domain="alone")
+    few = tuple(replace(t, validation=t.validation[:4], test=t.test[:4]) for t in tasks)
+    found = CrossModalPatch(few, source="text", query="text", seeds=1, layer=4, n_examples=2)
+    table = found.run(toy, progress=False).summary().set_index("method")
+    row = table.loc["Wrong task, same domain"]
+    assert row["mean"] != row["mean"] and row["latin"] != row["latin"]
+    assert row["95 % queries"] == "-" and row["capital"] == row["capital"]

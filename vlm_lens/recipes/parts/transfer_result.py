@@ -145,7 +145,8 @@ class TransferResult(Result):
         tasks = list(dict.fromkeys(self.table["task"]))
         methods = list(dict.fromkeys(self.table["method"]))
         wide = wide.loc[methods, tasks].round(3)
-        mean = self.table[self.table["task"] == MEAN].set_index("method").loc[methods]
+        mean = self.table[self.table["task"] == MEAN].set_index("method")
+        mean = mean.reindex(methods)  # a control that some tasks cannot have has no mean
         for name, low, high in INTERVALS:
             bounds = zip(mean[low], mean[high], strict=True)
             wide[name] = ["-" if np.isnan(lo) else f"{lo:.2f}-{hi:.2f}" for lo, hi in bounds]
