@@ -83,7 +83,8 @@ class PromptMaker:
                 "This HookedVLM has no processor, so it cannot read text: give one, "
                 "HookedVLM(model, processor), or pass a processor's own output."
             )
-        if not self.family.takes_images and (isinstance(images, Image.Image) or any(images or ())):
+        one = isinstance(images, Image.Image | str | Path)
+        if not self.family.takes_images and (one or any(images or ())):
             self.family.placeholder(self.processor)  # raises, and says that it takes none
         texts, rows = _texts_and_pictures(text, images)
         flat = [picture for row in rows for picture in row]
