@@ -93,7 +93,7 @@ def test_without_is_the_method_as_it_is(toy, result):
 
 def test_writing_back_the_same_block_changes_nothing(toy):
     prompt = toy.as_prompt(TASK.query(TASK.test[0], "image"))
-    held = RECIPE.held(toy, prompt, [3], 0)
+    held = RECIPE.activations(toy, prompt, [3], 0)
     same = toy.run(prompt, interventions=RECIPE.write(held, (3, 3)))
     torch.testing.assert_close(same, toy.run(prompt), atol=0, rtol=0)
     assert held[3].shape == (1, 16, toy.cfg.d_model)

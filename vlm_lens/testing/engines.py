@@ -22,7 +22,7 @@ _PICTURES = ("vision.blocks.0.hook_resid_post", "vision.hook_out", "projector.ho
 def replay_equals_full(subject: Subject) -> str:
     """A sweep's variants, of text and of each picture alone, equal runs in full."""
     vlm, prompt = subject.vlm, subject.prompt
-    variants = [*_of_text(vlm), *_of_pictures(vlm, prompt)]
+    variants = [*_of_text(subject), *_of_pictures(vlm, prompt)]
     options = {"measure": "logits", "progress": False}
     try:
         replayed = sweep(vlm, prompt, variants, **options)
@@ -40,10 +40,15 @@ def replay_equals_full(subject: Subject) -> str:
     return f"{len(variants) - n_full} of {len(variants)} variants"
 
 
-def _of_text(vlm: HookedModel) -> list[Intervention]:
-    points, middle = vlm.architecture.points, vlm.cfg.n_layers // 2
+def _of_text(subject: Subject) -> list[Intervention]:
+    points, middle = subject.vlm.architecture.points, subject.vlm.cfg.n_layers // 2
     names = [f"blocks.{middle}.{part}" for part in _TEXT]
-    return [Ablate(n, Last()) for n in names if n in points and points[n].writable]
+    known = [points[n] for n in names if n in points]
+    return [
+        Ablate(point.name, Last())
+        for point in known
+        if point.writable and (subject.has_images or not point.needs_pictures)
+    ]
 
 
 def _of_pictures(vlm: HookedModel, prompt: Prompt) -> list[Intervention]:

@@ -114,7 +114,7 @@ def test_run_saves_what_the_recipe_gives(toy, tmp_path):
     path = write(tmp_path, "recipe: PhaseAnalysis\ntask: food-color\nruns: 3\n")
     assert "names no model" in run(path, "--out", tmp_path / "out", code=1)
     said = run(path, "--model", "toy-llava", "--out", tmp_path / "out")
-    assert "embedding" in said and str(tmp_path / "out") in said
+    assert "\nembed " in said and str(tmp_path / "out") in said
     expected = PhaseAnalysis("food-color", runs=3).run(toy, progress=False).table
     pd.testing.assert_frame_equal(Result.load(tmp_path / "out").table, expected)
     assert "is there already" in run(
