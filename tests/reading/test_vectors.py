@@ -274,5 +274,6 @@ def test_interventions_while_reading(clip):
 
 def test_a_value_of_another_width(clip, no_forward):
     no_forward(clip)
-    with pytest.raises(InterventionError, match=r"\[31\] does not fit .* it takes a number, \[32\]"):
+    message = r"\[31\] does not fit .* it takes a number, \[32\]"
+    with pytest.raises(InterventionError, match=message):
         clip.run("Q:", interventions=ActivationPatch(P, at=Last(), value=torch.ones(31)))
