@@ -166,7 +166,7 @@ def recompute(name: str, tasks: Sequence[str], seeds: int) -> list[str]:
             if abs(got - theirs) > 1e-12:
                 wrong.append(f"{task}, {method}: {got} and {theirs}")
     curve = phase_curve(model, tasks[0])
-    phases = PhaseAnalysis(tasks[0]).run(vlm, progress=False)
+    phases = PhaseAnalysis(tasks[0], forms=False).run(vlm, progress=False)  # the paper's rule
     off = float(np.abs(curve - phases.table[["input", "task", "answer"]].to_numpy()).max())
     order = "".join("ITA"[k] for k in curve.argmax(1))
     print(f"{tasks[0]}, phases: {order}, recipe {phases.phases}; largest difference {off:.1e}")

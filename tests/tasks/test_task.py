@@ -162,8 +162,9 @@ def test_rows_are_left_for_test_or_it_is_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "few.csv"
     path.write_text("input,output\n" + "".join(f"{name},{out}\n" for name, _, out in rows[:8]))
     with pytest.raises(TaskError, match="'few' has 8 rows, all of them .* none for test"):
-        Task.from_csv(path, instruction="x:")
-    assert len(Task.from_csv(path, instruction="x:", validation=4).test) == 4
+        Task.from_csv(path, instruction="x:", validation=8)
+    assert len(Task.from_csv(path, instruction="x:", validation=3).test) == 5
+    assert len(Task.from_csv(path, instruction="x:").test) == 4  # half of a small file
 
 
 def test_own_template(capital: Task) -> None:
