@@ -145,7 +145,7 @@ COUNTS: dict[str, tuple[Callable[[Path], list[str]], int]] = {
     "circles of imports between packages": (lambda root: _drawn(circles(rooms(imports(root)))), 0),
     f"modules over {LINES} lines": (lambda root: list(long_modules(root)), 0),
     "times `vlm: Any`": (lambda root: list(untyped_models(root)), 0),
-    "pairs of files with a repeated run of lines": (lambda root: list(repeated(root)), 50),
+    "pairs of files with a repeated run of lines": (lambda root: list(repeated(root)), 37),
     "test files named after no source file": (lambda root: list(without_source(root)), 8),
 }
 

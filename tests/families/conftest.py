@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from PIL import Image
 
+from families import bench
 from families.every import FAMILIES, LMS, VLMS
 from vlm_lens import HookedVLM
 
@@ -27,3 +29,15 @@ def made(tmp_path_factory) -> Callable[[str], HookedVLM]:
 def family(request, made) -> HookedVLM:
     """A tiny model of each family."""
     return made(request.param)
+
+
+@pytest.fixture
+def vlm(request, made) -> HookedVLM:
+    """The tiny model that a file is about, by the file's `MODEL`."""
+    return made(request.module.MODEL)
+
+
+@pytest.fixture
+def pictures(request) -> list[Image.Image]:
+    """Grey pictures of the file's `SIZES`."""
+    return [bench.grey(size) for size in request.module.SIZES]

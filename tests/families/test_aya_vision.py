@@ -6,13 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_lens import HookedVLM
 from vlm_lens.errors import PointError
 
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("aya_vision")
+MODEL = "aya_vision"
 
 
 def test_what_stands_where(vlm):

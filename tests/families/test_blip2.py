@@ -12,12 +12,9 @@ from vlm_lens.errors import ModelError, PointError, PositionError, PromptError
 from vlm_lens.measures import GeneratedTokens
 from vlm_lens.reading.resampled import patch_weights
 
+MODEL = "blip2"
+
 QUERIES = tiny_blip2.QUERIES
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("blip2")
 
 
 def test_facts(vlm):

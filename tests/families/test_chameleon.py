@@ -10,17 +10,9 @@ from families import bench, tiny_chameleon
 from vlm_lens import Ablate, ActivationPatch, HookedVLM, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
 
+MODEL = "chameleon"
+SIZES = ((16, 16), (24, 16))
 TEXT = "Q:<image>b<image>A:"
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("chameleon")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [bench.grey((16, 16)), bench.grey((24, 16))]
 
 
 def tokens_of(vlm, prompt, **options) -> torch.Tensor:

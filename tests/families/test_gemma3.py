@@ -9,10 +9,7 @@ from families import bench, tiny_gemma3, tiny_parts
 from vlm_lens import HookedVLM
 from vlm_lens.errors import PromptError
 
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("gemma3")
+MODEL = "gemma3"
 
 
 def test_a_position_covers_four_patches(vlm):

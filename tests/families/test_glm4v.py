@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from families import bench
-from vlm_lens import HookedVLM
 
+MODEL = "glm4v"
+SIZES = ((24, 16), (16, 32))
 TEXT = "Q:<image>b<image>A:"
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("glm4v")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [bench.grey((24, 16)), bench.grey((16, 32))]
 
 
 def test_marks_belong_to_the_picture(vlm, pictures):

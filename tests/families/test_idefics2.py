@@ -11,12 +11,9 @@ from vlm_lens import Ablate, All, At, HookedVLM, Images, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
 from vlm_lens.reading.resampled import patch_weights
 
+MODEL = "idefics2"
+
 PATCH, LATENTS = tiny_idefics2.PATCH, tiny_idefics2.LATENTS
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("idefics2")
 
 
 @pytest.fixture

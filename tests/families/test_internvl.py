@@ -11,13 +11,10 @@ from vlm_lens import Ablate, HookedVLM, Images, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
 from vlm_lens.points.sites import ScaleView
 
+MODEL = "internvl"
+
 CELLS = tiny_internvl.CELLS
 PER_FRAME = CELLS**2
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("internvl")
 
 
 @pytest.fixture(scope="module")

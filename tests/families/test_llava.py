@@ -13,6 +13,11 @@ from vlm_lens.errors import InterventionError, PointError, PromptError
 TEXT = "Q:<image>\nA:red\n\nQ:<image>\nA:"
 
 
+@pytest.fixture(params=tiny.VLMS)
+def vlm(request, load) -> HookedVLM:
+    return load(request.param)
+
+
 @pytest.fixture
 def prompt(vlm):
     return vlm.prompt(TEXT, [tiny.noise_picture(0, (40, 30)), tiny.noise_picture(1, (20, 60))])

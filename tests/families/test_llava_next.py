@@ -10,10 +10,7 @@ from families import bench, tiny_llava_next
 from vlm_lens import Ablate, All, HookedVLM
 from vlm_lens.errors import PointError, PromptError
 
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("llava_next")
+MODEL = "llava_next"
 
 
 def test_sizes_must_be_given(vlm):

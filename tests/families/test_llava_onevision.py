@@ -10,10 +10,7 @@ from families import bench, tiny_llava_onevision, tiny_parts
 from vlm_lens import HookedVLM
 from vlm_lens.errors import PositionError, PromptError
 
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("llava_onevision")
+MODEL = "llava_onevision"
 
 
 def test_sizes_must_be_given(vlm):

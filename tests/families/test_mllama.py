@@ -7,20 +7,12 @@ import tiny
 import torch
 
 from families import bench
-from vlm_lens import Ablate, HookedVLM, Images, Last, Patches, TaskVector
+from vlm_lens import Ablate, Images, Last, Patches, TaskVector
 from vlm_lens.errors import PointError, PositionError, PromptError
 
+MODEL = "mllama"
+SIZES = ((24, 12), (12, 36))  # tiles are 12 by 12
 TEXT = "Q:<image>b<image>A:"
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("mllama")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [bench.grey((24, 12)), bench.grey((12, 36))]  # tiles are 12 by 12
 
 
 def test_pictures_of_every_shape_and_mode(vlm):

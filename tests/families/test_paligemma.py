@@ -9,10 +9,7 @@ from transformers import Gemma2Config
 from families import bench, tiny_paligemma, tiny_parts
 from vlm_lens import HookedVLM
 
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("paligemma")
+MODEL = "paligemma"
 
 
 def test_what_the_projector_reads(vlm):

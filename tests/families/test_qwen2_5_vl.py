@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from families import bench
-from vlm_lens import HookedVLM
 from vlm_lens.errors import PromptError
 
+MODEL = "qwen2_5_vl"
+SIZES = ((40, 24), (24, 32))  # windows are 16 pixels wide
 TEXT = "Q:<image>b<image>A:"
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("qwen2_5_vl")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [bench.grey((40, 24)), bench.grey((24, 32))]  # windows are 16 pixels wide
 
 
 def test_pictures_of_every_shape_and_mode(vlm):

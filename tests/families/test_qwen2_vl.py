@@ -6,20 +6,12 @@ import pytest
 import torch
 
 from families import bench
-from vlm_lens import Ablate, At, HookedVLM, Patches
+from vlm_lens import Ablate, At, Patches
 from vlm_lens.errors import PromptError
 
+MODEL = "qwen2_vl"
+SIZES = ((24, 16), (16, 32))
 TEXT = "Q:<image>b<image>A:"
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("qwen2_vl")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [bench.grey((24, 16)), bench.grey((16, 32))]
 
 
 def test_pictures_of_every_shape_and_mode(vlm):

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from families import bench
-from vlm_lens import Ablate, All, HookedVLM, Patches
+from vlm_lens import Ablate, All, Patches
 
+MODEL = "qwen3_vl"
+SIZES = ((24, 16), (16, 32))
 TEXT = "Q:<image>b<image>A:"
 STACKED = "projector.deepstack.0.hook_out"
-
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("qwen3_vl")
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [bench.grey((24, 16)), bench.grey((16, 32))]
 
 
 def test_deepstack(vlm, pictures):

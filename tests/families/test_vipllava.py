@@ -9,10 +9,7 @@ from families import bench, tiny_parts, tiny_vipllava
 from vlm_lens import Ablate, All, HookedVLM
 from vlm_lens.errors import PointError
 
-
-@pytest.fixture
-def vlm(made) -> HookedVLM:
-    return made("vipllava")
+MODEL = "vipllava"
 
 
 def test_the_projector_reads_several_layers(vlm):

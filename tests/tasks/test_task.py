@@ -161,7 +161,7 @@ def test_rows_are_left_for_test_or_it_is_said_at_once(tmp_path: Path) -> None:
         Task.from_rows("x", rows, instruction="x:")
     path = tmp_path / "few.csv"
     path.write_text("input,output\n" + "".join(f"{name},{out}\n" for name, _, out in rows[:8]))
-    with pytest.raises(TaskError, match="few.csv has 8 rows, of which validation=8 leaves .* 0 for the test"):
+    with pytest.raises(TaskError, match="validation=8 leaves 8 for validation and 0 for the test"):
         Task.from_csv(path, instruction="x:", validation=8)
     assert len(Task.from_csv(path, instruction="x:", validation=3).test) == 5
     assert len(Task.from_csv(path, instruction="x:").test) == 4  # half of a small file

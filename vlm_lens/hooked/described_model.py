@@ -35,13 +35,7 @@ if TYPE_CHECKING:
 class DescribedModel(Vocabulary):
     """A Hugging Face model with names for its parts, and prompts made for it.
 
-    Args:
-        hf_model: A `LlavaForConditionalGeneration`, `LlamaForCausalLM`, ... of a registered family.
-        processor: Its processor (a tokenizer for a plain language model). Without one, prompts
-            must be a processor's own output.
-
-    Raises:
-        ModelError: A model of a family that is not registered.
+    Arguments and errors are those of `HookedVLM`.
     """
 
     def __init__(self, hf_model: PreTrainedModel, processor: Any = None):

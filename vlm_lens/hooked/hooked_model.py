@@ -55,15 +55,7 @@ class HookedModel(DescribedModel):
     """Runs of a model with hooks; `HookedVLM` adds what is built on them.
 
     What measures, sweeps and reads many prompts takes this class, so that `HookedVLM` can offer it
-    as a method.
-
-    Args:
-        hf_model: A `LlavaForConditionalGeneration`, `LlamaForCausalLM`, ... of a registered family.
-        processor: Its processor (a tokenizer for a plain language model). Without one, prompts
-            must be a processor's own output.
-
-    Raises:
-        ModelError: A model of a family that is not registered.
+    as a method. Arguments and errors are those of `HookedVLM`.
     """
 
     def __init__(self, hf_model: PreTrainedModel, processor: Any = None):
