@@ -83,8 +83,7 @@ class PromptMaker:
                 "This HookedVLM has no processor, so it cannot read text: give one, "
                 "HookedVLM(model, processor), or pass a processor's own output."
             )
-        one = isinstance(images, Image.Image | str | Path)
-        if not self.family.takes_images and (one or any(images or ())):
+        if not self.family.takes_images and _shows_any(images):
             self.family.placeholder(self.processor)  # raises, and says that it takes none
         texts, rows = _texts_and_pictures(text, images)
         flat = [picture for row in rows for picture in row]
@@ -224,6 +223,10 @@ class PromptMaker:
                 f"({type(error).__name__}: {str(error)[:120]}): pass picture.convert('RGB'), over "
                 "a ground of your choice where it is transparent."
             ) from error
+
+
+def _shows_any(images: Pictures) -> bool:
+    return isinstance(images, Image.Image | str | Path) or any(images or ())
 
 
 def _texts_and_pictures(text: Any, images: Any) -> tuple[list[str], list[list[Image.Image]]]:

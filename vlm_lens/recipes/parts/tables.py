@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["kinds_of", "read_table", "same_table", "write_table"]
 
 _DTYPES = {
-    "int": "int64", "float": "float64", "bool": "bool", "str": "str", "label": "object",
-    "json": "object",
+    "int": "int64", "float": "float64", "bool": "bool", "str": "str", "text": "object",
+    "label": "object", "json": "object",
 }  # fmt: skip
 _MAKE: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": lambda text: float(text) if text else float("nan"),
     "bool": lambda text: text == "True",
     "str": str,
+    "text": lambda text: text or None,
     "label": lambda text: int(text) if text.isdecimal() else text,
     "json": json.loads,
 }
 
 
 def kinds_of(table: pd.DataFrame) -> dict[str, str]:
-    """What each column holds: `int`, `float`, `bool`, `str`, `label` or `json`.
+    """What each column holds: `int`, `float`, `bool`, `str`, `text`, `label` or `json`.
 
-    A label is a number from 0 on or a word, such as a layer; `json` is anything else that is mixed.
+    `text` is texts of which some are missing (and none is empty). A label is a number from 0 on or
+    a word, such as a layer; `json` is anything else that is mixed.
     """
     names = {"i": "int", "u": "int", "f": "float", "b": "bool"}
 
@@ -40,6 +42,8 @@ def kinds_of(table: pd.DataFrame) -> dict[str, str]:
         known = names.get(column.dtype.kind)
         if known or all(isinstance(v, str) for v in column):
             return known or "str"
+        if all(v is None or v != v or (isinstance(v, str) and v) for v in column):
+            return "text"
         return "label" if all(map(_is_label, column)) else "json"
 
     return {str(name): kind(table[name]) for name in table.columns}
