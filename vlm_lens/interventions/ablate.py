@@ -34,17 +34,13 @@ class Ablate(Intervention):
     Attributes:
         point: A point, a glob, or a list of them.
         at: Where in the prompt.
-        by: What is written instead:
-
-            - `"zero"`;
-            - `"prompt_mean"`: the mean, in the same run, over all positions of the same prompt,
-              padding left out; at points of the language model;
-            - `"picture_mean"`: the mean, in the same run, over all positions of the same picture,
-              those that `Images(k)` means; at tower and projector, and at positions of pictures in
-              the language model;
-            - `"mean"`: whichever of the two it can only be. At positions of pictures in the
-              language model it could be either, and is refused;
-            - a tensor, or the mean over a data set, `Mean.of(vlm, prompts, points)`.
+        by: What is written instead. `"zero"`; `"prompt_mean"`, the mean, in the same run, over all
+            positions of the same prompt, padding left out, at points of the language model;
+            `"picture_mean"`, the mean, in the same run, over all positions of the same picture,
+            those that `Images(k)` means, at tower and projector and at positions of pictures in
+            the language model; `"mean"`, whichever of the two it can only be (at positions of
+            pictures in the language model it could be either, and is refused); a tensor, or the
+            mean over a data set, `Mean.of(vlm, prompts, points)`.
         heads: Which heads, at points that have them; all by default.
     """
 
