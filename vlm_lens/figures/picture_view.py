@@ -216,7 +216,7 @@ def _which(view: PictureView, image: int, numbers: tuple[int, ...]) -> str:
     count = sum(1 for i, _ in view.grids if i == image)
     if count == 1:
         return ""
-    return ": the whole picture" if 0 in numbers else f": {len(numbers)} tiles"
+    return ": the whole picture" if 0 in numbers else ": its tiles"
 
 
 def _rect(grid: PatchGrid, cell: Cell, strength: float, line: float, marked: bool) -> str:
