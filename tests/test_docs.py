@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import plotly.basedatatypes
 import pytest
+import torch
 
 from scripts.docs import examples
 
@@ -23,6 +25,8 @@ def test_code_runs_and_prints_what_the_page_shows(page, monkeypatch, tmp_path):
         raise AssertionError("documentation opens no window")
 
     monkeypatch.setattr(plotly.basedatatypes.BaseFigure, "show", refuse)
+    # nnsight, once imported, parses the source of whoever calls backward, and a page is no Python
+    monkeypatch.setattr(torch.Tensor, "backward", inspect.unwrap(torch.Tensor.backward))
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     printed = examples.run(page, namespace)
