@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -133,8 +132,10 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
     known = "" if picture is not None else "; the picture itself is not known"
     style(
         fig,
-        title=f"What each patch of image {image} decodes to",
-        subtitle=f"{escape(words.model)}; strips: top token, coloured by its probability{known}",
+        title=f"What each patch of image {image} decodes to"
+        if words.likely
+        else f"What each patch of image {image} is nearest to",
+        subtitle=f"{words.subtitle}; strips: top token, coloured by its {words.measure}{known}",
         width=max(480, round((box[2] - box[0]) * zoom) + 130),
         height=round((box[3] - box[1]) * zoom) + 200,
     )
@@ -217,8 +218,8 @@ def _by_layer(fig: go.Figure, words: Words, columns: float, *, x: str) -> go.Fig
     names = [words.layer(la) for la in words.layers]
     style(
         fig,
-        title="What each layer would say next",
-        subtitle=f"{escape(words.model)}; colour: probability of the token shown",
+        title=words.title,
+        subtitle=f"{words.subtitle}; colour: {words.measure} of the token shown",
         x=x,
         y=f"{words.of_layers} (0-based, first below)",
         width=max(520, round(columns * _TOKEN_PX) + 200),
@@ -251,12 +252,13 @@ def _decoded_grid(
 
 
 def _colours(words: Words, indices: Iterable[int], scale: str | list) -> dict:
-    """Colours from 0 to the largest probability shown, so that faint decodings differ too."""
+    """Colours from 0 to the largest value shown, so that faint decodings differ too."""
     top = max(float(words.top_probs[:, list(indices), 0].max()), 1e-6)
+    percent = ".0%" if top >= 0.05 else ".1%"
     bar = {
-        "title": {"text": "probability", "side": "right"},
+        "title": {"text": words.measure, "side": "right"},
         "thickness": 12,
-        "tickformat": ".0%" if top >= 0.05 else ".1%",
+        "tickformat": percent if words.likely else ".2f",
         "outlinewidth": 0,
     }
     return {"cmin": 0, "cmax": top, "colorscale": scale, "colorbar": bar}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 
@@ -29,14 +29,19 @@ class Words:
         layout: The prompt's coordinates.
         positions: The positions that were decoded.
         points: The points that were decoded, one a layer.
-        top_ids: The most likely tokens.
-        top_probs: Their probabilities.
-        asked: Tokens whose probabilities are known too, likely or not.
-        asked_probs: Their probabilities.
-        asked_ranks: Their ranks in the whole vocabulary, 0 for the most likely.
-        labels: Token id -> its text.
+        top_ids: The leading entries: of most lenses, tokens.
+        top_probs: Their values.
+        asked: Tokens whose values are known too, leading or not.
+        asked_probs: Their values.
+        asked_ranks: Their ranks among all entries, 0 for the best.
+        labels: Entry -> its text.
         pictures: The prompt's pictures, as far as they are known.
         model: The model's name.
+        lens: The lens's name.
+        measure: What the values are.
+        title: What the lens shows.
+        source_ids: Of each leading entry the number of what it was found by.
+        sources: What these numbers stand for.
 
     Raises:
         PositionError: Nothing was decoded.
@@ -53,6 +58,11 @@ class Words:
     labels: Mapping[int, str]
     pictures: Sequence[Image.Image] = ()
     model: str = ""
+    lens: str = "LogitLens"
+    measure: str = "probability"
+    title: str = "What each layer would say next"
+    source_ids: Int[Tensor, "layers positions k"] | None = None
+    sources: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.positions:
@@ -69,17 +79,33 @@ class Words:
         return escape(visible(token, most), quote=False)
 
     def hover(self, layer: int, i: int, depth: int = 10) -> str:
-        """Where, at which layer, and the most likely tokens with their probabilities."""
+        """Where, at which layer, and the leading entries with their values."""
         place, point = self._places[self.positions[i]], self.points[layer]
         return "<br>".join([place, escape(point), *self._decoded(layer, i, depth)])
 
     def _decoded(self, layer: int, i: int, depth: int) -> Iterator[str]:
         ids, probs = self.top_ids[layer, i, :depth], self.top_probs[layer, i, :depth]
-        for token, prob in zip(ids.tolist(), probs.tolist(), strict=True):
-            yield f"{prob:6.1%}  {escape(repr(self.labels[token]), quote=False)}"
+        for rank, (token, prob) in enumerate(zip(ids.tolist(), probs.tolist(), strict=True)):
+            value = f"{prob:6.1%}" if self.likely else f"{prob:.3f}"
+            source = ""
+            if self.source_ids is not None:
+                source = f"  {escape(self.sources[int(self.source_ids[layer, i, rank])])}"
+            yield f"{value}  {escape(repr(self.labels[token]), quote=False)}{source}"
         for t, token in enumerate(self.asked):
             prob, rank = float(self.asked_probs[layer, i, t]), int(self.asked_ranks[layer, i, t])
-            yield f"asked: {escape(repr(self.labels[token]), quote=False)} {prob:.2%}, rank {rank}"
+            value = f"{prob:.2%}" if self.likely else f"{prob:.3f}"
+            yield f"asked: {escape(repr(self.labels[token]), quote=False)} {value}, rank {rank}"
+
+    @property
+    def likely(self) -> bool:
+        """Whether the values are probabilities."""
+        return self.measure == "probability"
+
+    @property
+    def subtitle(self) -> str:
+        """Model, lens, and what a colour means."""
+        lens = "" if self.lens == "LogitLens" else f", {self.lens}"
+        return f"{escape(self.model)}{lens}"
 
     @cached_property
     def _places(self) -> dict[int, str]:

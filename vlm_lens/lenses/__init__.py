@@ -1,8 +1,18 @@
-"""Lenses: from a hidden state to the vocabulary."""
+"""Lenses: what a hidden state says, in words."""
 
 from __future__ import annotations
 
-from vlm_lens.lenses.logit_lens import LensError, LogitLens
+from vlm_lens.lenses.base import Lens, LensError, Reading, States
+from vlm_lens.lenses.logit_lens import LogitLens, VocabularyLens
 from vlm_lens.lenses.result import LensResult, LensRow
 
-__all__ = ["LensError", "LensResult", "LensRow", "LogitLens"]
+__all__ = [
+    "Lens",
+    "LensError",
+    "LensResult",
+    "LensRow",
+    "LogitLens",
+    "Reading",
+    "States",
+    "VocabularyLens",
+]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -14,45 +15,60 @@ from vlm_lens.errors import PointError, PositionError
 from vlm_lens.layout.layout import Layout
 from vlm_lens.terms import EMBED, Layer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # xarray and pandas are imported when scores are made
     import pandas as pd
     import plotly.graph_objects as go
 
     from vlm_lens.figures.lens_words import Words
+    from vlm_lens.scores import Scores
 
 
 @dataclass(frozen=True, eq=False)
 class LensRow:
     """One prompt seen through a lens.
 
+    What is called a probability is the lens's own measure: a cosine similarity where states are
+    compared with others (`LensResult.measure`).
+
     Attributes:
         layout: The prompt's coordinates.
-        positions: The positions that were decoded.
-        top_ids: The most likely tokens, `[layers, positions, k]`.
-        top_probs: Their probabilities, likewise.
-        token_probs: Probabilities of the chosen tokens, `[layers, positions, tokens]`.
-        token_ranks: Their ranks in the whole vocabulary, 0 for the most likely, likewise.
+        positions: The positions that were read.
+        top_ids: The leading entries (of most lenses, tokens), first the best.
+        top_probs: Their probabilities.
+        token_probs: Probabilities of the chosen tokens.
+        token_ranks: Their ranks among all entries, 0 for the best.
+        entropy: Of the whole distribution, in nats; `None` for a lens that has none.
+        kl: KL(what the model says there || what the lens says), in nats, likewise.
+        sources: Of each leading entry the number of what it was found by; see
+            `LensResult.sources`.
     """
 
     layout: Layout
     positions: tuple[int, ...]
-    top_ids: Tensor
-    top_probs: Tensor
-    token_probs: Tensor
-    token_ranks: Tensor
+    top_ids: Int[Tensor, "layers positions k"]
+    top_probs: Float[Tensor, "layers positions k"]
+    token_probs: Float[Tensor, "layers positions tokens"]
+    token_ranks: Int[Tensor, "layers positions tokens"]
+    entropy: Float[Tensor, "layers positions"] | None = None
+    kl: Float[Tensor, "layers positions"] | None = None
+    sources: Int[Tensor, "layers positions k"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LensResult:
-    """Decodings by layer and position.
+    """What a lens says, by layer and position.
 
     Attributes:
-        points: The decoded points, one a layer.
+        points: The points that were read, one a layer.
         rows: One entry a prompt of the batch.
         token_ids: The chosen tokens.
-        labels: Token id -> its text.
+        labels: Entry -> its text; of most lenses, token id -> token.
         pictures: The pictures of each prompt.
         model: The model's name.
+        lens: The lens's name.
+        measure: What the values are: `"probability"`, `"cosine similarity"`.
+        title: What a figure of it shows.
+        sources: Number -> what an entry was found by: a context and a block, say.
     """
 
     points: tuple[str, ...]
@@ -61,6 +77,10 @@ class LensResult:
     labels: Mapping[int, str] = field(default_factory=dict, repr=False)
     pictures: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
     model: str = ""
+    lens: str = "LogitLens"
+    measure: str = "probability"
+    title: str = "What each layer would say next"
+    sources: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def layers(self) -> tuple[Layer | str, ...]:
@@ -81,20 +101,75 @@ class LensResult:
         Raises:
             PointError: This layer was not decoded.
         """
+        index, mine = self._index(layer), self._row(row)
+        ids, probs = mine.top_ids[index, position], mine.top_probs[index, position]
+        return [(self.labels[int(i)], float(p)) for i, p in zip(ids, probs, strict=True)]
+
+    def _index(self, layer: Layer | str) -> int:
         known = dict(zip(self.layers, range(len(self.points)), strict=True))
         known |= dict(zip(self.points, range(len(self.points)), strict=True))
         index = -1 if layer == -1 else known.get(layer)
         if index is None:
             listed = ", ".join(map(str, self.layers))
             raise PointError(f"Layer {layer!r} was not decoded; there are {listed}.")
-        mine = self.rows[row]
-        ids, probs = mine.top_ids[index, position], mine.top_probs[index, position]
-        return [(self.labels[int(i)], float(p)) for i, p in zip(ids, probs, strict=True)]
+        return index
+
+    def _row(self, row: int) -> LensRow:
+        if not -len(self.rows) <= row < len(self.rows):
+            raise PositionError(f"This result has {len(self.rows)} row(s); row {row} was asked.")
+        return self.rows[row]
+
+    def scores(self, of: str = "top", *, row: int = 0) -> Scores:
+        """One number for each layer and position, over the picture, over tokens, ranked, saved.
+
+        Args:
+            of: `"top"`, the value of the best entry; `"token"` and `"rank"`, value and rank of the
+                chosen tokens; `"entropy"` of the distribution; `"kl"`, how far it is from what the
+                model says in the end.
+            row: Which prompt.
+
+        Returns:
+            Scores by `layer` and `position`, and by `token` for several chosen tokens.
+
+        Raises:
+            ScoresError: The lens has no such number, or no token was chosen.
+            PositionError: There is no such row.
+        """
+        from vlm_lens.scores.refusal import ScoresError
+        from vlm_lens.scores.scores import scores
+
+        mine = self._row(row)
+        found = {
+            "top": (mine.top_probs[..., 0], self.measure),
+            "token": (mine.token_probs, self.measure),
+            "rank": (mine.token_ranks, "rank"),
+            "entropy": (mine.entropy, "entropy in nats"),
+            "kl": (mine.kl, "KL to the model's output, in nats"),
+        }
+        if of not in found:
+            raise ScoresError(f"of is one of {', '.join(map(repr, found))}, not {of!r}.")
+        values, name = found[of]
+        if values is None:
+            raise ScoresError(f"{self.lens} gives no distribution, so there is no {of}.")
+        axes = {"layer": self.layers, "position": mine.positions}
+        about = {"lens": self.lens, "model": self.model}
+        if of in ("token", "rank"):
+            tokens = [self.labels[t] for t in self.token_ids]
+            if not tokens:
+                raise ScoresError("No token was chosen: give the lens tokens=(' Paris',).")
+            if len(tokens) > 1:
+                axes["token"] = tokens
+            else:
+                values, name = values[..., 0], f"{name} of {tokens[0]!r}"
+        pictures = self.pictures[row] if self.pictures else ()
+        return scores(values.numpy(), axes, name=name, layout=mine.layout, pictures=pictures,
+                      about=about)  # fmt: skip
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each prompt, point, position and rank among the most likely tokens.
 
-        The column `layer` has the 0-based block, or `embed`; see `layers`.
+        The column `layer` has the 0-based block, or `embed`; see `layers`. `entropy` and `kl` are
+        those of the whole distribution, the same in all rows of a place.
         """
         import pandas as pd
 
@@ -114,12 +189,16 @@ class LensResult:
                         label = self.labels[token]
                         base[f"p({label!r})"] = float(row.token_probs[number, index, t])
                         base[f"rank({label!r})"] = int(row.token_ranks[number, index, t])
+                    for name in ("entropy", "kl"):
+                        if (values := getattr(row, name)) is not None:
+                            base[name] = float(values[number, index])
                     for rank in range(row.top_ids.shape[-1]):
                         token = int(row.top_ids[number, index, rank])
                         prob = float(row.top_probs[number, index, rank])
-                        records.append(
-                            {**base, "rank": rank, "token": self.labels[token], "prob": prob}
-                        )
+                        found = {"rank": rank, "token": self.labels[token], "prob": prob}
+                        if row.sources is not None:
+                            found["source"] = self.sources[int(row.sources[number, index, rank])]
+                        records.append({**base, **found})
         return pd.DataFrame(records)
 
     def plot(self, *, row: int = 0) -> go.Figure:
@@ -155,20 +234,20 @@ class LensResult:
         """What figures show of one prompt."""
         from vlm_lens.figures.lens_words import Words
 
-        if not -len(self.rows) <= row < len(self.rows):
-            raise PositionError(f"This result has {len(self.rows)} row(s); row {row} was asked.")
-        mine = self.rows[row]
+        mine = self._row(row)
         return Words(
             mine.layout, mine.positions, self.points, mine.top_ids, mine.top_probs,
             self.token_ids, mine.token_probs, mine.token_ranks, self.labels,
             self.pictures[row] if self.pictures else (), self.model,
+            lens=self.lens, measure=self.measure, title=self.title,
+            source_ids=mine.sources, sources=self.sources,
         )  # fmt: skip
 
     def __repr__(self) -> str:
         places = sum(len(r.positions) for r in self.rows)
         return (
-            f"LensResult({len(self.points)} layers, {places} position{'s' * (places != 1)}, "
-            f"{self.model})"
+            f"LensResult({self.lens}: {len(self.points)} layers, {places} "
+            f"position{'s' * (places != 1)}, {self.model})"
         )
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from PIL import Image
 
+from vlm_lens.scores.labelled import labels_of
 from vlm_lens.serial import pack, unpack
 from vlm_lens.storage.files import (
     FileError,
@@ -69,7 +70,10 @@ def load(folder: str | Path) -> dict[str, Any]:
     numbers = read_tensors(current(folder / _VALUES, _SET))[0]
     try:
         numbers = numbers["values"].numpy()
-        coords = {k: (c["dims"], c["values"]) for k, c in data["coords"].items()}
+        coords = {
+            k: (c["dims"], labels_of(v) if isinstance(v := c["values"], list) else v)
+            for k, c in data["coords"].items()
+        }
         values = xr.DataArray(numbers, dims=data["dims"], coords=coords)
         pictures = []
         for i in range(data["pictures"]):

@@ -112,6 +112,15 @@ class Labelled:
         return replace(self, values=values)
 
 
+def labels_of(values: Sequence[Any]) -> np.ndarray:
+    """Coordinates as an array in which names and numbers stay what they are: embed, 0, 1, ..."""
+    made = np.asarray(list(values))
+    if made.dtype.kind in "US" and not all(isinstance(v, str) for v in values):
+        made = np.empty(len(values), dtype=object)
+        made[:] = list(values)
+    return made
+
+
 def _listed(wanted: Any) -> Any:
     if isinstance(wanted, np.ndarray | range | tuple):
         return list(wanted)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from vlm_lens.layout.layout import Layout
 from vlm_lens.scores import files
-from vlm_lens.scores.labelled import Labelled
+from vlm_lens.scores.labelled import Labelled, labels_of
 from vlm_lens.scores.places import Place, places
 from vlm_lens.scores.refusal import ScoresError
 from vlm_lens.scores.text import abridged, as_html, as_text
@@ -346,7 +346,8 @@ def scores(
         rows: The activation's row of each position, for tower and projector.
         **about: The other fields of `Scores`.
     """
-    array = xr.DataArray(values, dims=list(axes), coords={k: (k, list(v)) for k, v in axes.items()})
+    coords = {k: (k, labels_of(v)) for k, v in axes.items()}
+    array = xr.DataArray(values, dims=list(axes), coords=coords)
     if rows is not None:
         array = array.assign_coords(row=("position", list(rows)))
     return Scores(array, **about)

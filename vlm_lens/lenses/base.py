@@ -1,0 +1,236 @@
+"""What every lens is: which states it reads, and what it makes of them.
+
+```
+prompt --run--> states h[point, position] --Lens.read--> Reading: the k entries that lead, with
+                                                         their values, and those of chosen tokens
+```
+
+An entry is a token of the vocabulary; a lens that has others (labels, texts) says what they are
+called. All that differs between lenses is in two methods: `names` and `read`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vlm_lens.errors import PointError, PositionError, VLMLensError
+from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.integers import as_integer, is_integer
+from vlm_lens.interventions.base import freeze_points
+from vlm_lens.layout.positions import All, Position, as_position
+from vlm_lens.lenses.result import LensResult, LensRow
+from vlm_lens.tokens import string_token
+
+
+class LensError(VLMLensError):
+    """A lens that does not fit the model, or that cannot be fitted as asked."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states of one prompt at one point.
+
+    Attributes:
+        values: The states.
+        point: Where they were read.
+        kinds: What stands at each position: `"text"`, `"special"`, `"image 0"`, ...
+        logits: What the model itself says at these positions.
+    """
+
+    values: Float[Tensor, "positions d_model"]
+    point: str
+    kinds: tuple[str, ...]
+    logits: Float[Tensor, "positions d_vocab"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a lens makes of states.
+
+    Attributes:
+        top_ids: The leading entries, first the best.
+        top_probs: Their values, in the lens's own measure.
+        token_probs: The values of the chosen tokens.
+        token_ranks: How many entries lead each of them.
+        entropy: Of the distribution over all entries, in nats, where there is one.
+        kl: KL(model's own distribution || lens's), in nats, likewise.
+        sources: Of each leading entry the number of what it was found by, where there is such.
+    """
+
+    top_ids: Int[Tensor, "positions k"]
+    top_probs: Float[Tensor, "positions k"]
+    token_probs: Float[Tensor, "positions tokens"]
+    token_ranks: Int[Tensor, "positions tokens"]
+    entropy: Float[Tensor, " positions"] | None = None
+    kl: Float[Tensor, " positions"] | None = None
+    sources: Int[Tensor, "positions k"] | None = None
+
+
+@dataclass(frozen=True)
+class Lens(ABC):
+    """Reads the states of a run.
+
+    Attributes:
+        points: Which points are read.
+        at: Which positions; all by default.
+        k: How many of the leading entries are kept.
+        tokens: Tokens (ids, or texts of one token) whose value and rank are kept too.
+    """
+
+    points: str | tuple[str, ...] = "blocks.*.hook_resid_post"
+    at: Position | int | Sequence[int] | None = None
+    k: int = 10
+    tokens: tuple[str | int, ...] = ()
+
+    measure: ClassVar[str] = "probability"  # what the values of entries are
+    title: ClassVar[str] = "What each layer would say next"
+
+    def __post_init__(self):
+        points = freeze_points(self.points)
+        object.__setattr__(self, "points", points if len(points) > 1 else points[0])
+        object.__setattr__(self, "at", All() if self.at is None else as_position(self.at))
+        if as_integer(self.k, "k", LensError) < 1:
+            raise LensError(f"k, how many tokens are shown, must be at least 1, not {self.k}.")
+        one = isinstance(self.tokens, str) or is_integer(self.tokens)
+        tokens = (self.tokens,) if one else tuple(self.tokens)
+        object.__setattr__(self, "tokens", tokens)
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and figures."""
+        return type(self).__name__
+
+    # ------------------------------------------------------------------ what a lens defines
+
+    def names(self, vlm: HookedModel) -> list[str]:
+        """The points that are read, in order; each is as wide as the residual stream.
+
+        Raises:
+            PointError: One is not.
+            LensError: The lens was made for another model.
+        """
+        table = vlm.architecture.points
+        names = table.match(freeze_points(self.points))
+        for name in names:
+            if table[name].space != "text" or table[name].sizes[2:] != (vlm.cfg.d_model,):
+                raise PointError(
+                    f"{name} has shape {table[name].shape}; the lens decodes the language model's "
+                    f"residual stream, [batch, pos, {vlm.cfg.d_model}]."
+                )
+        return names
+
+    @abstractmethod
+    def read(self, vlm: HookedModel, states: States, tokens: Sequence[int]) -> Reading:
+        """What the lens makes of states.
+
+        Args:
+            vlm: The model.
+            states: Its states at one point.
+            tokens: Ids of the chosen tokens.
+        """
+
+    def check_last(self, vlm: HookedModel, states: States) -> None:
+        """Refuses a run whose last states do not give the model's logits, where that matters."""
+        return
+
+    def labels(self, vlm: HookedModel, ids: set[int]) -> dict[int, str]:
+        """What entries are called."""
+        return {i: string_token(vlm.tokenizer, i) if vlm.tokenizer else str(i) for i in ids}
+
+    def source_labels(self, vlm: HookedModel, ids: set[int]) -> dict[int, str]:
+        """What the numbers in `Reading.sources` stand for."""
+        return {}
+
+    # ------------------------------------------------------------------ running it
+
+    @torch.no_grad()
+    def run(
+        self, vlm: HookedModel, prompt: Any, images: Any = None, *, interventions: Any = ()
+    ) -> LensResult:
+        """Reads a prompt, or each row of a batch.
+
+        Args:
+            vlm: A HookedVLM.
+            prompt: A Prompt, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            interventions: What to change in the run that is read.
+
+        Raises:
+            LensError: The lens was made for another model; or it decodes into the vocabulary, and
+                the last layer does not give the model's logits, so no layer's decoding could be
+                trusted.
+            PointError: A point that is not as wide as the residual stream.
+        """
+        prompt = vlm.as_prompt(prompt, images)
+        names = self.names(vlm)
+        token_ids = [vlm.to_token_id(t) for t in self.tokens]
+        where = [[p for _, p in self.at.resolve(layout)] for layout in prompt.layouts]
+        if not all(where):
+            raise PositionError(f"{self.at} holds no position of this prompt to decode.")
+        last = vlm.architecture.points.match(["blocks.*.hook_resid_post"])[-1]
+        logits, cache = vlm.run_with_cache(
+            prompt, names_filter=[*names, last], interventions=interventions
+        )
+        rows = []
+        for layout, positions in zip(prompt.layouts, where, strict=True):
+            kinds = tuple(str(layout.kinds[p]) for p in positions)
+            own = logits[layout.row, positions]
+            at = {
+                name: States(cache[name][layout.row, positions], name, kinds, own)
+                for name in (*names, last)
+            }
+            self.check_last(vlm, at[last])
+            readings = [self.read(vlm, at[name], token_ids) for name in names]
+            rows.append(_row(layout, positions, readings))
+        shown = {*token_ids, *(int(i) for r in rows for i in r.top_ids.unique())}
+        sources = {int(i) for r in rows if r.sources is not None for i in r.sources.unique()}
+        return LensResult(
+            tuple(names),
+            tuple(rows),
+            tuple(token_ids),
+            self.labels(vlm, shown),
+            tuple(prompt.images or ((),) * len(prompt)),
+            vlm.name,
+            lens=self.name,
+            measure=self.measure,
+            title=self.title,
+            sources=self.source_labels(vlm, sources),
+        )
+
+
+def ranked(values: Float[Tensor, "positions entries"], k: int, tokens: Sequence[int]) -> Reading:
+    """The leading entries of values, and the values and ranks of some."""
+    top = values.topk(min(k, values.shape[-1]), dim=-1)
+    mine = values[:, list(tokens)]
+    ranks = torch.zeros_like(mine, dtype=torch.long)
+    for i in range(len(tokens)):
+        ranks[:, i] = (values > mine[:, [i]]).sum(-1)
+    return Reading(top.indices.cpu(), top.values.cpu(), mine.cpu(), ranks.cpu())
+
+
+def _row(layout: Any, positions: list[int], readings: list[Reading]) -> LensRow:
+    def stacked(name: str) -> Tensor | None:
+        found = [getattr(one, name) for one in readings]
+        return None if found[0] is None else torch.stack(found)
+
+    return LensRow(
+        layout,
+        tuple(positions),
+        stacked("top_ids"),
+        stacked("top_probs"),
+        stacked("token_probs"),
+        stacked("token_ranks"),
+        stacked("entropy"),
+        stacked("kl"),
+        stacked("sources"),
+    )
+
+
+__all__ = ["Lens", "LensError", "Reading", "States", "ranked"]
