@@ -1,0 +1,19 @@
+"""Exact patching between two runs whose positions correspond: single places, and paths."""
+
+from __future__ import annotations
+
+from vlm_lens.patching.donor import Donor, PatchingError, Transplant, read_donor
+from vlm_lens.patching.exact import Patched, Spot, patch_spots
+from vlm_lens.patching.patch import Each, patch
+
+__all__ = [
+    "Donor",
+    "Each",
+    "Patched",
+    "PatchingError",
+    "Spot",
+    "Transplant",
+    "patch",
+    "patch_spots",
+    "read_donor",
+]
