@@ -7,7 +7,12 @@ from families import tiny_gemma3, tiny_idefics2, tiny_mllama, tiny_qwen2_vl
 from PIL import Image
 
 from vlm_lens import HookedVLM, Last, Patches, Text, VLMLensError
-from vlm_lens.attention import attention, entropy, on_patches
+from vlm_lens.attention import (
+    attention,
+    attention_by_row,
+    entropy,
+    on_patches,
+)
 from vlm_lens.layout.positions import as_position
 from vlm_lens.reading.resampled import patch_weights
 
@@ -129,6 +134,41 @@ def test_weights_are_the_norms_of_what_is_moved(wrapped, weigh):
         )
 
 
+def test_values_of_the_tower_are_those_of_the_picture_asked(wrapped):
+    """The norms that weigh a picture's attention are of its own row of the tower."""
+    vlm = wrapped("clip")
+    prompt = vlm.prompt("<image> or <image>\nA:", images=PICTURES)
+    names = ["vision.blocks.1.attn.hook_pattern", "vision.blocks.1.attn.hook_v"]
+    _, cache = vlm.run_with_cache(prompt, names_filter=names)
+    for image in (0, 1):
+        at = Patches(image, rows=1, cols=1)
+        found = attention(vlm, prompt, at=at, part="vision", weigh="value", layers=1)
+        query = prompt.layout.image[image].vision.grid().patch(1, 1)
+        pattern, v = (cache[name][image] for name in names)
+        expected = pattern[:, query] * v.norm(dim=-1).T
+        np.testing.assert_allclose(found.values.to_numpy()[0], expected.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "qwen2-vl"])
+def test_a_batch_is_its_rows(wrapped, name):
+    vlm = wrapped(name)
+    texts = ["<image>\nQ:What is the capital?\nA:", "<image>\nA:"]
+    pictures = [[p] for p in PICTURES]
+    batch = vlm.prompt(texts, images=pictures)
+    alone = [vlm.prompt(t, images=p) for t, p in zip(texts, pictures, strict=True)]
+    cases = [{"weigh": "output"}, {"layers": -1, "heads": 0}]
+    cases += [{"part": "vision", "at": Patches(0, rows=0, cols=1)}]
+    for options in cases:
+        for found, prompt in zip(attention_by_row(vlm, batch, **options), alone, strict=True):
+            expected = attention(vlm, prompt, **options)
+            np.testing.assert_allclose(
+                found.values.to_numpy(), expected.values.to_numpy(), atol=1e-5
+            )
+            mine, theirs = found.places(), expected.places()
+            assert [(p.token, p.patch) for p in mine] == [(p.token, p.patch) for p in theirs]
+            assert found.pictures == expected.pictures
+
+
 def test_latents_are_spread_over_the_patches_that_they_read(wrapped):
     vlm = wrapped("idefics2")
     prompt = vlm.prompt("<image> or <image>\nA:", images=PICTURES)
@@ -191,7 +231,7 @@ def test_what_cannot_be_read_is_refused_before_any_run(wrapped, no_forward, opti
 
 def test_a_batch_and_a_model_without_tower_are_refused(wrapped, load):
     vlm = wrapped("clip")
-    with pytest.raises(VLMLensError, match="batch of 2 rows"):
+    with pytest.raises(VLMLensError, match="batch of 2 rows: attention_by_row"):
         attention(vlm, ["a", "b c"])
     with pytest.raises(VLMLensError, match="no vision tower"):
         attention(load("llama"), "Q:Peru\nA:", at=0, part="vision")

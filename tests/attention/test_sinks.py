@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_lens import HookedVLM, Steer, VLMLensError
+from vlm_lens import HookedVLM, Patches, Steer, VLMLensError
 from vlm_lens.attention import attention, find_sinks, relative_attention
 from vlm_lens.attention.parts import AttentionError
 from vlm_lens.interventions.base import compose
@@ -96,3 +96,17 @@ def test_relative_attention_divides_shares_of_the_picture(load):
         relative_attention(asked, plain.sel(layer=[0]))
     with pytest.raises(VLMLensError, match="No position here is of kind 'image'"):
         relative_attention(attention(vlm, "Q:Peru\nA:"), plain)
+
+
+def test_registers_are_those_of_the_picture_asked(load):
+    vlm = load("clip-llama")
+    prompt = vlm.prompt("<image> <image>\nA:", images=[PICTURE, PICTURE.rotate(90)])
+    width = vlm.cfg.vision.d_model
+    push = torch.zeros(width)
+    push[3] = 1e4
+    edit = Steer("vision.blocks.0.hook_resid_post", at=Patches(1, rows=1, cols=0), vector=push)
+    patch = prompt.layout.image[1].vision.grid().patch(1, 0)
+    tau = 0.9 * width**0.5
+    with vlm.intervening(edit):
+        found = [find_sinks(vlm, prompt, part="vision", image=i, tau=tau) for i in (0, 1)]
+    assert [f.positions for f in found] == [(), (patch,)]

@@ -145,6 +145,9 @@ def check_boxes(vlm: HookedVLM, text: str = "<image>b<image>") -> None:
         _, cache = vlm.run_with_cache(prompt, names_filter="hook_merged", interventions=ablate)
         zero = (cache["hook_merged"][0] == 0).all(-1).nonzero().flatten().tolist()
         assert zero == sorted(prompt.layout.image[image].box(*box)), (image, box)
+        mask = np.array(painted((64, 48) if image == 0 else (50, 120), box, rim=0))[..., 1] == 0
+        whole = Patches(image=image, box=box).resolve(prompt.layout)
+        assert Patches(image=image, mask=mask).resolve(prompt.layout) == whole
 
 
 def check_pattern_edit(vlm: HookedVLM, prompt: Prompt, name: str, key: tuple[int, int]) -> None:
@@ -237,13 +240,13 @@ def _cells(grid: PatchGrid) -> list[int]:
     return sorted({good[0], good[len(good) // 2], good[-1], good[len(good) // 3]})
 
 
-def painted(size: tuple[int, int], box: tuple[float, ...] | None) -> Image.Image:
+def painted(size: tuple[int, int], box: tuple[float, ...] | None, rim: float = 0.25) -> Image.Image:
     """A grey picture with one box in a strong colour, but for its rim, which resizing smears."""
     pixels = np.full((size[1], size[0], 3), 128, dtype=np.uint8)
     if box is None:
         return Image.fromarray(pixels)
     x0, y0, x1, y1 = box
-    w, h = (x1 - x0) / 4, (y1 - y0) / 4
+    w, h = (x1 - x0) * rim, (y1 - y0) * rim
     x0, y0, x1, y1 = (round(v) for v in (x0 + w, y0 + h, x1 - w, y1 - h))
     pixels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = (255, 0, 255)
     return Image.fromarray(pixels)
@@ -282,6 +285,8 @@ def check_geometry(
             change = (cache[name] - plain[name])[grid.row, list(grid.positions)].norm(dim=-1)
             found = grid.positions[int(change.argmax())]
             assert found == position, (name, grid.rows, grid.cols, position, found, box)
+            shares = grid.shares(np.array(painted(size, box))[..., 1] == 0)
+            assert grid.positions[int(shares.argmax())] == position, (name, position, box)
             count += 1
     return count
 

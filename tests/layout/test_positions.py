@@ -105,7 +105,7 @@ def test_errors(vlm, prompt):
     for at in (All(), At(0)):
         with pytest.raises(PositionError, match="no picture"):
             at.resolve(text_only, "vision")
-    with pytest.raises(PositionError, match="not both"):
+    with pytest.raises(PositionError, match="only one"):
         Patches(rows=1, box=(0, 0, 1, 1))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integers
+from vlm_lens.layout.layout import PAD, Layout
+from vlm_lens.scores.places import sequence
 
 PARTS = ("language", "vision", "cross")
 
@@ -79,6 +81,30 @@ class Part:
                 f"{what} was asked; {self.name} attention has heads 0..{self.n_heads - 1}."
             )
         return found
+
+    def keys_of(self, layout: Layout, row: int, n_keys: int) -> list[tuple[int, int]]:
+        """(row, position) of the keys of one row of the activations; positions are key numbers.
+
+        Keys that are nothing of the prompt's are left out: padding, what fills up a picture of
+        fewer tiles, and pictures of other prompts in a tower that packs all into one sequence.
+
+        Args:
+            layout: The prompt's.
+            row: The activation's row: the prompt's, or a picture's in the tower.
+            n_keys: How many keys the pattern has.
+
+        Raises:
+            AttentionError: The pattern has other keys than the layout knows of.
+        """
+        keys = [pair for pair in sequence(layout, self.keys) if pair[0] == row]
+        if not keys or max(p for _, p in keys) >= n_keys:
+            raise AttentionError(
+                f"A pattern of {self.name} attention has {n_keys} keys, and the layout of this "
+                f"prompt {len(keys)} positions there: other things than the prompt are attended to."
+            )
+        if self.keys != "text":
+            return keys
+        return [(row, p) for row, p in keys if layout.kinds[p] != PAD]
 
 
 def part_of(vlm: HookedModel, name: str) -> Part:

@@ -13,7 +13,7 @@ that a long prompt costs little more than its plain forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +22,13 @@ from torch import Tensor
 from vlm_lens.attention.parts import AttentionError, Part, part_of
 from vlm_lens.attention.sinks import SinkWatch
 from vlm_lens.layout.positions import Last, Position, as_position
-from vlm_lens.scores.places import sequence
 from vlm_lens.scores.scores import Scores, scores
 
 if TYPE_CHECKING:
     from vlm_lens.hooked.hooked_model import HookedModel, Interventions, Pictures, Promptable
 
 WEIGHTS = ("pattern", "value", "output")
+_NAMES = {"pattern": "attention", "value": "attention x |v|", "output": "attention x |vW_O|"}
 
 
 def attention(
@@ -65,89 +65,128 @@ def attention(
 
     Raises:
         AttentionError: A part, block or head that the model does not have, a batch of several
-            rows, or another `weigh`.
+            rows (see `attention_by_row`), or another `weigh`.
         PositionError: A position that the prompt does not have.
+    """
+    prompt = vlm.as_prompt(prompt, images)
+    if len(prompt) != 1:
+        raise AttentionError(
+            f"This is a batch of {len(prompt)} rows: attention_by_row gives the scores of each."
+        )
+    return attention_by_row(
+        vlm, prompt, at=at, layers=layers, heads=heads, part=part, weigh=weigh,
+        interventions=interventions,
+    )[0]  # fmt: skip
+
+
+def attention_by_row(
+    vlm: HookedModel,
+    prompt: Promptable,
+    images: Pictures = None,
+    *,
+    at: Position | int | Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | int | None = None,
+    part: str = "language",
+    weigh: str = "pattern",
+    interventions: Interventions = (),
+) -> list[Scores]:
+    """As `attention`, of each row of a batch, by one run.
+
+    Args:
+        vlm: The model.
+        prompt: A Prompt, texts, or a processor's output.
+        images: Pictures, where `prompt` is text.
+        at: The queries, as many in each row; the last position by default.
+        layers: Blocks, 0-based; all by default.
+        heads: Heads, 0-based; all by default.
+        part: `"language"`, `"vision"` or `"cross"`.
+        weigh: `"pattern"`, `"value"` or `"output"`.
+        interventions: What to change in the run.
+
+    Returns:
+        The scores of each row, by the positions of that row; those of padding are left out.
+
+    Raises:
+        AttentionError: A part, block or head that the model does not have, or another `weigh`.
+        PositionError: A position that a prompt does not have.
     """
     if weigh not in WEIGHTS:
         raise AttentionError(f"weigh is one of {', '.join(WEIGHTS)}, not {weigh!r}.")
     prompt = vlm.as_prompt(prompt, images)
-    if len(prompt) != 1:
-        raise AttentionError(
-            f"Attention is read of one prompt at a time; this is a batch of {len(prompt)} rows."
-        )
     which = part_of(vlm, part)
     if at is None and which.queries != "text":
         raise AttentionError(
             "Say whose attention in the tower is meant: at=Patches(0, box=...), at=Images(0)."
         )
     at = Last() if at is None else as_position(at)
-    layout = prompt.layout
-    queries = at.resolve(layout, which.queries)
     chosen, picked = which.chosen(layers), which.chosen_heads(heads)
-    rows = {row for row, _ in queries}
-    if len(rows) > 1:
+    queries = [at.resolve(layout, which.queries) for layout in prompt.layouts]
+    if any(len({row for row, _ in mine}) > 1 for mine in queries):
         raise AttentionError(
             f"{at} holds positions of several sequences of the tower; read one picture at a time."
         )
     names = [which.point(n, "attn.hook_pattern") for n in chosen]
-    watch = SinkWatch(which)
-    with vlm.hooks(watch.hooks(vlm.architecture.points)):
+    watch, norms = SinkWatch(which), _Norms(vlm, which, chosen if weigh != "pattern" else (), weigh)
+    with vlm.hooks([*watch.hooks(vlm.architecture.points), *norms.hooks()]):
         _, cache = vlm.run_with_cache(
             prompt, names_filter=names, positions=at, device="cpu", interventions=interventions,
             last_logits=1,
         )  # fmt: skip
-    patterns = [cache[name][0].float()[picked] for name in names]  # [head, query, key]
-    if weigh != "pattern":
-        norms = _norms(vlm, prompt, which, chosen, weigh, interventions)
-        patterns = [p * n[picked][:, None] for p, n in zip(patterns, norms, strict=True)]
-    keys = [pair for pair in sequence(layout, which.keys)]
-    if which.keys != "text":  # one row of the tower's or projector's sequences
-        row = next(iter(rows)) if which.queries != "text" else keys[0][0]
-        keys = [pair for pair in keys if pair[0] == row] or keys
-    lengths = {p.shape[-1] for p in patterns}
-    if lengths != {len(keys)}:
-        keys = [(keys[0][0] if keys else 0, i) for i in range(max(lengths))]
-    values = torch.stack(patterns)
-    axes: dict[str, Any] = {"layer": chosen, "head": picked}
     about: dict[str, Any] = {"model": vlm.name, "part": part, "weigh": weigh, "queries": str(at)}
-    if len(queries) == 1:
-        values = values[:, :, 0]
-        about["query"] = queries[0][1]
-    else:
-        axes["query"] = [p for _, p in queries]
-    sinks = watch.found(prompt)
-    return scores(
-        values.numpy(),
-        {**axes, "position": [p for _, p in keys]},
-        None if which.keys == "text" else [r for r, _ in keys],
-        name={"pattern": "attention", "value": "attention x |v|", "output": "attention x |vW_O|"}[
-            weigh
-        ],
-        layout=layout,
-        pictures=prompt.images[0] if prompt.images else (),
-        space=which.keys,
-        marked={"sinks": sinks.positions} if which.queries == which.keys else {},
-        about=about,
-    )
-
-
-def _norms(
-    vlm: HookedModel, prompt: Any, part: Part, layers: Sequence[int], weigh: str, edits: Any
-) -> list[Tensor]:
-    """For each block, the norm by head of what each key moves, `[head, key]`."""
-    names = [part.point(n, "attn.hook_v") for n in layers]
-    _, cache = vlm.run_with_cache(
-        prompt, names_filter=names, device="cpu", interventions=edits, last_logits=1
-    )
     found = []
-    for layer, name in zip(layers, names, strict=True):
-        v = cache[name][0].float()  # [key, kv head, d_head]
-        v = v.repeat_interleave(part.n_heads // v.shape[1], 1)
-        if weigh == "output":
-            w_o = output_weight(vlm, part, layer).float().cpu()  # [head, d_head, d_model]
-            v = torch.einsum("khd,hdm->khm", v, w_o)
-        found.append(v.norm(dim=-1).T)
+    for i, (layout, mine) in enumerate(zip(prompt.layouts, queries, strict=True)):
+        row = mine[0][0]
+        patterns = [cache[name][i].float()[picked] for name in names]  # [head, query, key]
+        if weigh != "pattern":
+            patterns = [
+                p * norms.found[n][row][picked][:, None]
+                for p, n in zip(patterns, chosen, strict=True)
+            ]
+        keys = which.keys_of(layout, row, patterns[0].shape[-1])
+        values = torch.stack(patterns)[..., [p for _, p in keys]]
+        axes: dict[str, Any] = {"layer": chosen, "head": picked, "query": [p for _, p in mine]}
+        if len(mine) == 1:
+            values = values[:, :, 0]
+            del axes["query"]
+        sinks = watch.found(layout, row)
+        found.append(
+            scores(
+                values.numpy(),
+                {**axes, "position": [p for _, p in keys]},
+                None if which.keys == "text" else [r for r, _ in keys],
+                name=_NAMES[weigh],
+                layout=layout,
+                pictures=prompt.images[i] if prompt.images else (),
+                space=which.keys,
+                marked={"sinks": sinks.positions} if which.queries == which.keys else {},
+                about=about | ({"query": mine[0][1]} if len(mine) == 1 else {}),
+            )
+        )
     return found
+
+
+class _Norms:
+    """Looks at the values of some blocks, and keeps by head the norm of what each key moves."""
+
+    def __init__(self, vlm: HookedModel, part: Part, layers: Sequence[int], weigh: str):
+        self._part, self._layers = part, layers
+        self._w_o = {n: output_weight(vlm, part, n) for n in layers if weigh == "output"}
+        self.found: dict[int, Tensor] = {}  # block -> [row, head, key]
+
+    def hooks(self) -> list[tuple[str, Callable]]:
+        """The functions to run with."""
+        return [(self._part.point(n, "attn.hook_v"), self._look) for n in self._layers]
+
+    def _look(self, v: Tensor, hook: Any) -> None:
+        layer = hook.layer()
+        v = v.detach().float().repeat_interleave(self._part.n_heads // v.shape[2], 2)
+        if layer in self._w_o:  # [head, d_head, d_model]
+            by_head = zip(v.unbind(2), self._w_o[layer].float().to(v.device), strict=True)
+            norms = torch.stack([(x @ w).norm(dim=-1) for x, w in by_head], 1)
+        else:
+            norms = v.norm(dim=-1).transpose(1, 2)
+        self.found[layer] = norms.cpu()
 
 
 def output_weight(vlm: HookedModel, part: Part, layer: int) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vlm_lens.attention.parts import AttentionError, Part, part_of
 from vlm_lens.layout.positions import Position, as_position
-from vlm_lens.scores.places import sequence
 from vlm_lens.scores.scores import Scores, scores
 
 if TYPE_CHECKING:
@@ -152,11 +151,8 @@ def _mixed(
 def _scores(
     vlm: HookedModel, prompt: Any, which: Part, pairs: list, rows: np.ndarray, name: str
 ) -> Scores:
-    keys = sequence(prompt.layout, which.keys)
-    if which.keys != "text":
-        keys = [pair for pair in keys if pair[0] == pairs[0][0]]
-    if len(keys) != rows.shape[-1]:
-        keys = [(pairs[0][0], i) for i in range(rows.shape[-1])]
+    keys = which.keys_of(prompt.layout, pairs[0][0], rows.shape[-1])
+    rows = rows[:, [p for _, p in keys]]
     axes: dict[str, Any] = {"query": [p for _, p in pairs], "position": [p for _, p in keys]}
     if len(pairs) == 1:
         rows, axes = rows[0], {"position": axes["position"]}

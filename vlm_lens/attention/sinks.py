@@ -12,7 +12,7 @@ outlying at any position of the middle blocks, a position is a sink where
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vlm_lens.hooked.hooked_model import HookedModel, Pictures, Promptable
+    from vlm_lens.layout.layout import Layout
     from vlm_lens.points.table import PointTable
-    from vlm_lens.prompts.prompt import Prompt
 
 TAU = 20.0
 
@@ -67,25 +67,29 @@ def find_sinks(
     images: Pictures = None,
     *,
     part: str = "language",
+    image: int = 0,
     tau: float = TAU,
 ) -> Sinks:
-    """The attention sinks of a prompt, or the registers of its first picture's tower.
+    """The attention sinks of a prompt of one row, or the registers of its tower.
 
     Args:
         vlm: The model.
         prompt: One prompt.
         images: Pictures, where `prompt` is text.
         part: `"language"` or `"vision"`.
+        image: With `part="vision"`: in which picture's sequence.
         tau: From which `|x_d| / rms(x)` on a position is a sink.
 
     Raises:
         AttentionError: The model has no such part.
     """
     prompt = vlm.as_prompt(prompt, images)
-    watch = SinkWatch(part_of(vlm, part), tau)
+    which = part_of(vlm, part)
+    watch, layout = SinkWatch(which, tau), prompt.layout
+    row = layout.row if which.queries == "text" else layout.image[image].vision.sequences[0][0]
     with vlm.hooks(watch.hooks(vlm.architecture.points)):
         vlm.run_with_cache(prompt, names_filter="hook_logits", last_logits=1)
-    return watch.found(prompt)
+    return watch.found(layout, row)
 
 
 class SinkWatch:
@@ -98,7 +102,7 @@ class SinkWatch:
 
     def __init__(self, part: Part, tau: float = TAU):
         self.part, self.tau = part, tau
-        self._seen: dict[int, list[tuple[int, int, float]]] = {}
+        self._seen: dict[int, list[tuple[int, int, int, float]]] = {}  # row, position, dimension
 
     def hooks(self, points: PointTable) -> list[tuple[str, Callable]]:
         """The functions to run with: one for the stream before each block but the first."""
@@ -106,34 +110,35 @@ class SinkWatch:
         return [(name, self._look) for name in names if name in points]
 
     def _look(self, x: Tensor, hook) -> None:
-        x = x[0].detach().float()
+        x = x.detach().float()
         ratio = x.abs() / x.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
         index = (ratio >= self.tau).nonzero()
-        found = ratio[index[:, 0], index[:, 1]].tolist()
+        found = ratio[tuple(index.T)].tolist()
         self._seen[hook.layer()] = [
-            (p, d, r) for (p, d), r in zip(index.tolist(), found, strict=True)
+            (*cell, r) for cell, r in zip(index.tolist(), found, strict=True)
         ]
 
-    def found(self, prompt: Prompt) -> Sinks:
-        """What the run has shown."""
+    def found(self, layout: Layout, row: int) -> Sinks:
+        """What the run has shown of one row of the activations.
+
+        Args:
+            layout: The prompt's.
+            row: The row.
+        """
         n = len(self._seen)
-        in_blocks = Counter(d for seen in self._seen.values() for d in {d for _, d, _ in seen})
+        mine = [[(p, d, r) for at, p, d, r in seen if at == row] for seen in self._seen.values()]
+        in_blocks = Counter(d for seen in mine for d in {d for _, d, _ in seen})
         dimensions = {d for d, count in in_blocks.items() if count >= max(1, n // 2)}
         strength: dict[int, float] = {}
         blocks: Counter[int] = Counter()
-        for seen in self._seen.values():
+        for seen in mine:
             here = [(p, r) for p, d, r in seen if d in dimensions]
             for p, r in here:
                 strength[p] = max(strength.get(p, 0.0), r)
             blocks.update({p for p, _ in here})
-        positions = sorted(self._real(strength, prompt))
+        padding = set(layout.of_kind("pad")) if self.part.queries == "text" else set()
+        positions = sorted(set(strength) - padding)
         return Sinks(
             tuple(positions), tuple(sorted(dimensions)), {p: strength[p] for p in positions},
             {p: blocks[p] / n for p in positions}, self.tau,
         )  # fmt: skip
-
-    def _real(self, found: Sequence[int] | dict[int, float], prompt: Prompt) -> list[int]:
-        if self.part.queries != "text":
-            return list(found)
-        padding = set(prompt.layouts[0].of_kind("pad"))
-        return [p for p in found if p not in padding]

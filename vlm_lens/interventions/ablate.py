@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vlm_lens.errors import InterventionError
-from vlm_lens.interventions.base import (
-    Intervention,
-    Place,
-    Target,
-    freeze_heads,
-    freeze_points,
-    places,
-)
+from vlm_lens.interventions.at_points import AtPoints
+from vlm_lens.interventions.base import Place, Target
 from vlm_lens.interventions.shapes import shaped
-from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.layout.positions import All, Position, as_position
+from vlm_lens.layout.positions import All, Position
 from vlm_lens.ops import MEAN, SET, Op
 from vlm_lens.serial import savable
 
@@ -28,7 +21,7 @@ ZERO, ANY_MEAN, PROMPT_MEAN, PICTURE_MEAN = "zero", "mean", "prompt_mean", "pict
 
 @savable
 @dataclass(frozen=True)
-class Ablate(Intervention):
+class Ablate(AtPoints):
     """Takes an activation's information away.
 
     Attributes:
@@ -49,38 +42,30 @@ class Ablate(Intervention):
     by: Any = ZERO
     heads: tuple[int, ...] | None = None
 
-    def __post_init__(self):
-        points, at = freeze_points(self.point), as_position(self.at)
-        if isinstance(self.by, str):
-            if self.by not in (ZERO, ANY_MEAN, PROMPT_MEAN, PICTURE_MEAN):
-                raise InterventionError(
-                    "Ablate takes by='zero', 'prompt_mean', 'picture_mean', 'mean', a tensor or "
-                    f"Mean.of(vlm, prompts, points); it got {self.by!r}."
-                )
-            if self.by != ZERO and at.at_generated:
-                raise InterventionError(
-                    "A mean over positions is not known while tokens are generated one by one: "
-                    "give the mean as a tensor, or as Mean.of(vlm, prompts, points)."
-                )
-        else:
-            object.__setattr__(self, "by", freeze_value(self.by, points, at))
-        object.__setattr__(self, "point", points if len(points) > 1 else points[0])
-        object.__setattr__(self, "at", at)
-        object.__setattr__(self, "heads", freeze_heads(self.heads))
+    _value: ClassVar[str] = "by"
 
-    def lower(self, target: Target) -> list[Op]:
-        """One op a point."""
-        ops = []
-        for place in places(target, freeze_points(self.point), self.at, self.heads):
-            if isinstance(self.by, str) and self.by != ZERO:
-                ops.append(place.op(MEAN, **_mean(self.by, target, place)))
-                continue
-            if self.by == ZERO:
-                value = torch.zeros(())
-            else:
-                value = value_for(self.by, place.point, target, allow_transfer=False)
-            ops.append(place.op(SET, value=shaped(value, place)))
-        return ops
+    def _frozen(self, points: tuple[str, ...], at: Position) -> dict[str, Any]:
+        if not isinstance(self.by, str):
+            return super()._frozen(points, at)
+        if self.by not in (ZERO, ANY_MEAN, PROMPT_MEAN, PICTURE_MEAN):
+            raise InterventionError(
+                "Ablate takes by='zero', 'prompt_mean', 'picture_mean', 'mean', a tensor or "
+                f"Mean.of(vlm, prompts, points); it got {self.by!r}."
+            )
+        if self.by != ZERO and at.at_generated:
+            raise InterventionError(
+                "A mean over positions is not known while tokens are generated one by one: "
+                "give the mean as a tensor, or as Mean.of(vlm, prompts, points)."
+            )
+        return {}
+
+    def op_at(self, place: Place, target: Target) -> Op:
+        """A `mean` or a `set` op."""
+        if self.by == ZERO:
+            return place.op(SET, value=shaped(torch.zeros(()), place))
+        if isinstance(self.by, str):
+            return place.op(MEAN, **_mean(self.by, target, place))
+        return place.op(SET, value=self.shaped_at(place, target))
 
 
 def _mean(by: str, target: Target, place: Place) -> dict[str, Tensor]:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from vlm_lens.interventions.base import (
-    Intervention,
-    Target,
-    freeze_heads,
-    freeze_points,
-    places,
-)
-from vlm_lens.interventions.shapes import shaped
-from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.interventions.at_points import AtPoints
+from vlm_lens.interventions.base import Place, Target
+from vlm_lens.layout.positions import Position
 from vlm_lens.ops import SET, Op
 from vlm_lens.serial import savable
 
 
 @savable
 @dataclass(frozen=True)
-class ActivationPatch(Intervention):
+class ActivationPatch(AtPoints):
     """Replaces an activation (Meng et al. 2022; for task vectors Hendel et al. 2023).
 
     Attributes:
@@ -41,18 +34,8 @@ class ActivationPatch(Intervention):
     value: Any
     heads: tuple[int, ...] | None = None
     allow_transfer: bool = False
+    _value: ClassVar[str] = "value"
 
-    def __post_init__(self):
-        points, at = freeze_points(self.point), as_position(self.at)
-        object.__setattr__(self, "value", freeze_value(self.value, points, at))
-        object.__setattr__(self, "point", points if len(points) > 1 else points[0])
-        object.__setattr__(self, "at", at)
-        object.__setattr__(self, "heads", freeze_heads(self.heads))
-
-    def lower(self, target: Target) -> list[Op]:
-        """One `set` op a point."""
-        ops = []
-        for place in places(target, freeze_points(self.point), self.at, self.heads):
-            value = value_for(self.value, place.point, target, allow_transfer=self.allow_transfer)
-            ops.append(place.op(SET, value=shaped(value, place)))
-        return ops
+    def op_at(self, place: Place, target: Target) -> Op:
+        """A `set` op."""
+        return place.op(SET, value=self.shaped_at(place, target))

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from vlm_lens.errors import InterventionError
-from vlm_lens.interventions.base import (
-    Intervention,
-    Target,
-    freeze_heads,
-    freeze_points,
-    places,
-)
+from vlm_lens.interventions.at_points import AtPoints
+from vlm_lens.interventions.base import Place, Target
 from vlm_lens.interventions.shapes import shaped
-from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.layout.positions import Position
 from vlm_lens.ops import CLAMP, SCALE, Op
 from vlm_lens.serial import savable
 
 
 @savable
 @dataclass(frozen=True)
-class Scale(Intervention):
+class Scale(AtPoints):
     """Multiplies an activation, for example the output of single heads.
 
     Attributes:
@@ -39,30 +33,16 @@ class Scale(Intervention):
     at: Position
     factor: Any
     heads: tuple[int, ...] | None = None
+    _value: ClassVar[str] = "factor"
 
-    def __post_init__(self):
-        points, at = freeze_points(self.point), as_position(self.at)
-        object.__setattr__(self, "factor", freeze_value(self.factor, points, at))
-        object.__setattr__(self, "point", points if len(points) > 1 else points[0])
-        object.__setattr__(self, "at", at)
-        object.__setattr__(self, "heads", freeze_heads(self.heads))
-
-    def lower(self, target: Target) -> list[Op]:
-        """One `scale` op a point."""
-        return [
-            place.op(
-                SCALE,
-                value=shaped(
-                    value_for(self.factor, place.point, target, allow_transfer=False), place
-                ),
-            )
-            for place in places(target, freeze_points(self.point), self.at, self.heads)
-        ]
+    def op_at(self, place: Place, target: Target) -> Op:
+        """A `scale` op."""
+        return place.op(SCALE, value=self.shaped_at(place, target))
 
 
 @savable
 @dataclass(frozen=True)
-class Clamp(Intervention):
+class Clamp(AtPoints):
     """Holds every entry of an activation within limits.
 
     Attributes:
@@ -80,7 +60,7 @@ class Clamp(Intervention):
     heads: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        points = freeze_points(self.point)
+        super().__post_init__()
         low = -math.inf if self.low is None else float(self.low)
         high = math.inf if self.high is None else float(self.high)
         if math.isinf(low) and math.isinf(high):
@@ -89,17 +69,11 @@ class Clamp(Intervention):
             )
         if not low <= high:
             raise InterventionError(f"Clamp takes low <= high, not {low} and {high}.")
-        object.__setattr__(self, "point", points if len(points) > 1 else points[0])
-        object.__setattr__(self, "at", as_position(self.at))
-        object.__setattr__(self, "heads", freeze_heads(self.heads))
 
-    def lower(self, target: Target) -> list[Op]:
-        """One `clamp` op a point."""
+    def op_at(self, place: Place, target: Target) -> Op:
+        """A `clamp` op."""
         low, high = (
             torch.tensor(limit if given is None else float(given))
             for given, limit in ((self.low, -math.inf), (self.high, math.inf))
         )
-        return [
-            place.op(CLAMP, low=shaped(low, place), high=shaped(high, place))
-            for place in places(target, freeze_points(self.point), self.at, self.heads)
-        ]
+        return place.op(CLAMP, low=shaped(low, place), high=shaped(high, place))

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from vlm_lens.errors import InterventionError
-from vlm_lens.interventions.base import (
-    Intervention,
-    Target,
-    freeze_heads,
-    freeze_points,
-    places,
-)
-from vlm_lens.interventions.shapes import shaped
-from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.interventions.at_points import AtPoints
+from vlm_lens.interventions.base import Place, Target
+from vlm_lens.layout.positions import Position
 from vlm_lens.ops import ADD, Op
 from vlm_lens.serial import savable
 
 
 @savable
 @dataclass(frozen=True)
-class Steer(Intervention):
+class Steer(AtPoints):
     """Adds `scale * vector` to an activation (Turner et al. 2023, activation addition).
 
     Attributes:
@@ -41,21 +34,14 @@ class Steer(Intervention):
     scale: float = 1.0
     heads: tuple[int, ...] | None = None
     allow_transfer: bool = False
+    _value: ClassVar[str] = "vector"
 
     def __post_init__(self):
-        points, at = freeze_points(self.point), as_position(self.at)
-        object.__setattr__(self, "vector", freeze_value(self.vector, points, at))
-        object.__setattr__(self, "point", points if len(points) > 1 else points[0])
-        object.__setattr__(self, "at", at)
+        super().__post_init__()
         object.__setattr__(self, "scale", float(self.scale))
         if not math.isfinite(self.scale):
             raise InterventionError(f"scale={self.scale} is no factor: give a finite number.")
-        object.__setattr__(self, "heads", freeze_heads(self.heads))
 
-    def lower(self, target: Target) -> list[Op]:
-        """One `add` op a point."""
-        ops = []
-        for place in places(target, freeze_points(self.point), self.at, self.heads):
-            vector = value_for(self.vector, place.point, target, allow_transfer=self.allow_transfer)
-            ops.append(place.op(ADD, value=self.scale * shaped(vector, place)))
-        return ops
+    def op_at(self, place: Place, target: Target) -> Op:
+        """An `add` op."""
+        return place.op(ADD, value=self.scale * self.shaped_at(place, target))

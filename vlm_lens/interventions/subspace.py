@@ -9,56 +9,36 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import InterventionError
-from vlm_lens.interventions.base import (
-    Intervention,
-    Target,
-    freeze_heads,
-    freeze_points,
-    places,
-)
-from vlm_lens.interventions.values import freeze_value, value_for
-from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.interventions.at_points import AtPoints
+from vlm_lens.interventions.base import Place, Target
+from vlm_lens.layout.positions import Position
 from vlm_lens.ops import PROJECT, REMOVE, Op
 from vlm_lens.serial import savable
 
 
 @dataclass(frozen=True)
-class _Subspace(Intervention):
+class _Subspace(AtPoints):
     point: str | tuple[str, ...]
     at: Position
     directions: Any
     heads: tuple[int, ...] | None = None
     allow_transfer: bool = False
     _kind: ClassVar[str]
+    _value: ClassVar[str] = "directions"
 
-    def __post_init__(self):
-        points, at = freeze_points(self.point), as_position(self.at)
-        object.__setattr__(self, "directions", freeze_value(self.directions, points, at))
-        object.__setattr__(self, "point", points if len(points) > 1 else points[0])
-        object.__setattr__(self, "at", at)
-        object.__setattr__(self, "heads", freeze_heads(self.heads))
-
-    def lower(self, target: Target) -> list[Op]:
-        """One op a point, with an orthonormal basis of the directions.
+    def op_at(self, place: Place, target: Target) -> Op:
+        """An op with an orthonormal basis of the directions.
 
         Raises:
             InterventionError: Directions of another width, or none but zero.
         """
-        ops, bases = [], {}
-        for place in places(target, freeze_points(self.point), self.at, self.heads):
-            given = value_for(
-                self.directions, place.point, target, allow_transfer=self.allow_transfer
+        given, width = self.value_at(place, target), place.point.sizes[-1]
+        if given.dim() not in (1, 2) or given.shape[-1] != width:
+            raise InterventionError(
+                f"Directions of shape {list(given.shape)} do not fit {place.point.name}: it "
+                f"takes [{width}], or [directions, {width}]."
             )
-            width = place.point.sizes[-1]
-            if given.dim() not in (1, 2) or given.shape[-1] != width:
-                raise InterventionError(
-                    f"Directions of shape {list(given.shape)} do not fit {place.point.name}: it "
-                    f"takes [{width}], or [directions, {width}]."
-                )
-            if id(given) not in bases:  # one tensor for many points is one basis
-                bases[id(given)] = (given, _orthonormal(given.reshape(-1, width)))
-            ops.append(place.op(self._kind, basis=bases[id(given)][1]))
-        return ops
+        return place.op(self._kind, basis=_orthonormal(given.reshape(-1, width)))
 
 
 @savable

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
+from jaxtyping import Float
+
 from vlm_lens.errors import PositionError
 from vlm_lens.serial import savable
 
@@ -121,6 +124,32 @@ class PatchGrid:
             )
         return inside
 
+    def shares(self, mask: np.ndarray) -> Float[np.ndarray, "rows cols"]:
+        """The share of each patch that a mask covers.
+
+        Exact: pixels of which a patch sees a part count with that part. What of a patch lies in
+        padding is covered by no mask.
+
+        Args:
+            mask: `[height, width]` of the picture as given, true inside.
+
+        Raises:
+            PositionError: The mask is of another size than the picture.
+        """
+        width, height = self.pixels_of.picture
+        if mask.shape != (height, width):
+            raise PositionError(
+                f"The mask is {mask.shape[1]} x {mask.shape[0]} pixels and the picture "
+                f"{width} x {height}: give a mask of the picture as it was given."
+            )
+        before = np.zeros((height + 1, width + 1))  # covered area above and left of each corner
+        before[1:, 1:] = mask.cumsum(0, dtype=np.float64).cumsum(1)
+        (sx, sy), (ox, oy) = self.pixels_of.scale, self.pixels_of.offset
+        rows, cols = (np.array(spans) for spans in self.spans)
+        inside = _along(_along(before, (rows - oy) / sy).T, (cols - ox) / sx).T
+        sizes = np.outer(np.diff(rows).ravel() / sy, np.diff(cols).ravel() / sx)
+        return inside / sizes
+
     def cell(self, position: int) -> tuple[int, int]:
         """Row and column of the patch at a position.
 
@@ -141,6 +170,15 @@ class PatchGrid:
         rows, cols = self.spans
         (y0, y1), (x0, x1) = rows[row], cols[col]
         return self.pixels_of.to_picture((x0, y0, x1, y1))
+
+
+def _along(before: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Differences of running sums between the ends of spans, along the first axis."""
+    ends = spans.clip(0, len(before) - 1)
+    whole = np.minimum(ends.astype(int), len(before) - 2)
+    part = (ends - whole)[..., None]
+    at_ends = before[whole] * (1 - part) + before[whole + 1] * part
+    return at_ends[:, 1] - at_ends[:, 0]
 
 
 def _overlap(spans: Spans, start: float, end: float) -> list[int]:

@@ -13,6 +13,7 @@ from vlm_lens.layout.geometry import Box, PatchGrid
 from vlm_lens.serial import savable
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 TEXT, SPECIAL, PAD = "text", "special", "pad"
@@ -66,6 +67,36 @@ class ImageSpace:
                 errors.append(error)
         if not found:
             raise errors[0]
+        return found
+
+    def mask(self, mask: np.ndarray, min_share: float = 0.0) -> list[tuple[int, int]]:
+        """(row, position) of every patch, in any grid, of which a mask covers enough.
+
+        Args:
+            mask: `[height, width]` of the picture as given, true inside.
+            min_share: The least share of a patch; 0 for any part of it.
+
+        Raises:
+            PositionError: A mask of another size than the picture, or one that covers so much of
+                no patch.
+        """
+        self.grid()
+        found, most = [], 0.0
+        for grid in self.grids:
+            shares = grid.shares(mask).ravel()
+            most = max(most, float(shares.max()))
+            least = max(min_share - 1e-9, 1e-9)
+            found += [
+                (grid.row, p)
+                for p, share in zip(grid.positions, shares, strict=True)
+                if share >= least
+            ]
+        if not found:
+            seen = ", ".join(f"{v:.0f}" for v in self.grids[0].pixels_of.seen)
+            raise PositionError(
+                f"The mask covers at least {min_share:.0%} of no patch: at most {most:.1%} of one. "
+                f"Of this picture the model sees the box ({seen})."
+            )
         return found
 
     def pixels(self, position: int, row: int | None = None) -> Box:

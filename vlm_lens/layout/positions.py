@@ -6,116 +6,33 @@ the token for the language model; the number of the picture and the patch for to
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 from vlm_lens.errors import PositionError
-from vlm_lens.integers import as_integer, as_integers, is_integer
+from vlm_lens.integers import as_integer, as_integers
 from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
+from vlm_lens.layout.patches import Patches
+from vlm_lens.layout.position import All, Pairs, Position, Together, Without, picture_sequences
 from vlm_lens.serial import savable
 
-Pairs = list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in a prompt, by name."""
-
-    def resolve(self, layout: Layout, space: str = "text") -> Pairs:
-        """The (row, position) pairs meant on this prompt.
-
-        Args:
-            layout: The prompt's layout.
-            space: `"text"`, `"vision"` or `"projector"`: whose positions are asked.
-
-        Raises:
-            PositionError: This prompt has no such place.
-        """
-        if space == "text":
-            return [(layout.row, p) for p in self._in_text(layout)]
-        return self._in_pictures(layout, space)
-
-    def _in_text(self, layout: Layout) -> Iterable[int]:
-        raise NotImplementedError
-
-    def _in_pictures(self, layout: Layout, space: str) -> Pairs:
-        raise PositionError(
-            f"{self} is a place in the text; the {space} sequence has pictures only. "
-            "Use Patches(...), Images() or All()."
-        )
-
-    @property
-    def in_prompt(self) -> Position | None:
-        """The part of it that lies in the prompt; `None` where there is none."""
-        return self
-
-    @property
-    def at_generated(self) -> bool:
-        """Whether it means the tokens generated after the prompt too."""
-        return False
-
-    def __add__(self, other: Position) -> Position:
-        """The places of both."""
-        return Together((self, other)) if isinstance(other, Position) else NotImplemented
-
-    def __sub__(self, other: Position) -> Position:
-        """The places of this one that are not the other's."""
-        return Without(self, other) if isinstance(other, Position) else NotImplemented
-
-    def __invert__(self) -> Position:
-        """Every position but these and padding."""
-        return Without(All(), self)
-
-
-@savable
-@dataclass(frozen=True)
-class Together(Position):
-    """The places of several positions, each once: `Last() + Generated()`."""
-
-    parts: tuple[Position, ...]
-
-    def resolve(self, layout: Layout, space: str = "text") -> Pairs:
-        """The places of all parts, in their order."""
-        return list(dict.fromkeys(p for part in self.parts for p in part.resolve(layout, space)))
-
-    @property
-    def in_prompt(self) -> Position | None:
-        """The parts that lie in the prompt."""
-        inside = tuple(p for part in self.parts if (p := part.in_prompt) is not None)
-        return Together(inside) if inside else None
-
-    @property
-    def at_generated(self) -> bool:
-        """Whether one of the parts is."""
-        return any(part.at_generated for part in self.parts)
-
-    def __repr__(self) -> str:
-        return " + ".join(map(repr, self.parts))
-
-
-@savable
-@dataclass(frozen=True)
-class Without(Position):
-    """The places of one position that are not another's: `All() - Images()`, or `~Images()`."""
-
-    whole: Position
-    part: Position
-
-    def __post_init__(self):
-        if self.whole.at_generated or self.part.at_generated:
-            raise PositionError("Generated() is no part of a prompt, so nothing can be left of it.")
-
-    def resolve(self, layout: Layout, space: str = "text") -> Pairs:
-        """The places of the whole that are not the part's."""
-        left_out = set(self.part.resolve(layout, space))
-        return [pair for pair in self.whole.resolve(layout, space) if pair not in left_out]
-
-    def __repr__(self) -> str:
-        if self.whole == All():
-            return f"~({self.part!r})" if isinstance(self.part, Together) else f"~{self.part!r}"
-        return f"({self.whole!r} - {self.part!r})"
+__all__ = [
+    "All",
+    "At",
+    "Find",
+    "Generated",
+    "Images",
+    "Last",
+    "Pairs",
+    "Patches",
+    "Position",
+    "Span",
+    "Text",
+    "Together",
+    "Without",
+    "as_position",
+]
 
 
 @savable
@@ -191,7 +108,7 @@ class At(Position):
 
     def _in_pictures(self, layout: Layout, space: str) -> Pairs:
         pairs = []
-        for row, sequence in _picture_sequences(layout, space):
+        for row, sequence in picture_sequences(layout, space):
             pairs += [(row, sequence[self._check(p, len(sequence))]) for p in self.positions]
         return pairs
 
@@ -201,49 +118,6 @@ class At(Position):
                 f"Position {position} is not in this prompt: its sequence has {length} positions."
             )
         return position % length
-
-
-@savable
-@dataclass(frozen=True)
-class Patches(Position):
-    """Patches of one picture: all, some rows and columns of the grid, or a box of pixels.
-
-    Attributes:
-        image: Which picture of the prompt, from 0.
-        rows: Rows of the grid, as `(start, stop)`, one number or `None` for all.
-        cols: Columns of the grid, likewise.
-        box: `(x0, y0, x1, y1)` in pixels of the picture as given, instead of rows and columns; on a
-            model that cuts pictures into tiles, every tile that sees the box counts.
-        grid: Which grid `rows` and `cols` count in, on a model that cuts pictures into tiles; 0 is
-            the view of the whole picture.
-    """
-
-    image: int = 0
-    rows: int | tuple[int, int] | None = None
-    cols: int | tuple[int, int] | None = None
-    box: tuple[float, float, float, float] | None = None
-    grid: int = 0
-
-    def __post_init__(self):
-        if self.box is not None and (self.rows is not None or self.cols is not None):
-            raise PositionError("Patches takes rows and cols, or a box, not both.")
-        object.__setattr__(self, "image", as_integer(self.image, "A picture", PositionError))
-        object.__setattr__(self, "grid", as_integer(self.grid, "A grid", PositionError))
-        for name in ("rows", "cols"):
-            object.__setattr__(self, name, _stretch(name, getattr(self, name)))
-        if self.box is not None:
-            object.__setattr__(self, "box", _box(self.box))
-
-    def _in_text(self, layout: Layout) -> Iterable[int]:
-        return [p for _, p in self._in_pictures(layout, "text")]
-
-    def _in_pictures(self, layout: Layout, space: str) -> Pairs:
-        picture = layout.image[self.image].space(space)
-        if self.box is not None:
-            return picture.box(*self.box)
-        grid = picture.grid(self.grid)
-        rows, cols = _range(self.rows, grid.rows), _range(self.cols, grid.cols)
-        return [(grid.row, grid.patch(r, c)) for r in rows for c in cols]
 
 
 @savable
@@ -287,18 +161,6 @@ class Text(Position):
 
 @savable
 @dataclass(frozen=True)
-class All(Position):
-    """Every position but padding."""
-
-    def _in_text(self, layout: Layout) -> Iterable[int]:
-        return [i for i, k in enumerate(layout.kinds) if k != PAD]
-
-    def _in_pictures(self, layout: Layout, space: str) -> Pairs:
-        return [(row, p) for row, seq in _picture_sequences(layout, space) for p in seq]
-
-
-@savable
-@dataclass(frozen=True)
 class Generated(Position):
     """Every token generated after the prompt: acts at each new step, never in the prompt."""
 
@@ -334,47 +196,3 @@ def as_position(at: Position | SupportsIndex | Iterable[SupportsIndex]) -> Posit
             f"{at!r} is not a position: use Last(), Find(...), Span(...), Patches(...), Images(), "
             "Text(), All(), Generated(), a number or a list of numbers."
         ) from None
-
-
-def _stretch(name: str, given: Any) -> int | tuple[int, int] | None:
-    """One row, or the first and one past the last; a list would be taken for its entries."""
-    if given is None or is_integer(given):
-        return None if given is None else operator.index(given)
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise PositionError(
-            f"{name} is one number or (start, stop), not {given!r}: for several that are no "
-            "stretch, use one Patches(...) each."
-        )
-    start, stop = (as_integer(g, f"An end of {name}", PositionError) for g in given)
-    return start, stop
-
-
-def _box(given: Any) -> tuple[float, float, float, float]:
-    try:
-        x0, y0, x1, y1 = (float(v) for v in given)
-    except (TypeError, ValueError):
-        raise PositionError(f"box is (x0, y0, x1, y1) in pixels, not {given!r}.") from None
-    if not (x0 < x1 and y0 < y1):
-        raise PositionError(f"box={given} holds no pixel: give x0 < x1 and y0 < y1.")
-    return x0, y0, x1, y1
-
-
-def _range(chosen: int | tuple[int, int] | None, size: int) -> range:
-    if chosen is None:
-        return range(size)
-    if isinstance(chosen, int):
-        if not -size <= chosen < size:
-            raise PositionError(f"There is no patch {chosen} in a grid of {size}, 0-based.")
-        return range(chosen % size, chosen % size + 1)
-    start, stop = chosen
-    if not 0 <= start < stop <= size:
-        raise PositionError(
-            f"({start}, {stop}) is no range of a grid of {size}: give 0 <= start < stop."
-        )
-    return range(start, stop)
-
-
-def _picture_sequences(layout: Layout, space: str) -> list[tuple[int, tuple[int, ...]]]:
-    if not layout.image:
-        raise PositionError("This prompt has no picture.")
-    return [sequence for image in layout.image for sequence in image.space(space).sequences]
