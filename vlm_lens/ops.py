@@ -1,4 +1,4 @@
-"""The one place where an activation is changed. Imports nothing but torch.
+"""The one place where an activation is changed. Imports torch, and `sparse`, which does alone.
 
 Every engine lowers interventions to `Op`s and applies them here, so that engines can be exchanged
 and tested against each other.
@@ -6,14 +6,19 @@ and tested against each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
+from vlm_lens.sparse import SparseCoder
+
 SET, ADD, SCALE, MEAN = "set", "add", "scale", "mean"
 REMOVE, PROJECT, CLAMP, BLOCK = "remove", "project", "clamp", "block"
+FEATURES, EXCHANGE = "features", "exchange"
 CELLS = ("pool", "keys")  # tensors whose first two columns are (row, position)
+_EDIT = ("which", "factor", "shift", "error")
+FOR_ALL = ("basis", *_EDIT, *(f.name for f in fields(SparseCoder)))  # not one entry a place
 
 
 class IncompleteMean(ValueError):
@@ -32,7 +37,9 @@ class Op:
         point: The point's name.
         kind: `"set"` replaces, `"add"` adds, `"scale"` multiplies, `"mean"` replaces by a mean over
             places of the same activation, `"remove"` takes the part in a subspace away, `"project"`
-            leaves that part only, `"clamp"` limits, `"block"` hides keys from queries.
+            leaves that part only, `"clamp"` limits, `"block"` hides keys from queries,
+            `"features"` changes features of a sparse coder, `"exchange"` sets the part in a
+            subspace.
         rows: Index on the activation's first axis, one for each place.
         positions: Position in the whole sequence, one for each place.
         heads: Heads that are changed, `None` for all.
@@ -41,7 +48,10 @@ class Op:
             each place that enters a mean, and `takes` `[places]`, which mean each place takes. For
             `"remove"` and `"project"`: `basis` `[directions, features]`, orthonormal. For
             `"clamp"`: `low` and `high`, of the form of `value`. For `"block"`: `keys` `[n, 2]`, the
-            (row, position) of each key that queries of its row may not see.
+            (row, position) of each key that queries of its row may not see. For `"features"`: those
+            of a `SparseCoder`; `which` `[m]`, the features that are changed, and `factor` and
+            `shift` `[m]`, by which: `f -> factor * f + shift`; and `error` where what the coder
+            does not reconstruct stays. For `"exchange"`: `basis` and `value`.
         since: With no places: every position from this one on (tokens generated after a prompt).
     """
 
@@ -90,10 +100,41 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
         basis = op.tensors["basis"].to(device=x.device, dtype=_precise(x))
         inside = (current.to(basis.dtype) @ basis.T @ basis).to(x.dtype)
         new = inside if op.kind == PROJECT else current - inside
+    elif op.kind == EXCHANGE:
+        new = _exchanged(op, current, places)
+    elif op.kind == FEATURES:
+        new = _recoded(op, current)
     else:
         new = _by_value(op, current, places)
     out[index] = new.expand_as(current)
     return out, current.numel()
+
+
+def _recoded(op: Op, current: Tensor) -> Tensor:
+    """Places `[places, (heads,) features]` with features of a coder changed.
+
+    With the error kept, only what the change adds is added, so that no change leaves every bit.
+    """
+    flat = current.flatten(1)
+    coder = SparseCoder.of(op.tensors, flat.device)
+    features = coder.encode(flat)
+    which, factor, shift = (op.tensors[n].to(flat.device) for n in ("which", "factor", "shift"))
+    old = features[:, which]
+    new = old * factor.to(old) + shift.to(old)
+    if "error" in op.tensors:
+        change = (new - old) @ coder.w_dec[which]
+        return (flat + change.to(flat.dtype)).view_as(current)
+    features = features.index_copy(1, which, new)
+    return coder.decode(features, flat).to(flat.dtype).view_as(current)
+
+
+def _exchanged(op: Op, current: Tensor, places: Tensor) -> Tensor:
+    """Places with their part in a subspace replaced by that of a value: `h + (v - h) B^T B`."""
+    basis, value = (op.tensors[n].to(current.device) for n in ("basis", "value"))
+    value = value[places] if len(value) > 1 else value
+    basis = basis.to(_precise(current))
+    change = (value.to(basis.dtype) - current.to(basis.dtype)) @ basis.T @ basis
+    return (current.to(basis.dtype) + change).to(current.dtype)
 
 
 def _by_value(op: Op, current: Tensor, places: Tensor) -> Tensor:

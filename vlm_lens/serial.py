@@ -33,6 +33,7 @@ _HOMES = (
     "vlm_lens.reading.vectors",
     "vlm_lens.hooked.cache",
     "vlm_lens.reading.mean",
+    "vlm_lens.dictionaries",
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_lens.engine.handlers import Counter, op_handler
 from vlm_lens.engine.hooks import Handler
-from vlm_lens.ops import BLOCK, CELLS, MEAN, Op
+from vlm_lens.ops import BLOCK, CELLS, FOR_ALL, MEAN, Op
 
 Cell = tuple[int, int]  # row and position of an activation
 
@@ -100,18 +100,20 @@ def _joined(ops: Sequence[Op]) -> Op:
         tensors = _joined_means([op.tensors for op in ops])
     elif ops[0].kind == BLOCK:
         tensors = {"keys": torch.cat([op.tensors["keys"] for op in ops])}
-    elif "basis" in ops[0].tensors:
-        tensors = ops[0].tensors
     else:
-        tensors = {name: _for_each_place(ops, name) for name in ops[0].tensors}
+        tensors = {
+            name: value if name in FOR_ALL else _for_each_place(ops, name)
+            for name, value in ops[0].tensors.items()
+        }
     return replace(ops[0], rows=rows, positions=positions, tensors=tensors)
 
 
 def _form(op: Op) -> tuple:
     """Ops of one kind at one point whose forms are equal can act as one."""
-    if "basis" in op.tensors:
-        return (op.tensors["basis"].data_ptr(),)
-    return tuple(tuple(value.shape[1:]) for value in op.tensors.values())
+    return tuple(
+        (name, value.data_ptr() if name in FOR_ALL else tuple(value.shape[1:]))
+        for name, value in op.tensors.items()
+    )
 
 
 def _for_each_place(ops: Sequence[Op], name: str) -> Tensor:

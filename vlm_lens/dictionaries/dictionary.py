@@ -1,0 +1,219 @@
+"""Dictionary: a sparse autoencoder or transcoder, and what is done with one on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+
+import torch
+
+from vlm_lens.dictionaries import edits
+from vlm_lens.dictionaries.edits import Splice
+from vlm_lens.dictionaries.features import Chosen, FeatureScores
+from vlm_lens.dictionaries.features import features as features_of
+from vlm_lens.dictionaries.layouts import saelens
+from vlm_lens.dictionaries.layouts.parts import number
+from vlm_lens.dictionaries.locate import SHIPPED, located
+from vlm_lens.dictionaries.value import DictionaryError, DictionaryValue
+from vlm_lens.interventions.steer import Steer
+from vlm_lens.layout.positions import All, Position
+from vlm_lens.serial import FrozenTensor, savable
+
+if TYPE_CHECKING:
+    from vlm_lens.hooked.hooked_model import HookedModel, Interventions, Pictures, Promptable
+
+
+@savable
+@dataclass(frozen=True, repr=False)
+class Dictionary(DictionaryValue):
+    """Features of a point's activation: encoded, decoded, over a picture, changed in a run."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        name: str = "",
+        *,
+        point: str | None = None,
+        point_out: str | None = None,
+        k: int | None = None,
+        dtype: torch.dtype | None = torch.float32,
+        **hub: Any,
+    ) -> Self:
+        """Loads a dictionary from the Hub, from a folder, or a shipped one by its name.
+
+        Layouts: Gemma Scope 2, EleutherAI's sparsify, SAELens, Qwen-Scope; each has a file in
+        `vlm_lens.dictionaries.layouts`, which draws it. Files hold safetensors and JSON; a `.pt`
+        is read with `weights_only=True`, so no code in a file is run.
+
+        Args:
+            where: `"toy-idefics2-resid"` (ships with the package), a folder, or a Hub id.
+            name: Which one of a repository: `"resid_post/layer_17_width_16k_l0_medium"`,
+                `"model.layers.24"`, `"layer12"`.
+            point: The point it reads, where the files do not say it or say it otherwise.
+            point_out: The point it reconstructs; `point` by default.
+            k: How many features stay, for TopK.
+            dtype: The dtype of its tensors; `None` leaves that of the file.
+            **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            DictionaryError: Nothing of that name, a layout that is not known, damaged files, or
+                no point in them and none given.
+        """
+        folder, reader = located(where, name, **hub)
+        origin = f"{where}/{name}".rstrip("/")
+        found = reader.read(folder, origin)
+        tensors = dict(found.tensors)
+        if k is not None:
+            tensors.pop("threshold", None)
+            tensors["k"] = number(k)
+        elif found.unsaid:
+            raise DictionaryError(found.unsaid)
+        reads, writes = point or found.point, point_out or (point or found.point_out)
+        if point and not point_out and found.point_out not in ("", found.point):
+            writes = found.point_out  # a transcoder whose input alone is said otherwise
+        if not reads or not writes:
+            raise DictionaryError(
+                f"The files of {origin} do not say which point they belong to: give "
+                "Dictionary.from_pretrained(..., point='blocks.12.hook_resid_post')."
+            )
+        about = {"layout": reader.name, "origin": origin, "model": found.model}
+        held = {
+            key: FrozenTensor(t.to(dtype) if dtype and t.is_floating_point() else t)
+            for key, t in tensors.items()
+        }
+        return cls(
+            held, reads, writes, {key: text for key, text in about.items() if text}, found.labels,
+            "" if point or point_out else found.module,
+        )  # fmt: skip
+
+    def save_pretrained(self, folder: str | Path, card: str = "") -> Path:
+        """Writes a folder in SAELens's layout, which SAELens and `from_pretrained` load.
+
+        `save(stem)` and `load(stem)` keep it as a value, as interventions are kept.
+
+        Args:
+            folder: The folder.
+            card: The text of its `README.md`; none by default.
+
+        Returns:
+            The folder.
+        """
+        return saelens.write(self, folder, card)
+
+    @property
+    def card(self) -> str:
+        """The card of a shipped dictionary; empty for others."""
+        path = SHIPPED / self.about.get("origin", "-") / "README.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def at(self, point: str, point_out: str | None = None) -> Self:
+        """The same dictionary at another point.
+
+        Args:
+            point: What it reads.
+            point_out: What it reconstructs; `point` by default.
+        """
+        return replace(self, point=point, point_out=point_out or point, module="")
+
+    # ------------------------------------------------------------------ reading
+
+    def features(
+        self,
+        vlm: HookedModel,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        at: Position | int | Sequence[int] | None = None,
+        features: Chosen = None,
+        interventions: Interventions = (),
+    ) -> FeatureScores:
+        """What it sees at each position of a prompt.
+
+        Args:
+            vlm: The model.
+            prompt: One prompt: a Prompt of one row, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            at: Where; everywhere by default.
+            features: Which features; by default those that are not 0 somewhere.
+            interventions: What to change in the run.
+
+        Returns:
+            Scores by `position` and `feature`; `.top(5).over_picture()` lays the five strongest
+            over the picture.
+
+        Raises:
+            VLMLensError: The dictionary does not fit the model, or a position that is not there.
+        """
+        made = vlm.as_prompt(prompt, images)
+        return features_of(self, vlm, made, at, features, interventions)
+
+    # ------------------------------------------------------------------ changing
+
+    def splice(self, at: Position | int | None = None, *, error: bool = True) -> Splice:
+        """The model runs on with `decode(encode(x))`, plus what that leaves out.
+
+        Args:
+            at: Where; every position of the prompt by default.
+            error: Whether the error term is kept; without it the run shows what is lost.
+
+        Raises:
+            DictionaryError: A transcoder.
+        """
+        return edits.splice(self, _everywhere(at), error)
+
+    def ablate(self, features: edits.Features, at: Position | int | None = None) -> Splice:
+        """Takes features away, and leaves everything else: `x - f W_dec[feature]`.
+
+        Args:
+            features: One or more.
+            at: Where; every position of the prompt by default. `Generated()` acts at each new
+                token.
+
+        Raises:
+            DictionaryError: No such feature, or a transcoder.
+        """
+        return edits.ablate(self, features, _everywhere(at))
+
+    def clamp(
+        self,
+        features: edits.Features,
+        value: float | Sequence[float],
+        at: Position | int | None = None,
+    ) -> Splice:
+        """Sets features to values, and leaves everything else.
+
+        Args:
+            features: One or more.
+            value: What they are set to, one number or one a feature.
+            at: As for `ablate`.
+
+        Raises:
+            DictionaryError: No such feature, or a transcoder.
+        """
+        return edits.clamp(self, features, value, _everywhere(at))
+
+    def steer(
+        self, feature: SupportsIndex, alpha: float, at: Position | int | None = None
+    ) -> Steer | Splice:
+        """Adds `alpha W_dec[feature]` to what the dictionary reconstructs.
+
+        Args:
+            feature: Which.
+            alpha: How much, in units of the feature's activation.
+            at: Where; every position of the prompt by default, `All() + Generated()` for each new
+                token too.
+
+        Raises:
+            DictionaryError: No such feature.
+        """
+        return edits.steer(self, feature, alpha, _everywhere(at))
+
+
+def _everywhere(at: Position | int | None) -> Position | int:
+    return All() if at is None else at
+
+
+__all__ = ["Dictionary"]

@@ -1,0 +1,13 @@
+"""Published layouts of dictionaries, one file each."""
+
+from __future__ import annotations
+
+from vlm_lens.dictionaries.layouts.eleuther import Eleuther
+from vlm_lens.dictionaries.layouts.gemma_scope import GemmaScope2
+from vlm_lens.dictionaries.layouts.parts import Reader
+from vlm_lens.dictionaries.layouts.qwen_scope import QwenScope
+from vlm_lens.dictionaries.layouts.saelens import SAELens
+
+READERS: tuple[Reader, ...] = (GemmaScope2(), Eleuther(), SAELens(), QwenScope())
+
+__all__ = ["READERS"]
