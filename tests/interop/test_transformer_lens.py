@@ -1,4 +1,4 @@
-"""The same activations as TransformerLens's bridge, by name, wherever both have the point."""
+"""TransformerLens: the same activations by name, models both ways, and its tools on our caches."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from typing import NamedTuple
 import pytest
 import tiny
 import torch
-from families import tiny_gemma3, tiny_idefics3, tiny_llava_next, tiny_mistral3
+from families import (
+    tiny_gemma3,
+    tiny_idefics3,
+    tiny_llava_next,
+    tiny_mistral3,
+    tiny_qwen3_vl,
+)
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from vlm_lens import HookedVLM
+from vlm_lens import ActivationCache, HookedVLM
+from vlm_lens.errors import ModelError, PointError
+from vlm_lens.interop.transformer_lens import from_bridge, from_cache, to_bridge, to_cache
 
 pytestmark = pytest.mark.slow  # transformer_lens takes seconds to import
 
@@ -48,22 +57,7 @@ def pair(request, tmp_path_factory):
     case = CASES[request.param]
     vlm = case.load(case.save(tmp_path_factory.mktemp(request.param)))
     prompt = vlm.prompt("a<image>b", [tiny.noise_picture(1, (40, 30))])
-    return case, vlm, bridge_of(vlm), prompt
-
-
-def bridge_of(vlm: HookedVLM):
-    """TransformerLens's bridge around a copy, because it changes the model that it is given."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    model = copy.deepcopy(vlm.hf_model)
-    return build_bridge_from_module(
-        model,
-        type(model).__name__,
-        hf_config=model.config,
-        tokenizer=vlm.tokenizer,
-        dtype=torch.float32,
-        device="cpu",
-    )
+    return case, vlm, to_bridge(vlm), prompt
 
 
 def split(prompt) -> tuple[Tensor, dict[str, Tensor]]:
@@ -141,7 +135,7 @@ WRITTEN = (
 
 def test_a_write_to_a_name_does_what_it_does_there(load, picture):
     vlm = load("clip-llama")
-    bridge = bridge_of(vlm)
+    bridge = to_bridge(vlm)
     prompt = vlm.prompt("Q:<image>\nA:", [picture])
     tokens, rest = split(prompt)
     plain = vlm.run(prompt)
@@ -176,3 +170,158 @@ def test_a_write_to_the_layer_that_the_projector_reads_acts(load, picture, forwa
         assert torch.equal(changed, expected)
     # With transformer-lens 4.3 and transformers 5 the bridge's own write at `there` leaves the
     # logits as they are: transformers takes the hidden state before the bridge's hook is called.
+
+
+# ------------------------------------------------------------------ models and caches, both ways
+
+
+@pytest.fixture(scope="module")
+def both(load):
+    """A LLaVA, its bridge, and a prompt with a picture."""
+    vlm = load("clip-llama")
+    return vlm, to_bridge(vlm), vlm.prompt("Q:<image>\nA:", [tiny.noise_picture(1, (40, 30))])
+
+
+@pytest.fixture(params=["clip-llama", "siglip-mistral", "gpt2"])
+def either(request, load):
+    """Models with pictures and one without, with a prompt."""
+    if request.param != "gpt2":
+        vlm = load(request.param)
+        return vlm, vlm.prompt("Q:<image>\nA:", [tiny.noise_picture(1, (40, 30))])
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=420, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "ln_" in name:  # 1 and 0 as they are made
+                weight.add_(0.3 * torch.randn_like(weight))
+    vlm = HookedVLM(model, load("llama").processor)
+    return vlm, vlm.prompt("a b c d")
+
+
+def test_a_bridge_leaves_the_model_as_it_was(load, picture):
+    vlm = load("siglip-mistral")
+    prompt = vlm.prompt("Q:<image>\nA:", [picture])
+    before = vlm.hf_model.state_dict()
+    logits, attention = vlm.run(prompt), vlm.hf_model.config._attn_implementation
+    bridge = to_bridge(vlm)
+    after = vlm.hf_model.state_dict()
+    assert list(after) == list(before)
+    assert all(after[name].data_ptr() == before[name].data_ptr() for name in before)
+    assert vlm.hf_model.config._attn_implementation == attention
+    assert torch.equal(vlm.run(prompt), logits)
+    tokens, rest = split(prompt)
+    with torch.no_grad():
+        theirs = bridge(tokens, **rest)
+    torch.testing.assert_close(getattr(theirs, "logits", theirs), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_made_of_a_bridge_computes_what_the_first_one_does(either):
+    vlm, prompt = either
+    bridge = to_bridge(vlm)
+    wrapped = list(bridge.original_model.state_dict())
+    back = from_bridge(bridge, vlm.processor)
+    assert list(bridge.original_model.state_dict()) == wrapped
+    assert torch.equal(back.run(prompt), vlm.run(prompt))
+    assert list(back.hf_model.state_dict()) == list(vlm.hf_model.state_dict())
+    # a copy: a change of one reaches neither of the others
+    with torch.no_grad():
+        next(back.hf_model.parameters()).add_(1)
+    changed = next(back.hf_model.parameters())
+    assert not torch.equal(next(vlm.hf_model.parameters()), changed)
+    assert not torch.equal(next(bridge.original_model.parameters()), changed)
+
+
+def test_processed_weights_are_refused(load):
+    bridge = to_bridge(load("llama"))
+    bridge.enable_compatibility_mode()
+    with pytest.raises(ModelError, match="processed"):
+        from_bridge(bridge)
+
+
+def test_a_class_without_an_adapter_is_named(tmp_path):
+    vlm = HookedVLM.from_pretrained("toy-fuyu")
+    with pytest.raises(ModelError, match="no bridge for FuyuForCausalLM"):
+        to_bridge(vlm)
+
+
+def test_its_lens_reads_our_cache(both):
+    from transformer_lens.tools.analysis import logit_lens
+
+    vlm, bridge, prompt = both
+    _, cache = vlm.run_with_cache(prompt)
+    theirs = logit_lens(
+        bridge, cache=to_cache(cache, vlm, bridge), positions=None, return_type="probs"
+    )
+    for layer in range(vlm.cfg.n_layers):
+        stream = cache["resid_post", layer]
+        model = vlm.hf_model
+        with torch.no_grad():
+            ours = model.lm_head(model.model.language_model.norm(stream)).softmax(-1)
+        torch.testing.assert_close(theirs.values[layer + 1], ours, atol=1e-5, rtol=1e-4)
+
+
+def test_parts_sum_to_the_stream_and_to_the_logits_at_pictures_too(either):
+    vlm, prompt = either
+    bridge = to_bridge(vlm)
+    logits, cache = vlm.run_with_cache(prompt)
+    theirs = to_cache(cache, vlm, bridge)
+    parts, labels = theirs.decompose_resid(return_labels=True)
+    assert labels[0] == "embed" and len(labels) == len(parts)
+    stream = cache["resid_post", vlm.cfg.n_layers - 1]
+    torch.testing.assert_close(parts.sum(0), stream, atol=1e-4, rtol=1e-4)
+    heads, names = theirs.stack_head_results(return_labels=True, incl_remainder=True)
+    assert len(names) == vlm.cfg.n_layers * vlm.cfg.n_heads + 1
+    torch.testing.assert_close(heads.sum(0), stream, atol=1e-4, rtol=1e-4)
+    for token in (7, 20):
+        attributed = theirs.logit_attrs(parts, token).sum(0)
+        constant = _logit_of_the_norms_bias(vlm, token)
+        torch.testing.assert_close(attributed + constant, logits[..., token], atol=1e-3, rtol=1e-3)
+
+
+def _logit_of_the_norms_bias(vlm: HookedVLM, token: int) -> Tensor:
+    """What the final norm's bias, which is no component's, gives a token."""
+    names = dict(vlm.hf_model.named_parameters())
+    bias = next((p for n, p in names.items() if n.endswith(("ln_f.bias", "final_norm.bias"))), None)
+    if bias is None:
+        return torch.zeros(())
+    return (bias @ vlm.hf_model.get_output_embeddings().weight[token]).detach()
+
+
+def test_what_it_leaves_out_is_refused(tmp_path, monkeypatch):
+    from transformer_lens.model_bridge.supported_architectures import qwen3_vl
+
+    # asked for, and not used for a model that is there
+    monkeypatch.setattr(qwen3_vl.Qwen3VLArchitectureAdapter, "required_libraries", [])
+    vlm = HookedVLM.from_pretrained(tiny_qwen3_vl.save(tmp_path))
+    prompt = vlm.prompt("a<image>b", [tiny.noise_picture(1, (64, 64))])
+    _, cache = vlm.run_with_cache(prompt)
+    theirs = to_cache(cache, vlm, to_bridge(vlm))
+    with pytest.raises(PointError, match="DeepStack"):
+        theirs.decompose_resid()
+
+
+def test_its_cache_becomes_ours(both):
+    vlm, bridge, prompt = both
+    tokens, rest = split(prompt)
+    with torch.no_grad():
+        _, theirs = bridge.run_with_cache(tokens, **rest)
+    cache = from_cache(theirs, vlm, prompt)
+    _, own = vlm.run_with_cache(prompt, names_filter=list(cache))
+    assert len(cache) == 80
+    for name in cache:
+        torch.testing.assert_close(cache[name], own[name], atol=1e-4, rtol=1e-4, msg=name)
+    assert cache.select("blocks.1.hook_resid_post", -1).shape == (1, 1, vlm.cfg.d_model)
+    other = vlm.prompt("one more token<image>\nA:", [tiny.noise_picture(1, (40, 30))])
+    with pytest.raises(PointError, match="positions"):
+        from_cache(theirs, vlm, other)
+
+
+def test_caches_that_cannot_be_handed_over_are_refused(both):
+    vlm, bridge, prompt = both
+    _, cache = vlm.run_with_cache(prompt, names_filter="blocks.*.hook_resid_post", positions=-1)
+    with pytest.raises(PointError, match="kept the activations at"):
+        to_cache(cache, vlm, bridge)
+    empty = ActivationCache({}, vlm.points(), prompt.layouts)
+    with pytest.raises(PointError, match="nothing"):
+        to_cache(empty, vlm, bridge)
