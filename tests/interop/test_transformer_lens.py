@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from vlm_lens import ActivationCache, HookedVLM
 from vlm_lens.errors import ModelError, PointError
-from vlm_lens.interop.transformer_lens import from_bridge, from_cache, to_bridge, to_cache
+from vlm_lens.interop.transformer_lens import from_cache, to_bridge, to_cache
 
 pytestmark = pytest.mark.slow  # transformer_lens takes seconds to import
 
@@ -220,7 +220,7 @@ def test_a_model_made_of_a_bridge_computes_what_the_first_one_does(either):
     vlm, prompt = either
     bridge = to_bridge(vlm)
     wrapped = list(bridge.original_model.state_dict())
-    back = from_bridge(bridge, vlm.processor)
+    back = HookedVLM.from_bridge(bridge, vlm.processor)
     assert list(bridge.original_model.state_dict()) == wrapped
     assert torch.equal(back.run(prompt), vlm.run(prompt))
     assert list(back.hf_model.state_dict()) == list(vlm.hf_model.state_dict())
@@ -236,7 +236,7 @@ def test_processed_weights_are_refused(load):
     bridge = to_bridge(load("llama"))
     bridge.enable_compatibility_mode()
     with pytest.raises(ModelError, match="processed"):
-        from_bridge(bridge)
+        HookedVLM.from_bridge(bridge)
 
 
 def test_a_class_without_an_adapter_is_named(tmp_path):

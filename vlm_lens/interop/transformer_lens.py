@@ -2,7 +2,7 @@
 
 ```
     HookedVLM  --to_bridge-->   TransformerBridge      a copy of the model is wrapped
-    HookedVLM  <-from_bridge--  TransformerBridge      a model is made anew of its weights
+    HookedVLM  <-model_of--     TransformerBridge      a model is made anew of its weights
     ActivationCache  --to_cache-->    transformer_lens.ActivationCache     for its analysis tools
     ActivationCache  <-from_cache--   transformer_lens.ActivationCache
 ```
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from vlm_lens.errors import ModelError, PointError, near_matches
 from vlm_lens.hooked.cache import ActivationCache
-from vlm_lens.model.hooked_vlm import HookedVLM
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.prompts.prompt import Prompt
 
 try:
@@ -51,7 +51,7 @@ _CLOSE_IN_HALF = 0.1
 _NORMS = {"ln1": "hook_resid_pre", "ln2": "hook_resid_mid"}  # a norm in a block -> what it reads
 
 
-def to_bridge(vlm: HookedVLM) -> TransformerBridge:
+def to_bridge(vlm: HookedModel) -> TransformerBridge:
     """TransformerLens's bridge around a copy of a model.
 
     The copy takes the model's memory once more. The model itself keeps its modules and its
@@ -85,15 +85,13 @@ def to_bridge(vlm: HookedVLM) -> TransformerBridge:
     return bridge
 
 
-def from_bridge(bridge: TransformerBridge, processor: Any = None) -> HookedVLM:
-    """A HookedVLM made anew of a bridge's weights.
+def model_of(bridge: TransformerBridge) -> PreTrainedModel:
+    """A model made anew of a bridge's weights; see `HookedVLM.from_bridge`.
 
     The bridge is left as it is; the new model takes the weights' memory once more.
 
     Args:
         bridge: A bridge around a Hugging Face model, its weights not processed.
-        processor: The model's processor; the bridge's tokenizer by default, with which prompts
-            have no pictures.
 
     Raises:
         ModelError: The bridge's weights were processed (`enable_compatibility_mode`), it holds no
@@ -108,24 +106,22 @@ def from_bridge(bridge: TransformerBridge, processor: Any = None) -> HookedVLM:
     config = getattr(wrapped, "config", None)
     if config is None or not hasattr(type(wrapped), "_from_config"):
         raise ModelError(
-            f"The bridge holds a {type(wrapped).__name__}, not a model of transformers, so it "
-            "cannot be wrapped here."
+            f"{type(bridge).__name__} holds no model of transformers, so it cannot be wrapped "
+            "here: pass what TransformerBridge.boot_transformers gives."
         )
-    config = copy.deepcopy(config)
     weights = _unwrapped(wrapped)
     dtype = next(t.dtype for t in weights.values() if t.is_floating_point())
-    model = type(wrapped)._from_config(config, attn_implementation="sdpa", dtype=dtype)
+    model = type(wrapped)._from_config(
+        copy.deepcopy(config), attn_implementation="sdpa", dtype=dtype
+    )
     _load(model, weights)
     model = model.to(next(wrapped.parameters()).device).eval()
     model.generation_config = copy.deepcopy(wrapped.generation_config)
     _check_logits(model, bridge, "The model made of the bridge's weights")
-    given = bridge.tokenizer if processor is None else processor
-    vlm = HookedVLM(model, given)
-    vlm.__dict__["name"] = bridge.cfg.model_name
-    return vlm
+    return model
 
 
-def to_cache(cache: ActivationCache, vlm: HookedVLM, bridge: TransformerBridge) -> TheirCache:
+def to_cache(cache: ActivationCache, vlm: HookedModel, bridge: TransformerBridge) -> TheirCache:
     """A cache from here as TransformerLens's, for its tools: `logit_lens(bridge, cache=...)`.
 
     Names are TransformerLens's; scales of norms are computed from what the norms read, where that
@@ -158,7 +154,7 @@ def to_cache(cache: ActivationCache, vlm: HookedVLM, bridge: TransformerBridge) 
     return CacheOfVLM(theirs, bridge, _unknown_parts(vlm))
 
 
-def from_cache(cache: TheirCache, vlm: HookedVLM, prompt: Prompt) -> ActivationCache:
+def from_cache(cache: TheirCache, vlm: HookedModel, prompt: Prompt) -> ActivationCache:
     """A cache of TransformerLens as one from here, under the names that mean the same.
 
     Left out are names that mean something else there (norms before their weight, scores of a tower
@@ -319,7 +315,7 @@ def _scales(
         yield f"{at}{attribute}.hook_scale", kept[0]
 
 
-def _unknown_parts(vlm: HookedVLM) -> str:
+def _unknown_parts(vlm: HookedModel) -> str:
     """What a model adds to the stream beside attention and MLP of its blocks, in words."""
     if vlm.family.adds_between_blocks:
         return "what the model adds to the stream between its blocks (DeepStack)"
@@ -334,4 +330,4 @@ def _architectures() -> tuple[str, ...]:
     return tuple(SUPPORTED_ARCHITECTURES)
 
 
-__all__ = ["CacheOfVLM", "from_bridge", "from_cache", "to_bridge", "to_cache"]
+__all__ = ["CacheOfVLM", "from_cache", "model_of", "to_bridge", "to_cache"]

@@ -17,7 +17,8 @@ from vlm_lens.prompts.maker import Pictures, Promptable
 from vlm_lens.sweep import sweep
 from vlm_lens.sweep.result import SweepResult
 
-if TYPE_CHECKING:  # xarray and pandas are imported when scores are made
+if TYPE_CHECKING:  # imported when they are used
+    from vlm_lens.interop.nnsight import Trace
     from vlm_lens.scores import Scores
 
 
@@ -64,6 +65,68 @@ class HookedVLM(HookedModel):
         vlm = cls(model if device is None else model.to(device), processor)
         vlm.__dict__["name"] = str(name)
         return vlm
+
+    @classmethod
+    def from_bridge(cls, bridge: Any, processor: Any = None) -> Self:
+        """A HookedVLM made anew of the weights that a TransformerLens bridge holds.
+
+        The bridge changes the model that it wraps, so its weights are copied into a new one.
+
+        Args:
+            bridge: What `TransformerBridge.boot_transformers` gives, its weights not processed.
+            processor: The model's processor; the bridge's tokenizer by default, with which prompts
+                have no pictures.
+
+        Raises:
+            ModelError: TransformerLens is not installed, the bridge's weights were processed, or
+                the new model computes other logits than the bridge.
+        """
+        from vlm_lens.interop.transformer_lens import model_of
+
+        vlm = cls(model_of(bridge), bridge.tokenizer if processor is None else processor)
+        vlm.__dict__["name"] = str(bridge.cfg.model_name)
+        return vlm
+
+    def to_bridge(self) -> Any:
+        """TransformerLens's bridge around a copy of the model, for its tools.
+
+        `vlm_lens.interop.transformer_lens` has `to_cache` and `from_cache` for caches.
+
+        Raises:
+            ModelError: TransformerLens is not installed, has no adapter for the model's class, or
+                its bridge computes other logits than the model.
+        """
+        from vlm_lens.interop.transformer_lens import to_bridge
+
+        return to_bridge(self)
+
+    @answers_habits
+    def trace(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        interventions: Interventions = (),
+        grad: bool = False,
+    ) -> Trace:
+        """Nnsight's deferred tracing, with points by name: `with vlm.trace(prompt) as tr:`.
+
+        `tr["blocks.3.hook_resid_post"]` reads, edits in place and assignments write,
+        `tr.logits` are the logits, `.save()` keeps a value after the block.
+
+        Args:
+            prompt: A Prompt, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            interventions: What to change before the block sees an activation.
+            grad: Whether to record gradients.
+
+        Raises:
+            VLMLensError: nnsight is not installed, or the prompt does not fit.
+        """
+        from vlm_lens.interop.nnsight import Trace
+
+        prompt = self.as_prompt(prompt, images)
+        return Trace(self, prompt, interventions=interventions, grad=grad)
 
     @answers_habits
     def attention(
