@@ -1,11 +1,8 @@
 """TransformerLens beside this package: the same weights, and caches that go both ways.
 
-```
-    HookedVLM  --to_bridge-->   TransformerBridge      a copy of the model is wrapped
-    HookedVLM  <-model_of--     TransformerBridge      a model is made anew of its weights
-    ActivationCache  --to_cache-->    transformer_lens.ActivationCache     for its analysis tools
-    ActivationCache  <-from_cache--   transformer_lens.ActivationCache
-```
+`to_bridge` wraps a copy of a model in a `TransformerBridge`, and `model_of` makes a model anew of a
+bridge's weights; `to_cache` hands what was read here to its analysis tools, and `from_cache` takes
+what a bridge has read.
 
 TransformerLens changes the model that it wraps (submodules are replaced, attention becomes eager),
 so neither direction ever hands over the user's own. With pictures in the prompt some of its tools
