@@ -34,7 +34,7 @@ KEYWORDS = {
     "names": "it is names_filter",
     "padding_side": "leave it out: batches of prompts are padded on the left",
     "past_kv_cache": "generate keeps its own; sweep reuses what variants have in common",
-    "pos_slice": "it is positions: a number, a list, or a place such as Last(), Find(...) or Images()",
+    "pos_slice": "it is positions: a number, a list, or a place, as Last() or Images()",
     "prepend_bos": "it is add_special_tokens of vlm.prompt(text, add_special_tokens=...)",
     "prepend_hooks": "leave it out: they are called in the order given",
     "refactor_factored_attn_matrices": "leave it out: weights stay as the checkpoint has them",
