@@ -34,6 +34,7 @@ _HOMES = (
     "vlm_lens.hooked.cache",
     "vlm_lens.reading.mean",
     "vlm_lens.dictionaries",
+    "vlm_lens.lenses",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlm_lens.lenses.base import Lens, LensError, Reading, States
 from vlm_lens.lenses.logit_lens import LogitLens, VocabularyLens
 from vlm_lens.lenses.result import LensResult, LensRow
+from vlm_lens.lenses.tuned import TunedLens
 
 __all__ = [
     "Lens",
@@ -14,5 +15,6 @@ __all__ = [
     "LogitLens",
     "Reading",
     "States",
+    "TunedLens",
     "VocabularyLens",
 ]

@@ -25,7 +25,7 @@ _HOLDS = "readings"
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Prompts that run together.
 
     Attributes:
@@ -141,13 +141,12 @@ def read_each(
     names = table.match(points)
     if len({table[n].kind for n in names}) > 1:
         raise VectorError(f"{points!r} matches several kinds of points; a vector holds one kind.")
-    if any(not isinstance(p, str) and not hasattr(p, "text") for p in listed):
-        listed = [vlm.as_prompt(p) for p in listed]
+    listed = made_or_raw(vlm, listed)
     n_rows = sum(len(p) if isinstance(p, Prompt) else 1 for p in listed)
     edits = compose(interventions)
     last_logits = None if len(edits) or "hook_logits" in names else 1  # nobody sees the others
 
-    def read(batch: _Batch) -> Tensor:
+    def read(batch: Batch) -> Tensor:
         _, cache = vlm.run_with_cache(
             vlm.as_prompt(batch.prompts),
             names_filter=names, positions=at, device="cpu", interventions=edits,
@@ -164,12 +163,12 @@ def read_each(
     if save is None:
         rows: list[Tensor | None] = [None] * n_rows
         with vlm.reusing_pictures():
-            for batch in _batches(vlm, listed, batch_size):
+            for batch in batches(vlm, listed, batch_size):
                 for number, value in zip(batch.rows, read(batch), strict=True):
                     rows[number] = value
         return torch.stack(rows)  # type: ignore[arg-type]
     identity = run_identity(
-        vlm, prompts=[_content(p) for p in listed], points=names, position=at, interventions=edits
+        vlm, prompts=[content_of(p) for p in listed], points=names, position=at, interventions=edits
     )
     about = {"rows": n_rows, "points": names}
     with RunFolder(save, identity, holds=_HOLDS, about=about, error=VectorError) as folder:
@@ -177,14 +176,21 @@ def read_each(
         if len(done) < n_rows:
             folder.must_be_writable()
         with vlm.reusing_pictures():
-            for batch in _batches(vlm, listed, batch_size, done):
+            for batch in batches(vlm, listed, batch_size, done):
                 _write(folder.path, batch.rows, read(batch))
     return Readings(folder.path)
 
 
-def _batches(
+def made_or_raw(vlm: HookedModel, prompts: list[Any]) -> list[Any]:
+    """Texts and RawPrompts as they are; where one is neither, all as Prompts."""
+    if any(not isinstance(p, str) and not hasattr(p, "text") for p in prompts):
+        return [vlm.as_prompt(p) for p in prompts]
+    return prompts
+
+
+def batches(
     vlm: HookedModel, prompts: list[Any], size: int, done: frozenset[int] = frozenset()
-) -> Iterator[_Batch]:
+) -> Iterator[Batch]:
     """Prompts of like length together; none of those that are done."""
     if isinstance(prompts[0], Prompt):
         first = 0
@@ -192,7 +198,7 @@ def _batches(
             rows = tuple(range(first, first + len(prompt)))
             first += len(prompt)
             if not done.issuperset(rows):
-                yield _Batch(rows, prompt)
+                yield Batch(rows, prompt)
         return
     lengths = _lengths(vlm, prompts)
     order = sorted(set(range(len(prompts))) - done, key=lambda i: (*lengths[i], i))
@@ -202,11 +208,11 @@ def _batches(
             lengths[i][0] != lengths[chunk[0]][0] or lengths[i][1] > 2 * lengths[chunk[0]][1] + 16
         )
         if len(chunk) == size or unlike:
-            yield _Batch(tuple(chunk), [prompts[j] for j in chunk])
+            yield Batch(tuple(chunk), [prompts[j] for j in chunk])
             chunk = []
         chunk.append(i)
     if chunk:
-        yield _Batch(tuple(chunk), [prompts[j] for j in chunk])
+        yield Batch(tuple(chunk), [prompts[j] for j in chunk])
 
 
 def _lengths(vlm: HookedModel, prompts: Sequence[Any]) -> list[tuple[int, int]]:
@@ -234,7 +240,7 @@ def text_of(prompt: Any) -> str:
 # ---------------------------------------------------------------------- the folder
 
 
-def _content(prompt: Any) -> Any:
+def content_of(prompt: Any) -> Any:
     """What a prompt is read from: tensors and layouts, or text and pictures."""
     if isinstance(prompt, Prompt):
         return prompt.inputs, prompt.layouts
