@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from vlm_lens.lenses.bank import Bank, in_contexts
 from vlm_lens.lenses.base import Lens, LensError, Reading, States
+from vlm_lens.lenses.embedding_lens import EmbeddingLens
+from vlm_lens.lenses.fitted import FittedLens
+from vlm_lens.lenses.jacobian import JacobianLens
+from vlm_lens.lenses.latent_lens import LatentLens
 from vlm_lens.lenses.logit_lens import LogitLens, VocabularyLens
+from vlm_lens.lenses.patchscope import Patchscope
 from vlm_lens.lenses.result import LensResult, LensRow
 from vlm_lens.lenses.tuned import TunedLens
 
 __all__ = [
+    "Bank",
+    "EmbeddingLens",
+    "FittedLens",
+    "JacobianLens",
+    "LatentLens",
     "Lens",
     "LensError",
     "LensResult",
     "LensRow",
     "LogitLens",
+    "Patchscope",
     "Reading",
     "States",
     "TunedLens",
     "VocabularyLens",
+    "in_contexts",
 ]

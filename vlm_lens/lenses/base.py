@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -62,6 +62,7 @@ class Reading:
         entropy: Of the distribution over all entries, in nats, where there is one.
         kl: KL(model's own distribution || lens's), in nats, likewise.
         sources: Of each leading entry the number of what it was found by, where there is such.
+        labels: What entries are called that are no tokens of the vocabulary.
     """
 
     top_ids: Int[Tensor, "positions k"]
@@ -71,6 +72,7 @@ class Reading:
     entropy: Float[Tensor, " positions"] | None = None
     kl: Float[Tensor, " positions"] | None = None
     sources: Int[Tensor, "positions k"] | None = None
+    labels: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Lens(ABC):
         logits, cache = vlm.run_with_cache(
             prompt, names_filter=[*names, last], interventions=interventions
         )
-        rows = []
+        rows, labels = [], {}
         for layout, positions in zip(prompt.layouts, where, strict=True):
             kinds = tuple(str(layout.kinds[p]) for p in positions)
             own = logits[layout.row, positions]
@@ -189,13 +191,15 @@ class Lens(ABC):
             self.check_last(vlm, at[last])
             readings = [self.read(vlm, at[name], token_ids) for name in names]
             rows.append(_row(layout, positions, readings))
-        shown = {*token_ids, *(int(i) for r in rows for i in r.top_ids.unique())}
+            for reading in readings:
+                labels |= reading.labels
+        shown = {*token_ids, *(int(i) for r in rows for i in r.top_ids.unique())} - labels.keys()
         sources = {int(i) for r in rows if r.sources is not None for i in r.sources.unique()}
         return LensResult(
             tuple(names),
             tuple(rows),
             tuple(token_ids),
-            self.labels(vlm, shown),
+            labels | self.labels(vlm, shown),
             tuple(prompt.images or ((),) * len(prompt)),
             vlm.name,
             lens=self.name,

@@ -10,7 +10,9 @@ Groups are `"all"`, or `"image"` and `"text"` apart (special tokens count as tex
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,12 +21,15 @@ from torch import Tensor
 
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.hooked.identity import run_identity
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import check_same_model
 from vlm_lens.layout.layout import PAD, Layout
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.logit_lens import VocabularyLens
+from vlm_lens.reading.many import content_of
 from vlm_lens.serial import FrozenTensor, Savable
+from vlm_lens.storage.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +58,24 @@ def groups(kinds: str | None) -> tuple[str, ...]:
 def positions_read(layout: Layout) -> list[int]:
     """All positions that are not padding."""
     return [p for p, kind in enumerate(layout.kinds) if kind != PAD]
+
+
+def fit_folder(
+    folder: str | Path | None, vlm: HookedModel, prompts: Sequence[Any], holds: str, **asked: Any
+) -> AbstractContextManager:
+    """The folder of one fit, which a killed process can go on with; nothing where none is asked.
+
+    Args:
+        folder: The folder.
+        vlm: The model.
+        prompts: The prompts it is fitted on.
+        holds: What the folder holds, for messages.
+        **asked: All else that the numbers depend on, by name.
+    """
+    if folder is None:
+        return nullcontext()
+    identity = run_identity(vlm, prompts=[content_of(p) for p in prompts], **asked)
+    return RunFolder(folder, identity, holds=holds, error=LensError)
 
 
 @dataclass(frozen=True)
@@ -159,4 +182,4 @@ class FittedLens(VocabularyLens, Savable):
         return pd.DataFrame(self.about.get("report", ()))
 
 
-__all__ = ["FittedLens", "group_of", "groups", "positions_read"]
+__all__ = ["FittedLens", "fit_folder", "group_of", "groups", "positions_read"]

@@ -12,7 +12,6 @@ that was killed goes on from its last checkpoint and ends with the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.hooked.identity import run_identity
 from vlm_lens.integers import as_integer
 from vlm_lens.lenses.base import LensError
-from vlm_lens.lenses.fitted import group_of, groups, positions_read
+from vlm_lens.lenses.fitted import fit_folder, group_of, groups, positions_read
 from vlm_lens.lenses.logit_lens import decoded, kl_to
-from vlm_lens.reading.many import as_list, batches, content_of, made_or_raw
+from vlm_lens.reading.many import as_list, batches, made_or_raw
 from vlm_lens.storage.files import read_tensors, write_tensors
-from vlm_lens.storage.folder import RunFolder
 
 _STATE = "state.safetensors"
 
@@ -86,14 +83,11 @@ def fit(
     n_held = min(max(1, round(settings.heldout * len(listed))), len(listed) - 1)
     held, train = ([listed[i] for i in part] for part in (order[:n_held], order[n_held:]))
     fitting = _Fit(vlm, points, kinds, settings, train)
-    if folder is None:
-        opened: Any = nullcontext()
-    else:
-        identity = run_identity(
-            vlm, prompts=[content_of(p) for p in listed], points=list(points), kinds=kinds,
-            settings={k: v for k, v in asdict(settings).items() if k != "checkpoint"},
-        )  # fmt: skip
-        opened = RunFolder(folder, identity, holds="a fit of a tuned lens", error=LensError)
+    asked = {k: v for k, v in asdict(settings).items() if k != "checkpoint"}
+    opened = fit_folder(
+        folder, vlm, listed, "a fit of a tuned lens", points=list(points), kinds=kinds,
+        settings=asked,
+    )  # fmt: skip
     with opened, vlm.reusing_pictures():
         fitting.run(None if folder is None else Path(folder), progress=progress)
         report = fitting.report(held)
