@@ -61,6 +61,8 @@ def summary(done: dict[int, dict]) -> str:
             f"{title:34}{cases:7}{wrong:7}{worst:9.1e}{engines['replay']:8}{engines['full']:6}  "
             + "; ".join(f"{note} ({n})" for note, n in notes.items())
         )
+    kinds = sum((Counter(g["kinds"]) for g in done.values()), Counter())
+    lines.append("changes: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())))
     cases, wrong = (sum(f(g) for g in done.values()) for f in (_cases, _wrong))
     lines.append(f"{cases} cases in {len(done)} groups, {wrong} groups wrong")
     for number, group in sorted(done.items()):

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import tiny
 import torch
 from families.every import LMS, VLMS
+from fuzzing_changes import Change, Changes
 from plain_edits import (
     PlainEdit,
-    expressible,
     plain_greedy,
     plain_read,
     plain_run,
@@ -31,31 +31,17 @@ from plain_edits import (
 )
 from torch import Tensor
 
-from vlm_lens import (
-    Ablate,
-    ActivationPatch,
-    Find,
-    HookedVLM,
-    Images,
-    Last,
-    Patches,
-    RawPrompt,
-    Steer,
-    TaskVector,
-    Text,
-)
+from vlm_lens import HookedVLM
 from vlm_lens.interventions import Intervention
-from vlm_lens.layout.positions import All, At, Position
 from vlm_lens.measures import Capture, GeneratedTokens
-from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
 
 TEXTS = ("Q:Greece\nA:", "What is the capital of the country?", "Q:Peru\nA:Lima\n\nQ:Japan\nA:")
-OTHER = "Q:France\nA:Paris Q:Oslo\nA:"  # where values from caches and vectors are read
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # How far two computations may lie apart, of the scale of the logits; and how clear a token must be.
 WITHIN = {"float32": 1e-4, "bfloat16": 0.1}
 PER_GROUP = 4
+GENERATING = 0.2  # the share of groups that generate
 MODELS = {**VLMS, **LMS}
 
 
@@ -69,6 +55,7 @@ class Outcome:
         worst: The largest difference, of the scale of the logits.
         engines: How many variants each engine computed.
         notes: What was left out, and why.
+        kinds: How many changes of each kind were made.
     """
 
     cases: int = 0
@@ -76,14 +63,7 @@ class Outcome:
     worst: float = 0.0
     engines: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change as the package has it, and as plain hooks make it in each row alone."""
-
-    intervention: Intervention
-    plain: Callable[[int], PlainEdit]
+    kinds: dict[str, int] = field(default_factory=dict)
 
 
 @cache
@@ -154,8 +134,13 @@ class Group:
 
     def run(self) -> None:
         """Compares every variant."""
-        variants = [self._variant() for _ in range(PER_GROUP)]
+        # some groups generate, and changes act at new tokens there, others capture activations
+        also = self.source.random()
+        made = self.made.text_only, self.source, self.rows, also < GENERATING
+        changes = Changes(self.vlm, *made)
+        variants = [changes.variant() for _ in range(PER_GROUP)]
         interventions = [sum_of([c.intervention for c in changes]) for changes in variants]
+        self.outcome.kinds = dict(Counter(c.title for changes in variants for c in changes))
         expected = [
             [plain_run(self.vlm.hf_model, dict(row.inputs), edits) for row, edits in self._rows(v)]
             for v in variants
@@ -175,186 +160,16 @@ class Group:
         for v, changes in enumerate(variants):
             for row, plain in enumerate(expected[v]):
                 self._same(found[v, row], plain[-1:], f"sweep, row {row}", changes)
-        also = self.source.random()
-        if also < 0.15:
-            self._check_generation(variants, interventions)
-        elif also < 0.3:
+        if also < GENERATING:
+            self._check_generation(variants)
+        elif also < 0.35:
             self._check_capture(variants, interventions)
 
     def _rows(self, changes: Sequence[Change]) -> Iterator[tuple[Prompt, list[PlainEdit]]]:
         points = self.vlm.architecture.points
         for number, row in enumerate(self.rows):
-            yield row, with_patterns_as_z([c.plain(number) for c in changes], points)
-
-    # ------------------------------------------------------------------ changes
-
-    def _variant(self) -> list[Change]:
-        changes = [self._change() for _ in range(self.source.choice((1, 1, 2, 3)))]
-        patterns = {c.plain(0).point.name for c in changes if c.plain(0).point.on_demand}
-        # zeros of a pattern are made as zeros of z, which come first: no other change may between
-        if patterns and len(changes) > 1:
-            return changes[:1]
-        return changes
-
-    def _change(self) -> Change:
-        every = all(self.images)
-        points = [
-            p for p in self.vlm.points().values()
-            if p.writable and expressible(p) and (every or self._needs_no_picture(p))
-        ]  # fmt: skip
-        point = self.source.choice(points)
-        if self.source.random() < 0.3 and any(p.space != "text" for p in points):
-            point = self.source.choice([p for p in points if p.space != "text"])
-        at = self._position(point)
-        heads = None
-        if point.has_heads and self.source.random() < 0.5:
-            n_heads = point.sizes[point.axes.index("head")]
-            n_chosen = self.source.choice((1, min(2, n_heads)))
-            heads = sorted(self.source.sample(range(n_heads), n_chosen))
-        if point.on_demand:
-            return self._made(point, at, heads, "zero")
-        kinds = ["set", "add", "zero", "mean", "number", "each position", "all heads", "cache"]
-        return self._made(point, at, heads, self.source.choice([*kinds, "vector"]))
-
-    def _needs_no_picture(self, point: Point) -> bool:
-        return point.space == "text" and not point.needs_pictures
-
-    def _position(self, point: Point) -> Position:
-        every = all(self.images)
-        if point.space != "text":
-            number = self.source.randrange(min(map(len, self.images)))
-            places: list[Position] = [Images(), Images(number)]
-            spaces = [row.layout.image[number].space(point.space) for row in self.rows]
-            if all(space.grids for space in spaces):
-                places += [Patches(number, rows=0), Patches(number, rows=0, cols=0)]
-            if all(space.sequences for space in spaces):
-                places.append(At((0,)))
-            return self.source.choice(places)
-        shortest = min(row.length for row in self.rows)
-        places = [Last(), Text(), All(), At((-1, -2)), At((-self.source.randint(1, shortest),))]
-        if all(":" in text for text in self.texts):
-            places.append(Find(":", -1))
-        if every:
-            places.append(Images(0))
-            grids = [row.layout.image[0].grid for row in self.rows]
-            if all(grid is not None for grid in grids):
-                last = [min(getattr(g, n) for g in grids) - 1 for n in ("rows", "cols")]
-                places += [Patches(0, rows=(0, 1)), Patches(0, rows=last[0], cols=last[1])]
-        return self.source.choice(places)
-
-    def _made(self, point: Point, at: Position, heads: list[int] | None, kind: str) -> Change:
-        """A change of a kind; of one that does not fit there, a vector is written."""
-        cells = [at.resolve(row.layout, point.space) for row in self.rows]
-        width, name = point.sizes[-1], point.name
-        n_heads = point.sizes[point.axes.index("head")] if point.has_heads else 0
-        shape = (len(heads or range(n_heads)), width) if n_heads else (width,)
-
-        def plain(kind: str, values: Callable[[int, int], Tensor], **more: Any) -> Callable:
-            def of_row(row: int) -> PlainEdit:
-                mine = [values(row, i) for i in range(len(cells[row]))]
-                return PlainEdit(point, cells[row], kind, mine, heads=heads, **more)
-
-            return of_row
-
-        if kind == "zero":
-            zeros = plain("set", lambda r, i: torch.zeros(()))
-            return Change(Ablate(name, at, "zero", heads=heads), zeros)
-        if kind == "mean":
-            by = self._mean(point, cells)
-            if by:
-                return Change(
-                    Ablate(name, at, by, heads=heads),
-                    lambda row: PlainEdit(
-                        point, cells[row], "mean", pools=self._pools(point, by, row, cells[row]),
-                        heads=heads,
-                    ),
-                )  # fmt: skip
-        if kind == "number":
-            number = self.source.choice((0.5, -2.0))
-            return Change(
-                ActivationPatch(name, at, number, heads=heads),
-                plain("set", lambda r, i: torch.tensor(number)),
-            )
-        equal = len({len(mine) for mine in cells}) == 1
-        if kind == "each position" and equal:
-            value = self._random(len(cells[0]), *shape)
-            # of a head axis and one head, a value of two axes could mean either: it has three
-            return Change(
-                ActivationPatch(name, at, value, heads=heads), plain("set", lambda r, i: value[i])
-            )
-        if kind == "all heads" and point.has_heads:
-            value = self._random(n_heads, width)
-            chosen = value if heads is None else value[heads]
-            if not (heads and equal and len(cells[0]) == n_heads):  # that would be ambiguous
-                added = plain("add", lambda r, i: -1.5 * chosen)
-                return Change(Steer(name, at, value, -1.5, heads=heads), added)
-        if kind == "cache" and point.space == "text" and isinstance(at, Last | At) and equal:
-            return self._from_cache(point, at, heads, plain)
-        if kind == "vector" and name.endswith("hook_resid_post") and point.space == "text":
-            return self._from_vector(point, at, plain)
-        value = self._random(width)
-        if kind == "add":
-            scale = self.source.choice((0.5, -1.0, 3.0))
-            return Change(
-                Steer(name, at, value, scale, heads=heads), plain("add", lambda r, i: scale * value)
-            )
-        return Change(
-            ActivationPatch(name, at, value, heads=heads), plain("set", lambda r, i: value)
-        )
-
-    def _random(self, *shape: int) -> Tensor:
-        seed = torch.Generator().manual_seed(self.source.randrange(10**6))
-        return torch.randn(shape, generator=seed)
-
-    def _mean(self, point: Point, cells: Sequence[Sequence]) -> str:
-        if point.space != "text":
-            return "picture_mean"
-        pictures = [{p for im in row.layout.images for p in im.positions} for row in self.rows]
-        inside = all(p in pictures[r] for r, mine in enumerate(cells) for _, p in mine)
-        return self.source.choice(("prompt_mean", "picture_mean") if inside else ("prompt_mean",))
-
-    def _pools(self, point: Point, by: str, row: int, cells: Sequence) -> list[list]:
-        prompt = self.rows[row]
-        if by == "prompt_mean":
-            return [[(0, p) for p in range(prompt.length)]] * len(cells)
-        pictures = [
-            [(r, p) for r, positions in im.space(point.space).sequences for p in positions]
-            for im in prompt.layout.images
-        ]
-        return [next(pool for pool in pictures if cell in pool) for cell in cells]
-
-    def _other(self) -> Prompt:
-        """Another prompt to read values from, as long as the shortest row at the least."""
-        shown = int(not self.made.text_only)
-        longest = max(row.length for row in self.rows)
-        text = "<image>\n" * shown + OTHER * (1 + longest // 8)
-        return self._prompt([text], [[tiny.noise_picture(3, (40, 36))] * shown])
-
-    def _from_cache(
-        self, point: Point, at: Position, heads: list[int] | None, plain: Callable
-    ) -> Change:
-        other = self._other()
-        if point.needs_pictures or point.name == "hook_logits":
-            return self._made(point, at, heads, "set")
-        same = self._prompt(
-            [other.texts[0]] * len(self.rows),
-            [list(other.images[0]) if other.images else []] * len(self.rows),
-        )
-        _, values = self.vlm.run_with_cache(same, names_filter=point.name)
-        read = plain_read(self.vlm.hf_model, dict(other.inputs), point)
-        taken = [read[0, p] for _, p in at.resolve(other.layout)]
-        taken = [t if heads is None else t[heads] for t in taken]
-        written = plain("set", lambda r, i: taken[i])
-        return Change(ActivationPatch(point.name, at, values, heads=heads), written)
-
-    def _from_vector(self, point: Point, at: Position, plain: Callable) -> Change:
-        other = self._other()
-        raw = RawPrompt(other.texts[0], other.images[0] if other.images else ())
-        vector = TaskVector.read(self.vlm, [raw], at=Last())
-        read = plain_read(self.vlm.hf_model, dict(other.inputs), point)[0, -1]
-        return Change(
-            Steer(point.name, at, vector, 2.0), plain("add", lambda r, i: 2.0 * read.float())
-        )
+            edits = [edit for c in changes for edit in c.plain(number)]
+            yield row, with_patterns_as_z(edits, points)
 
     # ------------------------------------------------------------------ comparisons
 
@@ -377,7 +192,8 @@ class Group:
         scale = plain[usual].abs().max().clamp(min=1e-20)
         return float(((found - plain)[usual].abs() / scale).max())
 
-    def _check_generation(self, variants: Sequence, interventions: Sequence) -> None:
+    def _check_generation(self, variants: Sequence) -> None:
+        interventions = [sum_of([c.in_generation for c in changes]) for changes in variants]
         options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
         if self.vlm.family.name == "paligemma":
             self.outcome.notes.append("it reads all of a longer prompt both ways")
@@ -393,7 +209,7 @@ class Group:
         ).records
         for v, changes in enumerate(variants):
             # generate computes the logits of the last position only, unless told otherwise
-            whole = any(c.plain(0).point.name == "hook_logits" for c in changes)
+            whole = any(c.point.name == "hook_logits" for c in changes)
             run = self.vlm.generate(
                 self.prompt, max_new_tokens=3, interventions=interventions[v], eos_token_id=-1,
                 **({"logits_to_keep": 0} if whole else {}),

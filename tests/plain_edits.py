@@ -7,9 +7,11 @@ where its numbers lie in the module's tensor, which views of numbered tensors sa
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +30,14 @@ class PlainEdit:
     Attributes:
         point: Where.
         cells: Row and position of what is changed.
-        kind: `"set"`, `"add"` or `"mean"`.
-        values: For each cell, what is written or added: it broadcasts to `[(heads,) features]`.
+        kind: `"set"`, `"add"`, `"scale"`, `"clamp"`, `"remove"`, `"project"`, `"mean"`, `"block"`.
+        values: For each cell, what is written, added or multiplied by: it broadcasts to
+            `[(heads,) features]`; the least and the largest number of a clamp; the directions
+            `[n, features]` that are removed or projected on.
         pools: For each cell of a mean, the cells whose mean is written.
         heads: Which heads; all if `None`.
+        keys: Row and position of what the cells, as queries, do not see.
+        since: Every position from this one on is changed as the first cell is.
     """
 
     point: Point
@@ -40,11 +46,19 @@ class PlainEdit:
     values: list[Tensor] = field(default_factory=list)
     pools: list[list[Cell]] = field(default_factory=list)
     heads: list[int] | None = None
+    keys: list[Cell] = field(default_factory=list)
+    since: int | None = None
+
+    def cells_of(self, shape: Sequence[int]) -> list[tuple[int, Cell]]:
+        """The cells of an activation of a shape, each with the number of its value."""
+        first = shape[1] if self.since is None else self.since
+        return [*enumerate(self.cells), *((0, (0, p)) for p in range(first, shape[1]))]
 
 
-def expressible(point: Point) -> bool:
-    """Whether this file can change a point: all but attention scores."""
-    return not (isinstance(point.site, AttentionSite) and point.site.stage == "scores")
+def maskable(model: nn.Module, point: Point) -> bool:
+    """Whether the module that makes these scores is given a mask."""
+    module = model.get_submodule(point.site.module)
+    return "attention_mask" in inspect.signature(module.forward).parameters
 
 
 @torch.no_grad()
@@ -106,35 +120,67 @@ def _editing(model: nn.Module, edits: Sequence[PlainEdit], readers: Sequence[tup
     """Hooks that make the changes: at one point in the order given."""
     actions: list[tuple[Any, Any]] = []
     branches: list[tuple[Any, Any]] = []
+    masks: list[PlainEdit] = []
     completed: list[tuple[Any, Any]] = []  # comes before changes of the block's output
     for edit in edits:
         site = edit.point.site
         if isinstance(site, AttentionSite):
-            # a query whose pattern is zero mixes no values: its z is zero
-            assert edit.kind == "set" and all(not v.any() for v in edit.values)
+            assert edit.kind == "block"
+            masks.append(edit)
             continue
         if isinstance(site, MidSite):
             moved: list[Tensor] = []
             actions.append((site.norm, lambda x, e=edit, m=moved: _mid_before(e, x, m)))
             added: list[Tensor] = []
-            if site.branch and site.branch.view is None:  # read after what is done to it
-                branches.append((site.branch, lambda x, a=added: a.__setitem__(slice(None), [x])))
+            if site.branch and isinstance(site.branch.view, ScaleView | None):
+                # read after what is done to it
+                branches.append((site.branch, partial(_branch, site.branch.view, added)))
             completed.append((site.block, lambda x, m=moved, a=added: _mid_after(x, m, a)))
             continue
         actions.append((site, lambda x, e=edit: _edited(e, x)))
-    with _hooked(model, [*completed, *actions, *branches, *readers]):
+    with _hooked(model, [*completed, *actions, *branches, *readers]), ExitStack() as stack:
+        for edit in masks:
+            module = model.get_submodule(edit.point.site.module)
+            handle = module.register_forward_pre_hook(partial(_masked, edit), with_kwargs=True)
+            stack.callback(handle.remove)
         yield
 
 
+def _masked(edit: PlainEdit, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """An attention module's arguments with minus infinity added to its mask."""
+    called = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    x = called.arguments["hidden_states"]
+    rows, length = x.shape[:2]
+    mask, lowest = called.arguments.get("attention_mask"), torch.finfo(x.dtype).min
+    if mask is None:  # sdpa is told by a flag alone
+        mask = torch.ones(length, length, dtype=torch.bool, device=x.device)[None, None]
+        mask = mask.tril() if edit.point.space == "text" else mask
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, lowest)
+    n_heads = edit.point.sizes[edit.point.axes.index("head")]
+    mask = mask.expand(rows, n_heads, length, mask.shape[-1]).clone()
+    for _, (row, query) in edit.cells_of(x.shape):
+        for key_row, key in edit.keys:
+            if key_row == row:
+                mask[row, edit.heads or slice(None), query, key] = -torch.inf
+    called.arguments["attention_mask"] = mask
+    return called.args, called.kwargs
+
+
 def with_patterns_as_z(edits: Sequence[PlainEdit], points: Any) -> list[PlainEdit]:
-    """Zeros in a pattern as zeros in z, before what else is done to z."""
-    found = []
+    """Patterns that are zeroed or scaled as z that is, before what else is done to z.
+
+    What a query mixes is linear in its pattern.
+    """
+    found, rest = [], []
     for edit in edits:
-        if isinstance(edit.point.site, AttentionSite):
+        if isinstance(edit.point.site, AttentionSite) and edit.kind != "block":
+            assert edit.kind == "scale" or not any(v.any() for v in edit.values)
             name = edit.point.name.replace("hook_pattern", "hook_z")
-            zero = [torch.zeros(()) for _ in edit.cells]
-            found.append(PlainEdit(points[name], edit.cells, "set", zero, heads=edit.heads))
-    return [*found, *(e for e in edits if not isinstance(e.point.site, AttentionSite))]
+            found.append(replace(edit, point=points[name]))
+        else:
+            rest.append(edit)
+    return [*found, *rest]
 
 
 @contextmanager
@@ -196,6 +242,11 @@ def _put(output: Any, path: tuple, act: Any) -> Any:
 # ---------------------------------------------------------------------- writes
 
 
+def _branch(view: ScaleView | None, added: list[Tensor], x: Tensor) -> None:
+    """Takes note of what the block will add."""
+    added[:] = [x if view is None else view.factor.to(x) * x]
+
+
 def _mid_before(edit: PlainEdit, x: Tensor, moved: list[Tensor]) -> Tensor:
     new = _edited(edit, x, edit.point.site.norm)
     moved[:] = [new - x, new]
@@ -228,7 +279,7 @@ def _edited(edit: PlainEdit, x: Tensor, site: Any = None) -> Tensor:
         held = x.flatten()[at]
         return held * factor if scaled else held
 
-    for i, (row, position) in enumerate(edit.cells):
+    for i, (row, position) in edit.cells_of(where.shape):
         at = where[row, position]
         if edit.heads is not None:
             at = at[edit.heads]
@@ -238,9 +289,25 @@ def _edited(edit: PlainEdit, x: Tensor, site: Any = None) -> Tensor:
             pool = [a if edit.heads is None else a[edit.heads] for a in pool]
             value = torch.stack([read(a).float() for a in pool]).mean(0)
         else:
-            value = edit.values[i].to(x.device, x.dtype)
-        new = held + value if edit.kind == "add" else value.to(x.dtype).expand_as(held)
+            value = edit.values[i].to(x.device)
+        new = _new(edit.kind, held, value)
         if scaled:
             new = torch.where((new == held) | (factor == 0), flat[at], new / factor)
         flat[at] = new.to(flat.dtype)
     return flat.reshape(x.shape)
+
+
+def _new(kind: str, held: Tensor, value: Tensor) -> Tensor:
+    """What stands in a cell, `[(heads,) features]`, after a change of a kind."""
+    if kind == "add":
+        return held + value.to(held.dtype)
+    if kind == "scale":
+        return held * value.to(held.dtype)
+    if kind == "clamp":
+        return held.maximum(value[0].to(held.dtype)).minimum(value[1].to(held.dtype))
+    if kind in ("remove", "project"):
+        # the nearest sum of the directions, by least squares
+        columns, wanted = value.double().T, held.double().reshape(-1, held.shape[-1]).T
+        inside = (columns @ torch.linalg.lstsq(columns, wanted).solution).T.reshape(held.shape)
+        return (inside if kind == "project" else held.double() - inside).to(held.dtype)
+    return value.to(held.dtype).expand_as(held)

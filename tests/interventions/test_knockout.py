@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -195,6 +196,35 @@ def test_in_the_tower(load):
     found = vlm.run(prompt, interventions=knockout)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - vlm.run(prompt)).abs().max() > 1e-3
+
+
+def test_all_blocks_of_a_tower_are_those_that_are_read(load):
+    vlm = load("clip-llama")  # whose projector reads the last but one
+    prompt = vlm.prompt("<image>A:", [tiny.noise_picture()])
+    cut = AttentionKnockout(At(0), Patches(0, rows=1), part="vision")
+    found = vlm.run(prompt, interventions=cut)
+    torch.testing.assert_close(found, vlm.run(prompt, interventions=replace(cut, layers=(0, 1))))
+    assert (found - vlm.run(prompt)).abs().max() > 1e-4
+    assert [w.layers for w in cut.each_window(1).expand(vlm.points())] == [(0,), (1,)]
+    with pytest.raises(PointError, match="cannot be written: the projector reads block 1"):
+        vlm.run(prompt, interventions=replace(cut, layers=2))
+
+
+@pytest.mark.parametrize("name", ("clip-llama", "siglip-mistral"))
+def test_keys_in_a_picture_that_no_query_is_of_are_replayed(load, name):
+    vlm = load(name)
+    prompt = vlm.prompt("<image>b<image>A:", [tiny.noise_picture(i) for i in range(2)])
+    cuts = [
+        AttentionKnockout(Patches(0, rows=0), Images() - Patches(0, rows=0), part="vision"),
+        AttentionKnockout(Patches(1), Patches(0), part="vision"),  # which changes nothing
+    ]
+    swept = vlm.sweep(prompt, cuts, measure="logits", progress=False)
+    assert swept.engines == {"replay": 2}
+    logits = swept.stack("logits")[:, 0]
+    for found, cut in zip(logits, cuts, strict=True):
+        full = vlm.run(prompt, interventions=cut)[0, -1]
+        torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-4)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
 def test_what_is_refused(load, no_forward):

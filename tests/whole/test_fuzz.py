@@ -21,7 +21,7 @@ def test_random_changes_equal_plain_hooks(index):
         assert outcome.cases and not outcome.failures, (title, outcome.failures)
 
 
-_APPLY, _MEANS = ops.apply_op, ops._means
+_APPLY, _MEANS, _PLACES = ops.apply_op, ops._means, ops._places
 
 
 def _late(op: ops.Op, x: torch.Tensor, offset: int = 0):
@@ -38,6 +38,20 @@ def _mixed(pool: torch.Tensor, x: torch.Tensor, offset: int):
     return found.mean(0, keepdim=True).expand_as(found)
 
 
+def _seen(keys: torch.Tensor, scores: torch.Tensor, rows: torch.Tensor, length: int):
+    return scores
+
+
+def _at_next(op: ops.Op, x: torch.Tensor, offset: int):
+    """New tokens are changed from the second one on."""
+    late = op if op.since is None else replace(op, since=op.since + 1)
+    return _PLACES(late, x, offset)
+
+
+def _in_half(x: torch.Tensor) -> torch.dtype:
+    return torch.bfloat16
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "broken"),
@@ -45,6 +59,9 @@ def _mixed(pool: torch.Tensor, x: torch.Tensor, offset: int):
         ("vlm_lens.engine.handlers.apply_op", _late),
         ("vlm_lens.engine.handlers.apply_op", _twice),
         ("vlm_lens.ops._means", _mixed),
+        ("vlm_lens.ops._blocked", _seen),
+        ("vlm_lens.ops._places", _at_next),
+        ("vlm_lens.ops._precise", _in_half),
     ),
 )
 def test_a_broken_kernel_is_found(name, broken, monkeypatch):

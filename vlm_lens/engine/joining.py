@@ -33,8 +33,8 @@ class CountedOp(NamedTuple):
                 tensors[name][:, 0] += first
         return CountedOp(replace(moved, tensors=tensors), self.counter)
 
-    def moved(self, move: Callable[[int, int], Cell]) -> CountedOp:
-        """The same op where each cell is another."""
+    def moved(self, move: Callable[[int, int], Cell | None]) -> CountedOp:
+        """The same op where each cell is another; keys that have no cell there drop out."""
         op = self.op
         rows, positions = zip(
             *(move(*c) for c in zip(op.rows, op.positions, strict=True)), strict=True
@@ -42,8 +42,10 @@ class CountedOp(NamedTuple):
         tensors = dict(op.tensors)
         for name in CELLS:
             if name in tensors:
-                cells = [(*move(row, p), *more) for row, p, *more in tensors[name].tolist()]
-                tensors[name] = torch.tensor(cells, dtype=torch.long)
+                listed = [(move(row, p), more) for row, p, *more in tensors[name].tolist()]
+                cells = [(*cell, *more) for cell, more in listed if cell is not None]
+                width = tensors[name].shape[1]
+                tensors[name] = torch.tensor(cells, dtype=torch.long).reshape(-1, width)
         moved = replace(op, rows=rows, positions=positions, tensors=tensors)
         return CountedOp(moved, self.counter)
 

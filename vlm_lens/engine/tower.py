@@ -179,7 +179,7 @@ class TowerReplay:
         copy_of = {copy: i for i, copy in enumerate(copies)}
         numbers = [n for _, n in copies]
         moved = [
-            [self._moved(op, numbers, lambda n, v=v: copy_of[v, n]) for op in mine]
+            [self._moved(op, numbers, lambda n, v=v: copy_of.get((v, n))) for op in mine]
             for v, mine in enumerate(ops)
         ]
         store: dict[str, Tensor] = {}
@@ -204,14 +204,18 @@ class TowerReplay:
         return changed
 
     def _moved(
-        self, counted: CountedOp, numbers: Sequence[int], copy_of: Callable[[int], int]
+        self, counted: CountedOp, numbers: Sequence[int], copy_of: Callable[[int], int | None]
     ) -> CountedOp:
-        """An op with its cells counted in a run of copies of pictures."""
+        """An op with its cells counted in a run of copies of pictures.
+
+        Keys in a picture that is not among them are none that a query of it could see.
+        """
         index = self._index[self.arch.points[counted.op.point].space]
         starts = index.starts(numbers)
 
-        def move(row: int, position: int) -> Cell:
-            return index.moved(row, position, starts[copy_of(index.picture_at(row, position))])
+        def move(row: int, position: int) -> Cell | None:
+            copy = copy_of(index.picture_at(row, position))
+            return None if copy is None else index.moved(row, position, starts[copy])
 
         return counted.moved(move)
 

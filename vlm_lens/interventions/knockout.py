@@ -38,7 +38,8 @@ class AttentionKnockout(Intervention):
     Attributes:
         queries: Which positions look; `Last() + Generated()` for the last one and all new tokens.
         keys: Which positions of the same prompt (in the tower: picture) they do not see.
-        layers: Which blocks; all by default.
+        layers: Which blocks; by default all that are read (a projector may read an earlier block
+            of the tower than its last).
         heads: Which heads (of the queries); all by default.
         part: `"language"` or `"vision"`.
     """
@@ -138,7 +139,7 @@ def _scores(points: PointTable, prefix: str, layers: tuple[int, ...] | None) -> 
     """
     known = points.match(f"{prefix}blocks.*.attn.hook_attn_scores")
     if layers is None:
-        names = tuple(n for n in known if not points[n].pictures_only)
+        names = tuple(n for n in known if points[n].writable and not points[n].pictures_only)
     else:
         names = tuple(f"{prefix}blocks.{layer}.attn.hook_attn_scores" for layer in layers)
     for name in names:
