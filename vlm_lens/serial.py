@@ -32,6 +32,7 @@ _HOMES = (
     "vlm_lens.measures",
     "vlm_lens.reading.vectors",
     "vlm_lens.hooked.cache",
+    "vlm_lens.hooked.cache_files",
     "vlm_lens.reading.mean",
     "vlm_lens.dictionaries",
     "vlm_lens.lenses",

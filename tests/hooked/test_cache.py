@@ -6,9 +6,9 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import All, At, Find, Images, Last, Patches
-from vlm_lens.errors import PointError, PositionError, PromptError, VectorError
-from vlm_lens.hooked.cache import CacheSlice
+from vlm_lens import Ablate, ActivationPatch, All, At, Find, Images, Last, Patches
+from vlm_lens.errors import PointError, PositionError, PromptError, VectorError, VLMLensError
+from vlm_lens.hooked.cache import ActivationCache, CacheSlice
 
 TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:Peru\nA:", "Q:<image>\nA:"]
 P = "blocks.1.hook_resid_post"
@@ -124,3 +124,48 @@ def test_moved(clip, batch):
     assert moved[P].device.type == "meta"
     assert moved.layouts == cache.layouts
     assert cache[P].device.type == "cpu"
+
+
+def test_it_is_saved_and_loaded_without_the_model(clip, batch, tmp_path):
+    names = ["blocks.*.hook_resid_*", "vision.blocks.1.attn.hook_pattern", "hook_merged"]
+    _, cache = clip.run_with_cache(batch, names_filter=names)
+    assert cache.save(tmp_path / "run") == tmp_path / "run.json"
+    loaded = ActivationCache.load(tmp_path / "run")
+    assert loaded == cache and list(loaded) == list(cache)
+    assert torch.equal(loaded["resid_post", 1], cache["resid_post", 1])
+    assert torch.equal(loaded["resid_post", -1], cache["resid_post", 1])
+    assert torch.equal(loaded["vision_encoder.encoder_layers.1.attn.hook_pattern"],
+                       cache["vision.blocks.1.attn.hook_pattern"])  # fmt: skip
+    assert torch.equal(loaded.stack("resid_pre"), cache.stack("resid_pre"))
+    assert torch.equal(loaded.select(P, Find(":", -1)), cache.select(P, Find(":", -1)))
+    assert loaded.layouts[0].image[1].grid == batch.layouts[0].image[1].grid
+    with pytest.raises(PointError, match="was not read in this run"):
+        loaded["blocks.0.hook_mlp_out"]
+    with pytest.raises(PointError, match="There is no point"):
+        loaded["blocks.7.hook_mlp_out"]
+    # it knows whose it is, and is written as the cache itself is
+    patch = ActivationPatch(P, Last(), loaded)
+    assert patch == ActivationPatch(P, Last(), cache)
+    assert torch.equal(
+        clip.run(batch, interventions=patch),
+        clip.run(batch, interventions=ActivationPatch(P, Last(), cache)),
+    )
+    assert loaded.source() == clip.facts
+
+
+def test_what_was_kept_at_a_place_is_saved_so(clip, batch, tmp_path):
+    _, cache = clip.run_with_cache(batch, names_filter=P, positions=Last())
+    half = ActivationCache(
+        {P: cache[P].bfloat16()}, clip.architecture.points, cache.layouts, at=cache.at
+    )
+    half.save(tmp_path / "half.json".removesuffix(".json"))
+    loaded = ActivationCache.load(tmp_path / "half.json")
+    assert loaded == half and loaded[P].dtype == torch.bfloat16 and loaded.source is None
+    assert loaded != cache
+    with pytest.raises(PositionError, match="kept the activations at Last"):
+        loaded.select(P, At(0))
+    Ablate(P, Last()).save(tmp_path / "edit")
+    with pytest.raises(VLMLensError, match="holds no activations"):
+        ActivationCache.load(tmp_path / "edit")
+    with pytest.raises(VLMLensError, match="There is no file"):
+        ActivationCache.load(tmp_path / "gone")

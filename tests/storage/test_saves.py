@@ -14,7 +14,12 @@ from PIL import Image
 
 from storage.kills import at_every_operation
 from vlm_lens import Ablate, ActivationPatch, Last, Steer, TaskVector, VLMLensError
+from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.interventions import Intervention, ModelFacts
+from vlm_lens.layout.layout import Layout
+from vlm_lens.points.point import Point
+from vlm_lens.points.sites import OutputSite
+from vlm_lens.points.table import PointTable
 from vlm_lens.recipes import Result
 from vlm_lens.report import write_page
 from vlm_lens.scores.scores import Scores
@@ -23,9 +28,11 @@ from vlm_lens.serial import FrozenTensor
 P = "blocks.0.hook_resid_post"
 
 
+FACTS = ModelFacts("m", 2, 3, "abc")
+
+
 def vector(value):
-    facts = ModelFacts("m", 2, 3, "abc")
-    return TaskVector(FrozenTensor(torch.full((2, 3), value)), "resid_post", facts, at=Last())
+    return TaskVector(FrozenTensor(torch.full((2, 3), value)), "resid_post", FACTS, at=Last())
 
 
 def result(value):
@@ -38,6 +45,13 @@ def scores(value):
         torch.full((2,), value).numpy(), coords={"layer": [0, 1]}, dims=["layer"]
     )
     return Scores(numbers, name=f"a{value}", pictures=(Image.new("L", (1, 1), int(value)),))
+
+
+def activations(value):
+    point = Point(P, ("batch", "pos", "d_model"), (None, None, 3), "", OutputSite(""))
+    layout = Layout((5, 6), ("a", "b"), ("text", "text"))
+    held = {P: torch.full((1, 2, 3), value)}
+    return ActivationCache(held, PointTable([point]), (layout,), source=lambda: FACTS)
 
 
 def same_scores(one, other):
@@ -73,6 +87,10 @@ SAVES = {
     "scores": (
         scores(1.0), scores(2.0),
         lambda v, to: v.save(to / "s"), lambda to: Scores.load(to / "s"),
+    ),
+    "a cache": (
+        activations(1.0), activations(2.0),
+        lambda v, to: v.save(to / "c"), lambda to: ActivationCache.load(to / "c"),
     ),
     "a page": (
         "old", "new",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
+from vlm_lens.hooked import cache_files
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import check_same_model
 from vlm_lens.layout.layout import Layout
@@ -97,6 +99,15 @@ class ActivationCache(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether another holds the same activations of the same prompt."""
+        if not isinstance(other, ActivationCache):
+            return NotImplemented
+        same = (list(self), self.layouts, self.at) == (list(other), other.layouts, other.at)
+        return same and all(torch.equal(v, other._values[n]) for n, v in self._values.items())
+
+    __hash__ = None
+
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str | tuple) and self._points.full_name(name) in self._values
 
@@ -155,6 +166,29 @@ class ActivationCache(Mapping[str, Tensor]):
     def _position_major(self, name: str) -> Tensor:
         value = self._values[name]
         return value.transpose(1, 2) if "query" in self._points[name].axes else value
+
+    def save(self, stem: str | Path) -> Path:
+        """Writes `stem.safetensors`, each activation by its name, and `stem.json`.
+
+        Both are of one save, wherever the process ends.
+
+        Returns:
+            The path of the JSON file.
+
+        Raises:
+            VLMLensError: The files cannot be written.
+        """
+        source = None if self.source is None else self.source()
+        return cache_files.write(stem, self._values, self._points, self.layouts, self.at, source)
+
+    @classmethod
+    def load(cls, stem: str | Path) -> Self:
+        """Reads what `save` wrote, onto the CPU; no model is needed.
+
+        Raises:
+            VLMLensError: No such file, or it holds something else.
+        """
+        return cls(**cache_files.read(stem))
 
     def to(self, device: str | torch.device) -> ActivationCache:
         """The same cache on another device."""

@@ -52,11 +52,18 @@ class PointTable(Mapping[str, Point]):
     Args:
         points: The points.
         missing: What the family lacks: glob -> reason. Asking for one raises it.
+        aliases: TransformerLens's names; found from where the points lie if left out.
     """
 
-    def __init__(self, points: Iterable[Point], missing: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        points: Iterable[Point],
+        missing: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ):
         self._points = {p.name: p for p in points}
         self.missing = dict(missing or {})
+        self._aliases = aliases
 
     def __getitem__(self, name: str | tuple) -> Point:
         full = self.full_name(name)
@@ -76,6 +83,8 @@ class PointTable(Mapping[str, Point]):
     @cached_property
     def aliases(self) -> dict[str, str]:
         """Names by which users of TransformerLens know these points -> the points' own."""
+        if self._aliases is not None:
+            return dict(self._aliases)
         return aliases.aliases(self._points)
 
     def full_name(self, name: str | tuple) -> str:
