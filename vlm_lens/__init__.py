@@ -9,6 +9,7 @@ from vlm_lens.version import __version__
 
 if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.errors import VLMLensError as VLMLensError
+    from vlm_lens.explorer import explore as explore
     from vlm_lens.hooked.cache import ActivationCache as ActivationCache
     from vlm_lens.interventions import Ablate as Ablate
     from vlm_lens.interventions import ActivationPatch as ActivationPatch
@@ -68,6 +69,7 @@ _HOMES = {
     "VectorEnsemble": "vlm_lens.reading.vectors",
     "Mean": "vlm_lens.reading.mean",
     "LogitLens": "vlm_lens.lenses",
+    "explore": "vlm_lens.explorer",
     "AnswerProb": "vlm_lens.measures",
     "AnyOf": "vlm_lens.measures",
     "KL": "vlm_lens.measures",

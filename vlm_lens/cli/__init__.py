@@ -1,10 +1,11 @@
-"""The command line: `vlm-lens demo | reproduce | run | models | points`."""
+"""The command line: `vlm-lens demo | explore | reproduce | run | models | points`."""
 
 from __future__ import annotations
 
 import typer
 
 from vlm_lens.cli.demo import demo
+from vlm_lens.cli.explore import explore
 from vlm_lens.cli.models import models, points
 from vlm_lens.cli.reproduce import reproduce
 from vlm_lens.cli.run import run
@@ -25,5 +26,5 @@ def main() -> None:
     """Name any place in a vision-language model's computation, and read it or change it."""
 
 
-for command in (demo, reproduce, run, models, points):
+for command in (demo, explore, reproduce, run, models, points):
     app.command()(command)
