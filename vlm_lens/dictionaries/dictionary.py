@@ -13,12 +13,15 @@ from vlm_lens.dictionaries import edits
 from vlm_lens.dictionaries.edits import Splice
 from vlm_lens.dictionaries.features import Chosen, FeatureScores
 from vlm_lens.dictionaries.features import features as features_of
+from vlm_lens.dictionaries.fidelity import Fidelity
+from vlm_lens.dictionaries.fidelity import fidelity as fidelity_of
 from vlm_lens.dictionaries.layouts import saelens
 from vlm_lens.dictionaries.layouts.parts import number
 from vlm_lens.dictionaries.locate import SHIPPED, located
+from vlm_lens.dictionaries.train import Settings, train
 from vlm_lens.dictionaries.value import DictionaryError, DictionaryValue
 from vlm_lens.interventions.steer import Steer
-from vlm_lens.layout.positions import All, Position
+from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.serial import FrozenTensor, savable
 
 if TYPE_CHECKING:
@@ -88,6 +91,85 @@ class Dictionary(DictionaryValue):
             held, reads, writes, {key: text for key, text in about.items() if text}, found.labels,
             "" if point or point_out else found.module,
         )  # fmt: skip
+
+    @classmethod
+    def train(
+        cls,
+        vlm: HookedModel,
+        prompts: Sequence[Any],
+        point: str,
+        *,
+        n_features: int = 512,
+        k: int = 16,
+        places: int = 500_000,
+        at: Position | int | None = None,
+        batch: int = 1024,
+        buffer: int = 32_768,
+        lr: float = 2e-3,
+        dead_after: int = 50_000,
+        batch_size: int = 16,
+        seed: int = 0,
+        save: str | Path | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Trains a TopK autoencoder on the activations of prompts (Gao et al. 2024).
+
+        Activations are streamed: no more than one buffer of them is held.
+
+        Args:
+            vlm: The model.
+            prompts: Texts, RawPrompts or Prompts; read again as often as needed.
+            point: The point, by name.
+            n_features: How many features.
+            k: How many stay at each place.
+            places: On how many places it is trained.
+            at: Which places of each prompt; all but padding by default.
+            batch: Places a step.
+            buffer: Places that are held and shuffled.
+            lr: Learning rate of Adam; it falls to 0 over the last fifth.
+            dead_after: Places after which a feature that was not used counts as dead.
+            batch_size: Prompts that run together at the most.
+            seed: Of initial weights and orders.
+            save: A folder for what was learned so far; a training that was killed goes on from
+                there, and ends with the same numbers.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            VLMLensError: No prompts, no such point or place, settings that mean nothing, or a
+                folder of another training.
+        """
+        settings = Settings(n_features, k, places, batch, buffer, lr, dead_after, seed)
+        where = vlm.architecture.points[point]
+        tensors = train(
+            vlm, prompts, where, settings, at=None if at is None else as_position(at),
+            batch_size=batch_size, save=save, progress=progress,
+        )  # fmt: skip
+        held = {name: FrozenTensor(tensor) for name, tensor in tensors.items()}
+        about = {"layout": "trained here", "model": vlm.name}
+        return cls(held, where.name, where.name, about)
+
+    def fidelity(
+        self,
+        vlm: HookedModel,
+        prompts: Sequence[Any],
+        *,
+        splice: bool = True,
+        batch_size: int = 16,
+    ) -> Fidelity:
+        """How well it knows a model's activations, by kind of position: picture, text, special.
+
+        Args:
+            vlm: The model.
+            prompts: Texts, RawPrompts or Prompts.
+            splice: Whether to run each prompt on the reconstruction too, at each kind of position,
+                and say what the next token loses.
+            batch_size: Prompts that run together at the most.
+
+        Raises:
+            VLMLensError: The dictionary does not fit the model, or there are no prompts.
+        """
+        splice = splice and not self.transcodes
+        return fidelity_of(self, vlm, prompts, splice=splice, batch_size=batch_size)
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> Path:
         """Writes a folder in SAELens's layout, which SAELens and `from_pretrained` load.

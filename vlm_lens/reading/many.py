@@ -191,7 +191,14 @@ def made_or_raw(vlm: HookedModel, prompts: list[Any]) -> list[Any]:
 def batches(
     vlm: HookedModel, prompts: list[Any], size: int, done: frozenset[int] = frozenset()
 ) -> Iterator[Batch]:
-    """Prompts of like length together; none of those that are done."""
+    """Prompts of like length together; none of those that are done.
+
+    Args:
+        vlm: The model that reads them.
+        prompts: Texts and RawPrompts, or Prompts that were made already.
+        size: How many run together at the most.
+        done: Numbers of prompts that are left out.
+    """
     if isinstance(prompts[0], Prompt):
         first = 0
         for prompt in prompts:
