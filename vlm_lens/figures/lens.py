@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from vlm_lens.errors import PositionError
+from vlm_lens.figures.lens_panel import Panel
 from vlm_lens.figures.lens_words import Words
-from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri
 from vlm_lens.figures.style import GREY, SEQUENTIAL, style
-from vlm_lens.layout.geometry import Box, PatchGrid
 
 _TOKEN_PX = 58  # width of a column with a token in it
 _LAYER_PX = 30
 _FEW = 14  # up to so many positions, patches too have columns of their own: a page is not wider
 _RUN_PX = (110, 330)  # least and most width of one picture's patches, side by side
-_STRIP = 0.24  # of a patch, at its foot, for what is decoded: the rest of the picture is to be seen
+_BESIDE_PX = 330  # a picture's width where several stand side by side
 
 
 def lens_figure(words: Words) -> go.Figure:
@@ -87,87 +85,93 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
         PositionError: The prompt has no such picture, no position of it holds a single patch, or
             the lens decoded none of them.
     """
-    patches, cells = _decoded_grid(words, image, grid)
-    xs, ys = cell_edges(patches)
-    size = patches.pixels_of.picture
-    box = canvas([patches], size)
-    zoom = _zoom(box, xs, ys)
-    strip = _STRIP * (ys[1] - ys[0])
-    font = max(8, min(12, round(strip * zoom / 1.3)))
-    letters = int((xs[1] - xs[0]) * zoom / (0.7 * font))
-    depth = 10 if patches.rows * patches.cols <= 100 else 5
-    edges = [y for top, foot in pairwise(ys) for y in (top, foot - strip)] + [ys[-1]]
+    panel = Panel.of(words, image, grid)
     fig = go.Figure()
     for la in words.layers:
         fig.add_heatmap(
-            x=xs,
-            y=edges,
-            z=_in_strips(
-                cells, lambda i, la=la: float(words.top_probs[la, i, 0]), above=None, missing=None
-            ),
-            text=_in_strips(
-                cells, lambda i, la=la: words.top(la, i, most=letters), above="", missing=""
-            )
-            if letters >= 3
-            else None,
-            hovertext=_in_strips(  # the whole patch can be pointed at
-                cells, lambda i, la=la: words.hover(la, i, depth), above=..., missing="not decoded"
-            ),
-            texttemplate="%{text}" if letters >= 3 else None,
-            textfont={"size": font},
-            hovertemplate="%{hovertext}<extra></extra>",
-            hoverongaps=True,
-            coloraxis="coloraxis",
-            xgap=1,
-            visible=la == words.layers[-1],
+            **panel.strips(la), coloraxis="coloraxis", visible=la == words.layers[-1],
             name=words.layer(la),
-        )
-    picture = words.pictures[image] if image < len(words.pictures) else None
-    if picture is not None:
-        fig.add_layout_image(
-            source=picture_uri(picture, most=1024), x=0, y=0, sizex=size[0], sizey=size[1],
-            xref="x", yref="y", xanchor="left", yanchor="top", sizing="stretch", layer="below",
         )  # fmt: skip
-    _dim_unseen(fig, patches.pixels_of.seen, size)
-    known = "" if picture is not None else "; the picture itself is not known"
+    panel.draw_picture(fig)
+    known = "" if panel.picture is not None else "; the picture itself is not known"
     style(
         fig,
-        title=f"What each patch of image {image} decodes to"
-        if words.likely
-        else f"What each patch of image {image} is nearest to",
+        title=panel.title,
         subtitle=f"{words.subtitle}; strips: top token, coloured by its {words.measure}{known}",
-        width=max(480, round((box[2] - box[0]) * zoom) + 130),
-        height=round((box[3] - box[1]) * zoom) + 200,
+        width=max(480, panel.width + 130),
+        height=panel.height + 200,
     )
-    plain = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
-    fig.update_xaxes(range=[box[0], box[2]], constrain="domain", **plain)
-    fig.update_yaxes(range=[box[3], box[1]], scaleanchor="x", constrain="domain", **plain)
+    panel.fit_axes(fig)
     fig.update_layout(
-        coloraxis=_colours(words, (i for line in cells for i in line if i is not None),
-                           SEQUENTIAL),
+        coloraxis=_colours(words, panel.indices, SEQUENTIAL),
         margin={"l": 20, "r": 110, "t": 90, "b": 110},
         hoverlabel_align="left",
-        sliders=[_slider(words)],
-    )  # fmt: skip
+        sliders=[layer_slider(words, [[la] for la in words.layers])],
+    )
     return fig
 
 
-def _in_strips(
-    cells: list[list[int | None]], show: Callable[[int], Any], *, above: Any, missing: Any
-) -> list[list[Any]]:
-    """Rows for the part of a patch above its strip, and for the strip, of each row of patches.
+def lens_comparison_figure(
+    words: Mapping[str, Words], *, image: int = 0, grid: int | None = None, columns: int = 2
+) -> go.Figure:
+    """Several lenses over the same picture, with one slider for the layer.
 
     Args:
-        cells: The number of each patch's decoding; None where nothing was decoded.
-        show: What stands in the strip.
-        above: What stands above it; the same if it is `...`.
-        missing: What stands in the strip where nothing was decoded.
+        words: What each lens says, by the lens's name; of the same layers and positions.
+        image: Which picture of the prompt.
+        grid: Which of its grids; see `lens_image_figure`.
+        columns: How many stand side by side.
+
+    Raises:
+        PositionError: As `lens_image_figure`.
     """
-    rows = []
-    for line in cells:
-        strip = [missing if i is None else show(i) for i in line]
-        rows += [strip if above is ... else [above] * len(line), strip]
-    return rows
+    first = next(iter(words.values()))
+    rows = -(-len(words) // columns)
+    panels = {n: Panel.of(w, image, grid, most=_BESIDE_PX) for n, w in words.items()}
+    measures = list(dict.fromkeys(w.measure for w in words.values()))
+    any_panel = next(iter(panels.values()))
+    fig = make_subplots(
+        rows, columns, subplot_titles=[escape(n, quote=False) for n in words],
+        horizontal_spacing=0.03, vertical_spacing=34 / (rows * (any_panel.height + 34)),
+    )  # fmt: skip
+    for i, (name, mine) in enumerate(words.items()):
+        row, col = divmod(i, columns)
+        number = measures.index(mine.measure)
+        for la in mine.layers:
+            fig.add_heatmap(
+                **panels[name].strips(la), coloraxis=f"coloraxis{number + 1 if number else ''}",
+                visible=la == mine.layers[-1], name=name, row=row + 1, col=col + 1,
+            )  # fmt: skip
+        panels[name].draw_picture(fig, row + 1, col + 1)
+        panels[name].fit_axes(fig, row + 1, col + 1)
+    for i in range(len(words), rows * columns):
+        row, col = divmod(i, columns)
+        fig.update_xaxes(visible=False, row=row + 1, col=col + 1)
+        fig.update_yaxes(visible=False, row=row + 1, col=col + 1)
+    width = columns * (any_panel.width + 12) + 70 + 100 * len(measures)
+    style(
+        fig,
+        title=f"What lenses read at the patches of image {image}",
+        subtitle=f"{escape(first.model)}; strips: top token of each lens",
+        width=width,
+        height=rows * (any_panel.height + 34) + 220,
+    )
+    axes = {}
+    for number, measure in enumerate(measures):
+        mine = [n for n, w in words.items() if w.measure == measure]
+        top = max((_colours(words[n], panels[n].indices, SEQUENTIAL) for n in mine),
+                  key=lambda axis: axis["cmax"])  # fmt: skip
+        top["colorbar"] |= {"x": 1.02 + 100 * number / width, "len": 0.8}
+        axes[f"coloraxis{number + 1 if number else ''}"] = top
+    n_layers = len(first.layers)
+    shown = [[i * n_layers + la for i in range(len(words))] for la in first.layers]
+    fig.update_layout(
+        **axes,
+        margin={"l": 20, "r": 30 + 100 * len(measures), "t": 110, "b": 100},
+        hoverlabel_align="left",
+        sliders=[layer_slider(first, shown)],
+    )
+    return fig
 
 
 def _ranks_figure(words: Words) -> go.Figure:
@@ -233,24 +237,6 @@ def _by_layer(fig: go.Figure, words: Words, columns: float, *, x: str) -> go.Fig
     return fig
 
 
-def _decoded_grid(
-    words: Words, image: int, number: int | None
-) -> tuple[PatchGrid, list[list[int | None]]]:
-    """A grid of a picture, and for each of its cells the index of its decoding, if any."""
-    space = words.layout.image[image].text
-    space.grid(number or 0)
-    index = {position: i for i, position in enumerate(words.positions)}
-    for grid in space.grids if number is None else [space.grid(number)]:
-        rows, cols = range(grid.rows), range(grid.cols)
-        cells = [[index.get(grid.patch(r, c)) for c in cols] for r in rows]
-        if any(i is not None for line in cells for i in line):
-            return grid, cells
-    raise PositionError(
-        f"The lens decoded no position of image {image}: leave at= out, or use at=Images() or "
-        f"at=Patches({image})."
-    )
-
-
 def _colours(words: Words, indices: Iterable[int], scale: str | list) -> dict:
     """Colours from 0 to the largest value shown, so that faint decodings differ too."""
     top = max(float(words.top_probs[:, list(indices), 0].max()), 1e-6)
@@ -264,32 +250,21 @@ def _colours(words: Words, indices: Iterable[int], scale: str | list) -> dict:
     return {"cmin": 0, "cmax": top, "colorscale": scale, "colorbar": bar}
 
 
-def _zoom(box: Box, xs: list[float], ys: list[float]) -> float:
-    """Screen pixels for one pixel of the picture: room for a token in each patch, up to a limit."""
-    wanted = max(70 / (xs[1] - xs[0]), 60 / (ys[1] - ys[0]), 420 / (box[2] - box[0]))
-    return min(wanted, 920 / (box[2] - box[0]), 780 / (box[3] - box[1]))
+def layer_slider(words: Words, shown: Sequence[Sequence[int]]) -> dict:
+    """A slider over layers.
 
-
-def _dim_unseen(fig: go.Figure, seen: Box, size: tuple[int, int]) -> None:
-    (x0, y0, x1, y1), (w, h) = seen, size
-    bands = [(0, 0, x0, h), (x1, 0, w, h), (x0, 0, x1, y0), (x0, y1, x1, h)]
-    for left, top, right, bottom in bands:
-        if right - left > 1e-6 and bottom - top > 1e-6:
-            fig.add_shape(
-                type="rect", x0=left, y0=top, x1=right, y1=bottom, line_width=0,
-                fillcolor="rgba(110,110,110,0.78)", name="not seen by the model",
-            )  # fmt: skip
-
-
-def _slider(words: Words) -> dict:
-    """Shows the heat map of one layer and hides the others."""
+    Args:
+        words: What the layers are called.
+        shown: Of each layer the traces that are seen; all others are hidden.
+    """
+    total = sum(len(traces) for traces in shown)
     steps = [
         {
             "method": "update",
             "label": words.layer(la),
-            "args": [{"visible": [la == other for other in words.layers]}],
+            "args": [{"visible": [i in traces for i in range(total)]}],
         }
-        for la in words.layers
+        for la, traces in zip(words.layers, shown, strict=True)
     ]
     return {
         "active": len(words.layers) - 1,

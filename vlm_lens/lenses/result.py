@@ -212,7 +212,7 @@ class LensResult:
         """
         from vlm_lens.figures.lens import lens_figure
 
-        return lens_figure(self._words(row))
+        return lens_figure(self.words(row))
 
     def plot_image(self, image: int = 0, *, row: int = 0, grid: int | None = None) -> go.Figure:
         """Decodings drawn over one picture, with a slider over layers.
@@ -228,9 +228,9 @@ class LensResult:
         """
         from vlm_lens.figures.lens import lens_image_figure
 
-        return lens_image_figure(self._words(row), image=image, grid=grid)
+        return lens_image_figure(self.words(row), image=image, grid=grid)
 
-    def _words(self, row: int) -> Words:
+    def words(self, row: int = 0) -> Words:
         """What figures show of one prompt."""
         from vlm_lens.figures.lens_words import Words
 

@@ -8,6 +8,7 @@ real language model can do them.
 
 from __future__ import annotations
 
+from vlm_lens.tasks.contents import contents
 from vlm_lens.tasks.draws import draw_examples
 from vlm_lens.tasks.grids import Scene, draw_scene, grid_rows
 from vlm_lens.tasks.localisation import Localisation, localise
@@ -29,6 +30,7 @@ __all__ = [
     "Task",
     "TaskError",
     "TaskSpec",
+    "contents",
     "draw_examples",
     "draw_scene",
     "draw_words",
