@@ -13,11 +13,13 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.hooked.cache import ActivationCache as ActivationCache
     from vlm_lens.interventions import Ablate as Ablate
     from vlm_lens.interventions import ActivationPatch as ActivationPatch
+    from vlm_lens.interventions import AttentionEdit as AttentionEdit
     from vlm_lens.interventions import AttentionKnockout as AttentionKnockout
     from vlm_lens.interventions import Clamp as Clamp
     from vlm_lens.interventions import Intervention as Intervention
     from vlm_lens.interventions import Project as Project
     from vlm_lens.interventions import Remove as Remove
+    from vlm_lens.interventions import Resample as Resample
     from vlm_lens.interventions import Scale as Scale
     from vlm_lens.interventions import Steer as Steer
     from vlm_lens.layout.layout import Layout as Layout
@@ -43,6 +45,7 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.prompts.prompt import Prompt as Prompt
     from vlm_lens.prompts.template import RawPrompt as RawPrompt
     from vlm_lens.reading.mean import Mean as Mean
+    from vlm_lens.reading.samples import Samples as Samples
     from vlm_lens.reading.vectors import TaskVector as TaskVector
     from vlm_lens.reading.vectors import VectorEnsemble as VectorEnsemble
     from vlm_lens.scores import Scores as Scores
@@ -62,12 +65,15 @@ _HOMES = {
     "Clamp": "vlm_lens.interventions",
     "Remove": "vlm_lens.interventions",
     "Project": "vlm_lens.interventions",
+    "AttentionEdit": "vlm_lens.interventions",
     "AttentionKnockout": "vlm_lens.interventions",
+    "Resample": "vlm_lens.interventions",
     "Intervention": "vlm_lens.interventions",
     "Scores": "vlm_lens.scores",
     "TaskVector": "vlm_lens.reading.vectors",
     "VectorEnsemble": "vlm_lens.reading.vectors",
     "Mean": "vlm_lens.reading.mean",
+    "Samples": "vlm_lens.reading.samples",
     "LogitLens": "vlm_lens.lenses",
     "explore": "vlm_lens.explorer",
     "AnswerProb": "vlm_lens.measures",

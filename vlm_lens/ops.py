@@ -16,6 +16,8 @@ from vlm_lens.sparse import SparseCoder
 SET, ADD, SCALE, MEAN = "set", "add", "scale", "mean"
 REMOVE, PROJECT, CLAMP, BLOCK = "remove", "project", "clamp", "block"
 FEATURES, EXCHANGE = "features", "exchange"
+WEIGH, SHARE = "weigh", "share"
+EDGES = (BLOCK, WEIGH, SHARE)  # kinds that change what single keys are to queries
 CELLS = ("pool", "keys")  # tensors whose first two columns are (row, position)
 _EDIT = ("which", "factor", "shift", "error")
 FOR_ALL = ("basis", *_EDIT, *(f.name for f in fields(SparseCoder)))  # not one entry a place
@@ -26,7 +28,7 @@ class IncompleteMean(ValueError):
 
 
 class NoKeyLeft(ValueError):
-    """A query that could see no key any more."""
+    """A query that could see no key any more, or none that the rest of its weight could go to."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Op:
         point: The point's name.
         kind: `"set"` replaces, `"add"` adds, `"scale"` multiplies, `"mean"` replaces by a mean over
             places of the same activation, `"remove"` takes the part in a subspace away, `"project"`
-            leaves that part only, `"clamp"` limits, `"block"` hides keys from queries,
+            leaves that part only, `"clamp"` limits, `"block"` hides keys from queries; `"weigh"`
+            gives keys other weights in the pattern, and `"share"` does so too and divides the rest
+            among the other keys as before, so that rows still sum to 1;
             `"features"` changes features of a sparse coder, `"exchange"` sets the part in a
             subspace.
         rows: Index on the activation's first axis, one for each place.
@@ -47,12 +51,15 @@ class Op:
             the activation has none). For `"mean"`: `pool` `[n, 3]`, one (row, position, mean) for
             each place that enters a mean, and `takes` `[places]`, which mean each place takes. For
             `"remove"` and `"project"`: `basis` `[directions, features]`, orthonormal. For
-            `"clamp"`: `low` and `high`, of the form of `value`. For `"block"`: `keys` `[n, 2]`, the
-            (row, position) of each key that queries of its row may not see. For `"features"`: those
-            of a `SparseCoder`; `which` `[m]`, the features that are changed, and `factor` and
-            `shift` `[m]`, by which: `f -> factor * f + shift`; and `error` where what the coder
-            does not reconstruct stays. For `"exchange"`: `basis` and `value`.
+            `"clamp"`: `low` and `high`, of the form of `value`. For `"block"`, `"weigh"` and
+            `"share"`: `keys` `[n, 2]`, the (row, position) of each key that is meant for queries
+            of its row; for the last two also `to`, the weight of each key, or `times`, what it is
+            multiplied by, of the form of `value`. For `"features"`: those of a `SparseCoder`;
+            `which` `[m]`, the features that are changed, and `factor` and `shift` `[m]`, by which:
+            `f -> factor * f + shift`; and `error` where what the coder does not reconstruct stays.
+            For `"exchange"`: `basis` and `value`.
         since: With no places: every position from this one on (tokens generated after a prompt).
+        crossing: Whether keys are of another sequence than queries, counted from its beginning.
     """
 
     point: str
@@ -62,6 +69,7 @@ class Op:
     heads: tuple[int, ...] | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
     since: int | None = None
+    crossing: bool = False
 
 
 def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
@@ -94,8 +102,13 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
     if op.kind == MEAN:
         new = _means(op.tensors["pool"], x, offset)[op.tensors["takes"].to(x.device)[places]]
         new = new[:, list(op.heads)] if op.heads is not None else new
-    elif op.kind == BLOCK:
-        new = _blocked(op.tensors["keys"], current, rows, offset + x.shape[1])
+    elif op.kind in EDGES:
+        length = 0 if op.crossing else offset + x.shape[1]
+        meant = _meant(op.tensors["keys"], current, rows, length)
+        if op.kind == BLOCK:
+            new = _blocked(meant, current, rows)
+        else:
+            new = _weighed(op, meant & (current != 0), current, rows, places)
     elif op.kind in (REMOVE, PROJECT):
         basis = op.tensors["basis"].to(device=x.device, dtype=_precise(x))
         inside = (current.to(basis.dtype) @ basis.T @ basis).to(x.dtype)
@@ -139,39 +152,72 @@ def _exchanged(op: Op, current: Tensor, places: Tensor) -> Tensor:
 
 def _by_value(op: Op, current: Tensor, places: Tensor) -> Tensor:
     """What stands at some places after an op that has a value for each, or one for all."""
-
-    def at_places(name: str) -> Tensor:
-        value = op.tensors[name].to(device=current.device, dtype=current.dtype)
-        return value[places] if len(value) > 1 else value
-
     if op.kind == SET:
-        return at_places("value")
+        return _at_places(op, "value", current, places)
     if op.kind == ADD:
-        return current + at_places("value")
+        return current + _at_places(op, "value", current, places)
     if op.kind == SCALE:
-        return current * at_places("value")
+        return current * _at_places(op, "value", current, places)
     if op.kind == CLAMP:
-        return current.clamp(at_places("low"), at_places("high"))
+        limits = (_at_places(op, name, current, places) for name in ("low", "high"))
+        return current.clamp(*limits)
     raise ValueError(f"Unknown kind of op: {op.kind!r}.")
 
 
-def _blocked(keys: Tensor, scores: Tensor, rows: Tensor, length: int) -> Tensor:
-    """Scores `[places, heads, keys]` with minus infinity added at keys of the same row.
+def _at_places(op: Op, name: str, current: Tensor, places: Tensor) -> Tensor:
+    """A tensor of an op that has an entry for each place, or one for all."""
+    value = op.tensors[name].to(device=current.device, dtype=current.dtype)
+    return value[places] if len(value) > 1 else value
+
+
+def _meant(keys: Tensor, current: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Which keys an op means for some queries, `[places, 1, keys]`.
 
     Args:
-        keys: Row and position of each key that is hidden, `[n, 2]`.
-        scores: The scores of some queries, masked by the model.
+        keys: Row and position of each key, `[n, 2]`.
+        current: Scores or weights of the queries, `[places, heads, keys]`.
         rows: The row of each query.
         length: Positions of the whole sequence so far. A cache of a sliding window holds the last
             ones only, so that keys are counted from the end; a cache of fixed size holds more.
     """
-    keys = keys.to(scores.device)
-    first = max(length - scores.shape[-1], 0)
-    keys = keys[(keys[:, 1] >= first) & (keys[:, 1] < first + scores.shape[-1])]
-    hidden = scores.new_zeros((int(rows.max()) + 1, scores.shape[-1]), dtype=torch.bool)
-    keys = keys[keys[:, 0] < len(hidden)]
-    hidden[keys[:, 0], keys[:, 1] - first] = True
-    new = scores.masked_fill(hidden[rows].unsqueeze(1), -torch.inf)
+    keys = keys.to(current.device)
+    first = max(length - current.shape[-1], 0)
+    keys = keys[(keys[:, 1] >= first) & (keys[:, 1] < first + current.shape[-1])]
+    meant = current.new_zeros((int(rows.max()) + 1, current.shape[-1]), dtype=torch.bool)
+    keys = keys[keys[:, 0] < len(meant)]
+    meant[keys[:, 0], keys[:, 1] - first] = True
+    return meant[rows].unsqueeze(1)
+
+
+def _weighed(op: Op, meant: Tensor, pattern: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """A pattern with other weights at the keys meant that are seen at all."""
+    precise = pattern.to(_precise(pattern))
+    if "to" in op.tensors:
+        weights = _at_places(op, "to", precise, places).expand_as(precise)
+    else:
+        weights = precise * _at_places(op, "times", precise, places)
+    new = torch.where(meant, weights, precise)
+    if op.kind == SHARE and "times" in op.tensors:
+        new = new / new.sum(-1, keepdim=True)
+    elif op.kind == SHARE:
+        rest = 1 - torch.where(meant, new, 0).sum(-1, keepdim=True)
+        total = torch.where(meant, 0, precise).sum(-1, keepdim=True)
+        new = torch.where(meant, new, precise * (rest / total.clamp_min(1e-30)))
+        new = torch.where(meant.any(-1, keepdim=True), new, precise)
+    sums = new.sum(-1)
+    if op.kind == SHARE:  # NaN and what cannot be shared out; a query of padding had no sum before
+        lost = ~((sums - 1).abs() < 1e-3) | (new < -1e-6).any(-1)
+        lost &= (precise.sum(-1) - 1).abs() < 1e-2
+    else:
+        lost = torch.zeros_like(sums, dtype=torch.bool)
+    if lost.any():
+        raise NoKeyLeft(f"row {int(rows[lost.any(-1)][0])}")
+    return new.to(pattern.dtype)
+
+
+def _blocked(hidden: Tensor, scores: Tensor, rows: Tensor) -> Tensor:
+    """Scores `[places, heads, keys]` with minus infinity added at the keys that are hidden."""
+    new = scores.masked_fill(hidden, -torch.inf)
     seen = new > torch.finfo(scores.dtype).min / 2
     # a query of padding saw nothing before either
     dead = ~seen.any(-1) & (scores > torch.finfo(scores.dtype).min / 2).any(-1)

@@ -36,6 +36,7 @@ _HOMES = (
     "vlm_lens.reading.mean",
     "vlm_lens.dictionaries",
     "vlm_lens.lenses",
+    "vlm_lens.reading.samples",
 )
 
 

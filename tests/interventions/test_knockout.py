@@ -2,90 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
-from families.every import FAMILIES
+from edge_case import by_mask, edges, own_layers, prompts
 
 from vlm_lens import (
     At,
     AttentionKnockout,
     Find,
     Generated,
-    HookedVLM,
     Images,
     Last,
     Patches,
     Text,
 )
 from vlm_lens.errors import InterventionError, PointError, PositionError
-
-CHOSEN = ("qwen2_vl", "gemma3", "idefics2", "mllama", "paligemma", "internvl")
-TEXTS = ["Q:<image>\nA:red\n\nQ:<image>\nA:", "Q:<image>b\nA:"]
-
-
-@pytest.fixture(scope="module", params=["clip-llama", *CHOSEN])
-def pair(request, tmp_path_factory):
-    """A model, and its copy with eager attention, on which plain masks are added."""
-    name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    save = FAMILIES[name].save_to if name in FAMILIES else lambda f: tiny.save(name, f)
-    save(folder)
-    vlm = HookedVLM.from_pretrained(folder)
-    return vlm, tiny.eager_copy(vlm.hf_model)
-
-
-def prompts(vlm):
-    pictures = [tiny.noise_picture(i, (24, 16)) for i in range(3)]
-    if vlm.family.name == "mllama":
-        yield vlm.prompt(TEXTS[1], pictures[:1])
-        return
-    yield vlm.prompt(TEXTS[0], pictures[:2])
-    yield vlm.prompt(TEXTS, [pictures[:2], pictures[2:]])
-
-
-@torch.no_grad()
-def by_mask(vlm, eager, inputs, cuts, layers, heads=None):
-    """Logits of plain transformers with minus infinity added to the mask of some blocks.
-
-    Args:
-        cuts: (row, query, key), counted in the whole sequence.
-    """
-    n_heads = vlm.cfg.n_heads
-    chosen = range(n_heads) if heads is None else heads
-
-    def add(module, args, kwargs):
-        mask = kwargs["attention_mask"]
-        more = torch.zeros(len(inputs["input_ids"]), n_heads, *mask.shape[-2:])
-        for row, query, key in cuts:
-            more[row, list(chosen), query, key] = -torch.inf
-        return args, kwargs | {"attention_mask": mask + more}
-
-    path = vlm.architecture.points["blocks.0.attn.hook_attn_scores"].site.module
-    with ExitStack() as stack:
-        for layer in layers:
-            module = eager.get_submodule(path.replace(".0.", f".{layer}."))
-            handle = module.register_forward_pre_hook(add, with_kwargs=True)
-            stack.callback(handle.remove)
-        return eager(**inputs, use_cache=False).logits
-
-
-def own_layers(vlm):
-    """Blocks that attend to the prompt, not to the features of pictures."""
-    table = vlm.points("blocks.*.attn.hook_attn_scores").values()
-    return [point.layer for point in table if not point.pictures_only]
-
-
-def edges(prompt, queries, keys):
-    return [
-        (layout.row, q, k)
-        for layout in prompt.layouts
-        for _, q in queries.resolve(layout)
-        for _, k in keys.resolve(layout)
-    ]
-
 
 CUTS = [
     (Last(), Images(), (0, 1), None),
@@ -245,7 +179,10 @@ def test_what_is_refused(load, no_forward):
         load("llama").run("Q:", interventions=AttentionKnockout(0, 0, part="vision"))
     for make, says in (
         (lambda: AttentionKnockout(Last(), Generated()), "positions of the prompt"),
-        (lambda: AttentionKnockout(Last(), Images(), part="audio"), "'language' or 'vision'"),
+        (
+            lambda: AttentionKnockout(Last(), Images(), part="audio"),
+            "'language', 'vision', 'cross'",
+        ),
         (lambda: AttentionKnockout(Last(), Images(), layers=()), "names no block"),
         (lambda: AttentionKnockout(Last(), Images(), layers="all"), "layers= takes"),
     ):

@@ -140,8 +140,8 @@ def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None
         ) from None
     except NoKeyLeft as error:
         raise InterventionError(
-            f"The knockout at {op.point} leaves a query no key to attend to ({error}): leave it at "
-            "least one, itself for example."
+            f"The change of attention at {op.point} leaves a query no key to attend to, or none "
+            f"for the rest of its weight ({error}): leave it at least one, itself for example."
         ) from None
     if not written:
         return None

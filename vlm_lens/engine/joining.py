@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_lens.engine.handlers import Counter, op_handler
 from vlm_lens.engine.hooks import Handler
-from vlm_lens.ops import BLOCK, CELLS, FOR_ALL, MEAN, Op
+from vlm_lens.ops import CELLS, EDGES, FOR_ALL, MEAN, Op
 
 Cell = tuple[int, int]  # row and position of an activation
 
@@ -100,8 +100,10 @@ def _joined(ops: Sequence[Op]) -> Op:
     positions = tuple(p for op in ops for p in op.positions)
     if ops[0].kind == MEAN:
         tensors = _joined_means([op.tensors for op in ops])
-    elif ops[0].kind == BLOCK:
-        tensors = {"keys": torch.cat([op.tensors["keys"] for op in ops])}
+    elif ops[0].kind in EDGES:
+        more = [name for name in ops[0].tensors if name != "keys"]
+        tensors = {name: _for_each_place(ops, name) for name in more}
+        tensors["keys"] = torch.cat([op.tensors["keys"] for op in ops])
     else:
         tensors = {
             name: value if name in FOR_ALL else _for_each_place(ops, name)

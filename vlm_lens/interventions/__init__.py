@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from vlm_lens.interventions.ablate import Ablate
+from vlm_lens.interventions.attention_edit import AttentionEdit
 from vlm_lens.interventions.base import Composed, Intervention, ModelFacts, Target, compose
 from vlm_lens.interventions.knockout import AttentionKnockout
 from vlm_lens.interventions.patch import ActivationPatch
+from vlm_lens.interventions.resample import Resample
 from vlm_lens.interventions.scale import Clamp, Scale
 from vlm_lens.interventions.steer import Steer
 from vlm_lens.interventions.subspace import Project, Remove
@@ -13,6 +15,7 @@ from vlm_lens.interventions.subspace import Project, Remove
 __all__ = [
     "Ablate",
     "ActivationPatch",
+    "AttentionEdit",
     "AttentionKnockout",
     "Clamp",
     "Composed",
@@ -20,6 +23,7 @@ __all__ = [
     "ModelFacts",
     "Project",
     "Remove",
+    "Resample",
     "Scale",
     "Steer",
     "Target",

@@ -30,7 +30,7 @@ def shaped(value: Tensor, place: Place) -> Tensor:
     Raises:
         InterventionError: A shape that fits none of the forms.
     """
-    inner = _inner_shape(place.point)
+    inner = inner_shape(place.point)
     if value.dim() == 0:
         return value.reshape((1,) * (len(inner) + 1))
     if value.dim() == 1 and len(inner) == 2:
@@ -52,7 +52,7 @@ def shaped(value: Tensor, place: Place) -> Tensor:
     raise _refused(value, inner, place)
 
 
-def _inner_shape(point: Point) -> tuple[int | None, ...]:
+def inner_shape(point: Point) -> tuple[int | None, ...]:
     """What one place holds: `(d_model,)`, `(n_heads, d_head)`, `(n_heads, keys unknown)`."""
     if "query" in point.axes:
         return (point.sizes[point.axes.index("head")], None)

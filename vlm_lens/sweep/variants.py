@@ -94,8 +94,9 @@ def labelled(intervention: Intervention, points: PointTable, **more: Any) -> Var
         labels["at"] = repr(intervention.at)
     if getattr(intervention, "heads", None) is not None:
         labels["head"] = ",".join(map(str, intervention.heads))
-    if "scale" in names:
-        labels["scale"] = intervention.scale
+    for name in [n for n in ("scale", "which") if getattr(intervention, n, None) is not None]:
+        value = getattr(intervention, name)
+        labels["sample" if name == "which" else name] = value[0] if name == "which" else value
     if isinstance(intervention, Composed):
         labels["intervention"] = repr(intervention) or "none"
     return Variant(intervention, {**labels, **more})
