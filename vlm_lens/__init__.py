@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.measures import Prob as Prob
     from vlm_lens.measures import Rank as Rank
     from vlm_lens.model.hooked_vlm import HookedVLM as HookedVLM
+    from vlm_lens.pairs import Pair as Pair
+    from vlm_lens.pairs import Pairs as Pairs
     from vlm_lens.points.point import Point as Point
     from vlm_lens.prompts.prompt import Prompt as Prompt
     from vlm_lens.prompts.template import RawPrompt as RawPrompt
@@ -70,6 +72,8 @@ _HOMES = {
     "Resample": "vlm_lens.interventions",
     "Intervention": "vlm_lens.interventions",
     "Scores": "vlm_lens.scores",
+    "Pair": "vlm_lens.pairs",
+    "Pairs": "vlm_lens.pairs",
     "TaskVector": "vlm_lens.reading.vectors",
     "VectorEnsemble": "vlm_lens.reading.vectors",
     "Mean": "vlm_lens.reading.mean",

@@ -8,11 +8,11 @@ from difflib import SequenceMatcher
 from itertools import groupby
 
 from vlm_lens.errors import PositionError
+from vlm_lens.layout.cells import Cell
 from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, ImageLayout, Layout
 from vlm_lens.layout.positions import Position
 from vlm_lens.serial import savable
 
-Cell = tuple[int, int]  # row of the activation's first axis, position
 Stretch = list[int]  # positions that follow each other, of text or of one picture
 
 

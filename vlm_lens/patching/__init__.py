@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from vlm_lens.patching.donor import Donor, PatchingError, Transplant, read_donor
-from vlm_lens.patching.exact import Patched, Spot, patch_spots
+from vlm_lens.patching.exact import NoDifference, Patched, Spot, patch_spots
 from vlm_lens.patching.patch import Each, patch
 
 __all__ = [
     "Donor",
     "Each",
+    "NoDifference",
     "Patched",
     "PatchingError",
     "Spot",

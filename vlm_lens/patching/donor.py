@@ -12,28 +12,15 @@ from torch import Tensor
 from vlm_lens.errors import PointError, VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import Intervention, Target
-from vlm_lens.layout.layout import Layout
-from vlm_lens.layout.positions import Position
+from vlm_lens.layout.cells import Cell, Cells
 from vlm_lens.ops import SET, Op
 from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.storage.fingerprint import fingerprint
 
-Cell = tuple[int, int]  # row and position of an activation
-
 
 class PatchingError(VLMLensError):
     """Two runs between which nothing can be patched as asked."""
-
-
-@dataclass(frozen=True)
-class _Cells(Position):
-    """Cells by number, for each space."""
-
-    cells: tuple[tuple[str, tuple[Cell, ...]], ...]
-
-    def resolve(self, layout: Layout, space: str = "text") -> list[Cell]:
-        return list(dict(self.cells).get(space, ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +79,8 @@ def read_donor(
     """
     if not names:
         return Donor({}, {}, vlm.run(prompt)[:, -n_last:])
-    at = _Cells(tuple((space, tuple(mine)) for space, mine in cells.items()))
     logits, cache = vlm.run_with_cache(
-        prompt, names_filter=list(names), positions=at, last_logits=n_last
+        prompt, names_filter=list(names), positions=Cells.of(cells), last_logits=n_last
     )
     points = vlm.architecture.points
     values = {

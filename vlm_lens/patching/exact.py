@@ -23,11 +23,11 @@ from vlm_lens.engine.replay import Replayed
 from vlm_lens.engine.start import Start
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import Intervention, compose
+from vlm_lens.layout.cells import Cell
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.measures.base import BoundLogits, BoundMeasure, Measure, Record, at_last
 from vlm_lens.patching.donor import (
-    Cell,
     Donor,
     PatchingError,
     Transplant,
@@ -41,6 +41,10 @@ from vlm_lens.sweep.variants import Variant
 Direction = Literal["denoise", "noise"]
 SHARES = {"denoise": "recovered share", "noise": "lost share"}
 _LEAST = 1e-5  # of the larger of both measurements: below it their difference is rounding
+
+
+class NoDifference(PatchingError):
+    """Two runs for which a measure gives the same."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def patch_spots(
         progress: As for `vlm.sweep`.
 
     Raises:
-        PatchingError: The measure gives the same for both prompts, or no number.
+        NoDifference: The measure gives the same for both prompts.
+        PatchingError: It gives no number.
         VLMLensError: A spot does not fit the model or the prompts (before any run).
     """
     if direction not in get_args(Direction):
@@ -170,10 +175,10 @@ def check_apart(clean: float, corrupt: float) -> None:
     """Refuses two measurements whose difference is nothing but rounding.
 
     Raises:
-        PatchingError: They are equal.
+        NoDifference: They are equal.
     """
     if not abs(clean - corrupt) > _LEAST * max(1.0, abs(clean), abs(corrupt)):
-        raise PatchingError(
+        raise NoDifference(
             f"The measure gives {clean:.6g} for the clean prompt and {corrupt:.6g} for the corrupt "
             "one, so there is no difference to share out: take prompts that the model answers "
             "differently (Pairs.solved(vlm) keeps those), or another measure."

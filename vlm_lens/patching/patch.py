@@ -12,10 +12,11 @@ import numpy as np
 
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer, as_integers, is_integer
+from vlm_lens.layout.cells import Cells
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.measures.base import Measure
-from vlm_lens.patching.donor import Cell, PatchingError, check_points, n_heads_of
+from vlm_lens.patching.donor import PatchingError, check_points, n_heads_of
 from vlm_lens.patching.exact import SHARES, Direction, Patched, Spot, patch_spots
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter
@@ -231,11 +232,15 @@ def _places(
     at: At, positions: PositionMap, space: str
 ) -> tuple[list[Position], dict[str, tuple] | None, tuple[int, ...] | None]:
     """The positions of each entry, the axis that they are, and the rows of single positions."""
-    if isinstance(at, str) and at == EACH:
+    if isinstance(at, str):
+        if at != EACH:
+            raise PatchingError(
+                f"at is a position, a list of them, Each(...) or 'each', not {at!r}."
+            )
         at = Each(All())
     if isinstance(at, Each):
         cells = list(positions.resolve(at.at, space))
-        places: list[Position] = [_OneCell(cell) for cell in cells]
+        places: list[Position] = [Cells.of({space: [cell]}) for cell in cells]
         return places, {"position": tuple(p for _, p in cells)}, tuple(r for r, _ in cells)
     if isinstance(at, Mapping):
         labels = {str(k): as_position(v) for k, v in at.items()}
@@ -248,16 +253,6 @@ def _places(
     if not labels:
         raise PatchingError("at= names no place: leave it out for all positions.")
     return list(labels.values()), {"kind": tuple(labels)}, None
-
-
-@dataclass(frozen=True)
-class _OneCell(Position):
-    """One cell by number, whatever the space."""
-
-    cell: Cell
-
-    def resolve(self, layout: Any, space: str = "text") -> list[Cell]:
-        return [self.cell]
 
 
 def _outer(plan: Plan) -> int:

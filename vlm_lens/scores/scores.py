@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vlm_lens.figures.picture_view import PictureView
 
 POSITIONAL = ("position", "query")
-AXES = ("row", "layer", "head", "query", "position", "kind", "feature", "token")
+AXES = ("pair", "row", "layer", "head", "query", "position", "kind", "feature", "token")
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +266,7 @@ class Scores(Labelled):
         return chosen._view(pictures=any(p.patch for p in chosen.places()))
 
     def _view(self, *, pictures: bool) -> PictureView:
+        self._needs("position")
         others = [a for a in self.axes if a != "position"]
         labels = {axis: self._labels(axis) for axis in others}
         return view_of(

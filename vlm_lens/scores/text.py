@@ -32,5 +32,7 @@ def abridged(values: Sequence[Any]) -> str:
 def _short(table: pd.DataFrame) -> pd.DataFrame:
     keep = [c for c in table.columns if c != "pixels" and table[c].notna().any()]
     table = table[keep].copy()
-    table[table.columns[-1]] = table[table.columns[-1]].map(lambda v: f"{v:.4g}")
+    for column in table.columns:
+        if table[column].dtype.kind == "f":
+            table[column] = table[column].map(lambda v: f"{v:.4g}")
     return table

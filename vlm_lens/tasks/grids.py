@@ -18,7 +18,16 @@ from PIL import Image, ImageDraw
 from vlm_lens.tasks.palette import BACKGROUND, COLORS, cell_names
 from vlm_lens.tasks.rows import Row, TaskError
 
-__all__ = ["SHAPES", "Attribute", "Scene", "draw_scene", "grid_rows", "rows"]
+__all__ = [
+    "SHAPES",
+    "Attribute",
+    "Scene",
+    "check_grid",
+    "draw_scene",
+    "grid_rows",
+    "rows",
+    "scenes",
+]
 
 Attribute = Literal["color", "shape", "position", "count"]
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
@@ -131,17 +140,11 @@ def grid_rows(
     """
     if attribute not in get_args(Attribute):
         raise TaskError(f"attribute is one of {get_args(Attribute)}, not {attribute!r}")
-    if not 2 <= side <= 26:
-        raise TaskError(f"side is {side}; a grid has 2 to 26 cells in a row")
-    least, most = gray
-    if not 0 <= least <= most <= min(len(_NUMBERS) - 1, side * side - 1):
-        raise TaskError(f"gray is {gray}; give two numbers from 0 to 6 that leave a cell free")
-    if size < 8 * side:
-        raise TaskError(f"size is {size}; {side} cells need {8 * side} pixels or more")
+    check_grid(side, gray, size)
     if validation < 0 or test < 0 or not validation + test:
         raise TaskError(f"validation={validation} and test={test} make no rows")
-    scenes = _scenes(validation + test, side, (least, most), seed)
-    drawn = [scene.row(attribute, _picture(scene, size)) for scene in scenes]
+    found = scenes(validation + test, side, gray, seed)
+    drawn = [scene.row(attribute, _picture(scene, size)) for scene in found]
     return tuple(drawn[:validation]), tuple(drawn[validation:])
 
 
@@ -154,8 +157,38 @@ def rows(name: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     return grid_rows(name.removeprefix("grid-"))
 
 
-def _scenes(count: int, side: int, gray: tuple[int, int], seed: int) -> tuple[Scene, ...]:
-    """Different scenes, drawn by lot."""
+def check_grid(side: int, gray: tuple[int, int], size: int) -> None:
+    """Refuses a grid that cannot be drawn.
+
+    Args:
+        side: Cells from left to right, and from top to bottom.
+        gray: The least and the largest number of gray shapes.
+        size: Width and height of the picture, in pixels.
+
+    Raises:
+        TaskError: A setting is out of its range.
+    """
+    if not 2 <= side <= 26:
+        raise TaskError(f"side is {side}; a grid has 2 to 26 cells in a row")
+    least, most = gray
+    if not 0 <= least <= most <= min(len(_NUMBERS) - 1, side * side - 1):
+        raise TaskError(f"gray is {gray}; give two numbers from 0 to 6 that leave a cell free")
+    if size < 8 * side:
+        raise TaskError(f"size is {size}; {side} cells need {8 * side} pixels or more")
+
+
+def scenes(count: int, side: int, gray: tuple[int, int], seed: int) -> tuple[Scene, ...]:
+    """Different scenes, drawn by lot.
+
+    Args:
+        count: How many.
+        side: Cells from left to right, and from top to bottom.
+        gray: The least and the largest number of gray shapes.
+        seed: The seed.
+
+    Raises:
+        TaskError: There are not so many different ones.
+    """
     generator = np.random.RandomState(seed)
     cells, colors = cell_names(side), tuple(COLORS)
     found: dict[str, Scene] = {}

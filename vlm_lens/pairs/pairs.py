@@ -1,0 +1,339 @@
+"""Many pairs: what holds of them together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from vlm_lens.errors import VLMLensError
+from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.hooked.identity import run_identity
+from vlm_lens.measures import Measure
+from vlm_lens.pairs.pair import Pair, PairError
+from vlm_lens.pairs.scores import PAIR, PairScores
+from vlm_lens.patching.exact import (
+    SHARES,
+    Direction,
+    NoDifference,
+    number,
+    patch_spots,
+)
+from vlm_lens.patching.patch import At, Heads, Plan, plan_patches
+from vlm_lens.points.table import NamesFilter
+from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.scores.scores import scores
+from vlm_lens.storage.files import read_tensors, write_tensors
+from vlm_lens.storage.folder import RunFolder
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs(Sequence[Pair]):
+    """Several pairs, over which a result is averaged.
+
+    Attributes:
+        pairs: The pairs.
+        name: What they are, in a few words.
+        seed: The seed with which they were drawn, if they were.
+    """
+
+    pairs: tuple[Pair, ...]
+    name: str = ""
+    seed: int | None = None
+
+    def __post_init__(self):
+        given = tuple(self.pairs) if isinstance(self.pairs, Iterable) else (self.pairs,)
+        wrong = next((p for p in given if not isinstance(p, Pair)), None)
+        if wrong is not None:
+            raise PairError(f"Pairs holds Pair(...), not {type(wrong).__name__}.")
+        if not given:
+            raise PairError("There are no pairs.")
+        object.__setattr__(self, "pairs", given)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pairs: ...
+    def __getitem__(self, index: int | slice) -> Pair | Pairs:
+        found = self.pairs[index]
+        return found if isinstance(found, Pair) else replace(self, pairs=found)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    # ------------------------------------------------------------------ which pairs
+
+    def check(self, vlm: HookedModel) -> Pairs:
+        """These pairs, if a model's next token can tell their answers apart.
+
+        Raises:
+            MeasureError: It can't; the message names the pair.
+        """
+        for i, pair in enumerate(self.pairs):
+            with _naming(i):
+                pair.check(vlm)
+        return self
+
+    def measured(
+        self, vlm: HookedModel, measure: Measure | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The measure of each clean and each corrupt prompt, `[pairs]` each.
+
+        Args:
+            vlm: The model.
+            measure: `pair.measure` of each by default.
+        """
+        clean, corrupt = (
+            np.array([_measured(vlm, getattr(p, side), measure or p.measure) for p in self.pairs])
+            for side in ("clean", "corrupt")
+        )
+        return clean, corrupt
+
+    def solved(self, vlm: HookedModel, *, margin: float = 0.01) -> Pairs:
+        """Those pairs whose prompts the model answers as they say.
+
+        The answer is more likely than the other one after the clean prompt, and less after the
+        corrupt one; of a pair without another answer, more likely after the clean prompt.
+
+        Args:
+            vlm: The model.
+            margin: By how much, in logits; what is nearer counts as equal.
+
+        Raises:
+            PairError: There is none.
+        """
+        clean, corrupt = self.measured(vlm)
+        kept = [
+            pair
+            for pair, a, b in zip(self.pairs, clean, corrupt, strict=True)
+            if (a - b > margin if pair.other is None else min(a, -b) > margin)
+        ]
+        if not kept:
+            raise PairError(
+                f"{vlm.name} answers none of these {len(self)} pairs as they say: look at "
+                "pairs.measured(vlm), and at the form of the answers (' Paris' or 'Paris')."
+            )
+        return replace(self, pairs=tuple(kept))
+
+    def permuted(self, seed: int = 0) -> Pairs:
+        """The same prompts with the answers of other pairs: a control, in which nothing is to find.
+
+        Args:
+            seed: The seed of the permutation, in which no pair keeps its answers.
+
+        Raises:
+            PairError: All pairs have the same answers, or there is one pair only.
+        """
+        answers = [(pair.answer, pair.other) for pair in self.pairs]
+        generator = np.random.default_rng(seed)
+        for _ in range(1000):
+            order = generator.permutation(len(self))
+            if all(not set(answers[i]) & set(answers[j]) - {None} for i, j in enumerate(order)):
+                pairs = [
+                    Pair(pair.clean, pair.corrupt, *answers[j], differs=pair.differs)
+                    for pair, j in zip(self.pairs, order, strict=True)
+                ]
+                return Pairs(tuple(pairs), f"{self.name}, answers permuted".strip(", "), seed)
+        raise PairError(
+            "No permutation gives every pair answers that it does not have: take more pairs, of "
+            "more different answers."
+        )
+
+    # ------------------------------------------------------------------ patching
+
+    def patch(
+        self,
+        vlm: HookedModel,
+        points: NamesFilter,
+        *,
+        at: At = None,
+        heads: Heads = None,
+        window: int = 1,
+        direction: Direction = "denoise",
+        measure: Measure | None = None,
+        engine: str = "auto",
+        memory: int | None = None,
+        save: str | Path | None = None,
+        progress: bool = True,
+    ) -> PairScores:
+        """`Pair.patch` of each pair, with what that says of their mean.
+
+        Pairs for which the measure gives the same on both prompts are left out, and said.
+
+        Args:
+            vlm: The model.
+            points: As for `Pair.patch`.
+            at: As for `Pair.patch`; single positions need prompts of one shape, and a function of
+                the pair gives the same labels for each.
+            heads: As for `Pair.patch`.
+            window: As for `Pair.patch`.
+            direction: As for `Pair.patch`.
+            measure: What the differences are of; each pair's own by default.
+            engine: As for `vlm.sweep`.
+            memory: As for `vlm.sweep`.
+            save: A folder for finished pairs; a run that was killed goes on from there.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Scores with the axis `pair` in front; `statistics()` gives mean, interval and p-value.
+
+        Raises:
+            NoDifference: The measure gives the same on both prompts of every pair.
+            VLMLensError: Something does not fit the model or one of the prompts (before any run).
+        """
+        asked = _Asked(vlm, points, at, heads, window, direction, measure)
+        first = self._planned(asked)
+        identity = {} if save is None else run_identity(vlm, pairs=list(self), asked=asked.values())
+        opened = nullcontext() if save is None else _Store(save, identity)
+        found: list[np.ndarray] = []
+        with opened as store:
+            for i, pair in enumerate(tqdm(self.pairs, disable=not progress, unit="pair")):
+                share = store.load(i) if store else None
+                if share is None:
+                    share = asked.shares(pair, engine=engine, memory=memory)
+                    if store:
+                        store.add(i, share)
+                found.append(share)
+        return self._result(asked, first, np.stack(found))
+
+    def _planned(self, asked: _Asked) -> Plan:
+        """The first pair's plan, after all have been made and found to have the same axes."""
+        first: Plan | None = None
+        for i, pair in enumerate(self.pairs):
+            with _naming(i):
+                plan = asked.plan(pair)
+            first = first or plan
+            if (plan.axes, plan.rows) != (first.axes, first.rows):
+                raise PairError(
+                    f"Pair {i} has other places than pair 0, and single positions can be averaged "
+                    "over prompts of one shape only: ask for kinds of positions, "
+                    "at=[Images(), Text(), Last()], or for the parts that all have, Each(Images())."
+                )
+        return first
+
+    def _result(self, asked: _Asked, plan: Plan, shares: np.ndarray) -> PairScores:
+        unequal = np.flatnonzero(np.isnan(shares.reshape(len(self), -1)).all(1)).tolist()
+        if len(unequal) == len(self):
+            raise NoDifference(
+                f"The measure gives the same on both prompts of each of these {len(self)} pairs, "
+                "so there is no difference to share out."
+            )
+        single = "position" in plan.axes
+        clean = self.pairs[0].clean
+        made = scores(
+            shares,
+            {PAIR: range(len(self)), **plan.axes},
+            plan.rows if plan.space != "text" else None,
+            name=SHARES[asked.direction],
+            layout=clean.layout if single else None,
+            pictures=clean.images[0] if single and clean.images else (),
+            space=plan.space,
+            about={
+                "method": f"activation patching ({asked.direction})",
+                "model": asked.vlm.name,
+                **plan.about,
+                "measure": "each pair's own" if asked.measure is None else repr(asked.measure),
+                "pairs": f"{len(self)}{f' of {self.name}' if self.name else ''}",
+                **({} if self.seed is None else {"seed": self.seed}),
+                **({"shown on": "the clean prompt of pair 0"} if single else {}),
+                **({"pairs without a difference, left out": unequal} if unequal else {}),
+            },
+        )
+        return PairScores(**vars(made))
+
+    def __repr__(self) -> str:
+        name = f" of {self.name}" if self.name else ""
+        drawn = "" if self.seed is None else f", seed {self.seed}"
+        more = [f"... and {len(self) - 3} more"] if len(self) > 3 else []
+        return "\n".join([f"{len(self)} pairs{name}{drawn}", *map(repr, self.pairs[:3]), *more])
+
+    def _repr_html_(self) -> str:
+        return "".join(pair._repr_html_() for pair in self.pairs[:2])
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is patched in each pair."""
+
+    vlm: HookedModel
+    points: NamesFilter
+    at: At
+    heads: Heads
+    window: int
+    direction: Direction
+    measure: Measure | None
+
+    def plan(self, pair: Pair) -> Plan:
+        """The spots of a pair, whose measure has been found to fit too."""
+        for prompt in (pair.clean, pair.corrupt):
+            (self.measure or pair.measure).bind(self.vlm, self.vlm.as_prompt(prompt))
+        at = self.at(pair) if callable(self.at) else self.at
+        return plan_patches(
+            self.vlm, pair.positions, self.points, at=at, heads=self.heads, window=self.window
+        )
+
+    def shares(self, pair: Pair, *, engine: str, memory: int | None) -> np.ndarray:
+        """The shares of a pair, NaN where there is no difference to share out."""
+        plan = self.plan(pair)
+        try:
+            patched = patch_spots(
+                self.vlm, pair.clean, pair.corrupt, plan.spots,
+                measure=self.measure or pair.measure, positions=pair.positions,
+                direction=self.direction, engine=engine, memory=memory,
+            )  # fmt: skip
+        except NoDifference:
+            return plan.as_array(np.full(len(plan.spots), np.nan))
+        return plan.as_array(patched.share)
+
+    def values(self) -> dict[str, Any]:
+        """What tells it from others, without the model."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "vlm"}
+
+
+@contextmanager
+def _naming(pair: int) -> Iterator[None]:
+    """Errors say of which pair they are."""
+    try:
+        yield
+    except VLMLensError as error:
+        raise type(error)(f"Pair {pair}: {error}") from None
+
+
+def _measured(vlm: HookedModel, prompt: Prompt, measure: Measure) -> float:
+    return number(measure.bind(vlm, prompt).of_run(()))
+
+
+class _Store:
+    """A folder of finished pairs."""
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, str]):
+        self._folder = RunFolder(folder, identity, holds="patched pairs", error=PairError)
+
+    def __enter__(self) -> _Store:
+        self._folder.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._folder.close()
+
+    def load(self, pair: int) -> np.ndarray | None:
+        path = self._path(pair)
+        return read_tensors(path)[0]["share"].numpy() if path.exists() else None
+
+    def add(self, pair: int, share: np.ndarray) -> None:
+        self._folder.must_be_writable()
+        about = {"pair": json.dumps(pair)}
+        write_tensors(self._path(pair), {"share": torch.from_numpy(share)}, about)
+
+    def _path(self, pair: int) -> Path:
+        return self._folder.path / f"pair-{pair:06d}.safetensors"
