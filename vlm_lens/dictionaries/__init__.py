@@ -6,6 +6,7 @@ from vlm_lens.dictionaries.dictionary import Dictionary
 from vlm_lens.dictionaries.edits import Splice
 from vlm_lens.dictionaries.features import FeatureScores
 from vlm_lens.dictionaries.fidelity import Fidelity
+from vlm_lens.dictionaries.gallery import Gallery
 from vlm_lens.dictionaries.locate import shipped
 from vlm_lens.dictionaries.value import DictionaryError, DictionaryValue
 
@@ -15,6 +16,7 @@ __all__ = [
     "DictionaryValue",
     "FeatureScores",
     "Fidelity",
+    "Gallery",
     "Splice",
     "shipped",
 ]

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 import torch
 
 from vlm_lens.dictionaries import edits
+from vlm_lens.dictionaries.attribution import attribution as attribution_of
 from vlm_lens.dictionaries.edits import Splice
 from vlm_lens.dictionaries.features import Chosen, FeatureScores
 from vlm_lens.dictionaries.features import features as features_of
 from vlm_lens.dictionaries.fidelity import Fidelity
 from vlm_lens.dictionaries.fidelity import fidelity as fidelity_of
+from vlm_lens.dictionaries.gallery import Gallery
+from vlm_lens.dictionaries.gallery import gallery as gallery_of
 from vlm_lens.dictionaries.layouts import saelens
 from vlm_lens.dictionaries.layouts.parts import number
 from vlm_lens.dictionaries.locate import SHIPPED, located
@@ -26,6 +29,7 @@ from vlm_lens.serial import FrozenTensor, savable
 
 if TYPE_CHECKING:
     from vlm_lens.hooked.hooked_model import HookedModel, Interventions, Pictures, Promptable
+    from vlm_lens.measures import LogitMeasure
 
 
 @savable
@@ -231,6 +235,67 @@ class Dictionary(DictionaryValue):
         """
         made = vlm.as_prompt(prompt, images)
         return features_of(self, vlm, made, at, features, interventions)
+
+    def gallery(
+        self,
+        vlm: HookedModel,
+        prompts: Sequence[Any],
+        features: Chosen = None,
+        *,
+        k: int = 8,
+        captions: Sequence[str] | None = None,
+        batch_size: int = 16,
+    ) -> Gallery:
+        """The pictures in which features are strongest, each patch shaded by how strong.
+
+        Args:
+            vlm: The model.
+            prompts: Prompts that show pictures; they stream by, one batch at a time.
+            features: Which; by default those that the card describes, else the twelve strongest.
+            k: How many pictures of each.
+            captions: What each prompt is called.
+            batch_size: Prompts that run together at the most.
+
+        Returns:
+            A gallery: shows itself in Jupyter, `save("gallery.html")` writes a page, `table` holds
+            the numbers.
+
+        Raises:
+            VLMLensError: The dictionary does not fit the model, or no prompt shows a picture.
+        """
+        return gallery_of(
+            self, vlm, prompts, features, k=k, captions=captions, batch_size=batch_size
+        )
+
+    def attribution(
+        self,
+        vlm: HookedModel,
+        prompt: Promptable,
+        measure: LogitMeasure,
+        images: Pictures = None,
+        *,
+        at: Position | int | Sequence[int] | None = None,
+        features: Chosen = None,
+    ) -> FeatureScores:
+        """Which features a measure hangs on, to first order: activation times gradient.
+
+        Args:
+            vlm: The model.
+            prompt: One prompt: a Prompt of one row, text, or a processor's output.
+            measure: `LogitDiff("Paris", "Lima")`, `Prob("Paris")`, ...
+            images: Pictures, where `prompt` is text.
+            at: Where; everywhere by default.
+            features: Which features; by default those that are not 0 somewhere.
+
+        Returns:
+            Scores by `position` and `feature`, in the measure's unit: what a change of the feature
+            by its own size does, the error term held.
+
+        Raises:
+            VLMLensError: A measure without gradient, or a dictionary that does not fit.
+        """
+        made = vlm.as_prompt(prompt, images)
+        return attribution_of(self, vlm, made, measure, at, features)
 
     # ------------------------------------------------------------------ changing
 

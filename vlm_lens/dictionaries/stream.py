@@ -29,23 +29,18 @@ class PlacesRead:
     Attributes:
         x: The activation, `[places, d]`, heads side by side.
         kinds: `"image"`, `"text"` or `"special"` of each place.
+        images: Which picture of its prompt each place is of, `None` for text.
         numbers: Which prompt each place is of.
         pairs: Row and position of each place in the activation.
         prompt: The prompts as they ran.
-        numbers_of_rows: Which prompt each row of these is.
     """
 
     x: Tensor
     kinds: list[str]
+    images: list[int | None]
     numbers: list[int]
     pairs: list[tuple[int, int]]
     prompt: Prompt
-    numbers_of_rows: tuple[int, ...]
-
-    @property
-    def layouts(self) -> tuple[Layout, ...]:
-        """The layouts of these prompts."""
-        return self.prompt.layouts
 
 
 @torch.no_grad()
@@ -79,19 +74,26 @@ def places_read(
     with vlm.reusing_pictures():
         for batch in batches(vlm, listed, batch_size):
             prompt = vlm.as_prompt(batch.prompts)
-            found, owners, kinds = [], [], []
+            found, owners, kinds, images = [], [], [], []
             for number, layout in zip(batch.rows, prompt.layouts, strict=True):
+                image_of = {
+                    (row, p): image.index
+                    for image in layout.images
+                    for row, positions in image.space(point.space).sequences
+                    for p in positions
+                }
                 for row, position in places_of(layout, point.space, at):
                     found.append((row, position))
                     owners.append(number)
-                    kinds.append(_kind(layout, point, position))
+                    images.append(image_of.get((row, position)))
+                    kinds.append(IMAGE if images[-1] is not None else str(layout.kinds[position]))
             if not found:
                 continue
             _, cache = vlm.run_with_cache(prompt, names_filter=point.name, last_logits=1)
             rows, positions = torch.tensor(found).T
             value = cache[point.name]
             x = value[rows.to(value.device), positions.to(value.device)].flatten(1)
-            yield PlacesRead(x, kinds, owners, found, prompt, batch.rows)
+            yield PlacesRead(x, kinds, images, owners, found, prompt)
 
 
 def places_of(layout: Layout, space: str, at: Position | None = None) -> list[tuple[int, int]]:
@@ -103,13 +105,6 @@ def places_of(layout: Layout, space: str, at: Position | None = None) -> list[tu
         return at.resolve(layout, space)
     except PositionError:
         return []
-
-
-def _kind(layout: Layout, point: Point, position: int) -> str:
-    if point.space != "text":
-        return IMAGE
-    kind = str(layout.kinds[position])
-    return IMAGE if kind.startswith(IMAGE) else kind
 
 
 __all__ = ["IMAGE", "SPECIAL", "TEXT", "PlacesRead", "places_of", "places_read"]
