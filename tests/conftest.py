@@ -94,3 +94,14 @@ def no_forward(monkeypatch):
         monkeypatch.setattr(vlm.hf_model, "forward", refuse)
 
     return forbid
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium without a window; tests that need one are skipped where there is none."""
+    from browser import WHY_NONE, Browser, chromium
+
+    if chromium() is None:
+        pytest.skip(WHY_NONE)
+    with Browser() as opened:
+        yield opened

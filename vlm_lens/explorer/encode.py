@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from vlm_lens.explorer.view import ModelView, Run, Scene
-from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, visible
+from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, runs, visible
 from vlm_lens.figures.view_parts import drawings
-from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.layout import TEXT, Layout
 
 UNIT = 65535
 
@@ -41,6 +41,7 @@ def encode_scene(scene: Scene) -> dict[str, Any]:
         written.setdefault(vector, {})[block] = encode_run(run, scene.labels)
     return {
         "name": scene.name,
+        "prompt": prompt_text(scene),
         "pictures": [
             {"uri": picture_uri(p), "width": p.width, "height": p.height} for p in scene.pictures
         ],
@@ -54,6 +55,21 @@ def encode_scene(scene: Scene) -> dict[str, Any]:
         "plain": encode_run(scene.plain, scene.labels),
         "written": written,
     }
+
+
+def prompt_text(scene: Scene) -> str:
+    """The prompt in one line, each picture as a word in brackets, without `<markers>`."""
+    layout = scene.layout
+    pieces = layout.pieces or layout.strings
+    parts = []
+    for kind, start, stop in runs(layout.kinds):
+        if kind == TEXT:
+            shown = (p for p in pieces[start:stop] if not (p.startswith("<") and p.endswith(">")))
+            parts.append("".join(shown) if pieces else f"[{stop - start} tokens]")
+        elif kind.startswith("image"):
+            many = len(layout.images) > 1
+            parts.append(f" [{kind}] " if many else f" [picture of {scene.name}] ")
+    return " ".join("".join(parts).split())
 
 
 def encode_run(run: Run, labels: Mapping[int, str]) -> dict[str, Any]:

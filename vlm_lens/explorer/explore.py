@@ -155,7 +155,7 @@ def _about(vlm: HookedVLM) -> str:
     from vlm_lens import zoo
 
     if vlm.name in zoo.names():
-        return "A small model that ships with the package, trained for demonstration."
+        return "small, ships with the package, trained for demonstration."
     return ""
 
 

@@ -128,6 +128,16 @@ function explorer(data, load) {
     if (right) e.setAttribute("aria-label", text + ", right, " + percent(p));
     return e;
   }
+  // black or white on a colour, whichever is read better
+  let plus, panel;
+  const rgb = name => { const v = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    return v[0] === "#" ? (v.length < 7 ? [1, 2, 3].map(i => parseInt(v[i] + v[i], 16)) : [1, 3, 5].map(i => parseInt(v.slice(i, i + 2), 16))) : v.split(",").map(Number); };
+  function tint(e, alpha) {
+    const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = plus.map((v, i) => linear(v * alpha + panel[i] * (1 - alpha)));
+    e.style.setProperty("--s", alpha.toFixed(3));
+    if (alpha > 0.02) e.style.setProperty("--on", 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff");
+  }
   function radios(box, name, items, current, pick) {
     box.replaceChildren(...items.map(({ value, inside, label }) => make("label", {},
       make("input", { type: "radio", name, value, checked: value === current, "aria-label": label, onchange: () => pick(value) }), ...inside)));
@@ -195,18 +205,9 @@ function explorer(data, load) {
   }
   function drawStory() {
     const s = scene(), run = state.vector && need(state.vector, state.block), first = r => make("b", {}, r.words[r.answers[0]]);
-    $("story").replaceChildren("Given ", make("code", {}, promptText()), ", " + model().name + " goes on with ", first(s.plain), ".",
+    $("story").replaceChildren("Given ", make("code", {}, s.prompt), ", " + model().name + " goes on with ", first(s.plain), ".",
       ...(run ? [" With the vector of " + state.vector + " written after block " + state.block + " it goes on with ", first(run),
-        run.right ? run.right[0] ? ", which is right." : "." : "."] : []));
-  }
-  function promptText() {  // the prompt in one line, each picture as one word
-    const parts = [];
-    for (const [text, kind] of scene().tokens) {
-      if (kind === "text") parts.push(text);
-      else if (kind.startsWith("image") && parts[parts.length - 1] !== "[" + kind + "]") parts.push("[" + kind + "]");
-    }
-    const name = scene().pictures.length === 1 ? "[picture of " + scene().name + "]" : null;
-    return parts.map(p => name && p === "[image 0]" ? name : p).join(" ");
+        run.right && run.right[0] ? ", which is right." : s.expected[state.vector] ? "; right would be " + s.expected[state.vector] + "." : "."] : []));
   }
   let places = new Map(), values = null;
   const nameOf = i => { const [text, kind] = scene().tokens[i]; const cell = cellsAt.get(i);
@@ -224,14 +225,14 @@ function explorer(data, load) {
     $("told").textContent = on ? tell(i) : idle();
   }
   const idle = () => ({
-    attention: "Colour: how much of its attention head " + state.head + " of block " + state.look + " gives from " + nameOf(state.at) + " to each token; darkest is " + percent(values ? Math.max(...values) : 0) + ".",
-    lens: "On each patch: the token that block " + state.look + " reads there.",
-    patches: "Each square is one patch. Point at one to find its token." }[state.show]);
+    attention: "Colour: attention from " + nameOf(state.at) + " in head " + state.head + " of block " + state.look + "; the strongest is " + percent(values ? Math.max(...values) : 0) + ".",
+    lens: (cellsAt.size ? "On each patch" : "At each token of the picture") + ": what block " + state.look + " would say there.",
+    patches: cellsAt.size ? "Each square is one patch. Point at one to find its token." : "The picture as it is given." }[state.show]);
   function tell(i) {
     const told = [nameOf(i)], run = runAt(i), lens = run && lensOf(run, i, state.look);
     if (scene().sinks.includes(i)) told.push("an attention sink");
     if (values) told.push("gets " + percent(values[i]) + " of the attention");
-    if (lens) told.push("block " + state.look + " reads " + lens.slice(0, 3).map(([w, p]) => w + " " + percent(p)).join(", "));
+    if (lens) told.push("block " + state.look + " would say " + lens.slice(0, 3).map(([w, p]) => w + " " + percent(p)).join(", "));
     return told.join("; ") + ".";
   }
   function drawPrompt() {
@@ -241,10 +242,10 @@ function explorer(data, load) {
     places = new Map();
     const most = values ? Math.max(...values, 1e-9) : 1, strength = i => values ? 0.88 * values[i] / most : 0;
     $("prompt-about").textContent = drawings.some(d => d.cells.length)
-      ? "Each square of the picture is one patch, and each patch is one token. Select a patch or a token to see where it looks and what it reads."
-      : "Select a token to see where it looks and what it reads." + (s.why.some(Boolean) ? " The picture has no squares: " + s.why.find(Boolean) + "." : "");
+      ? "Each square of the picture is one patch, and each patch is one token. Select a patch or a token to see where the model looks from it, and what each block would say there."
+      : "Select a token to see where the model looks from it, and what each block would say there." + (s.why.some(Boolean) ? " The picture has no squares: " + s.why.find(Boolean) + "." : "");
     radios($("show"), "show", canShow().map(v => ({ value: v, inside: [v] })), state.show, v => { state.show = v; draw(); });
-    $("show").prepend(make("legend", {}, "Over the picture"));
+    $("show").prepend(make("legend", {}, "Show"));
     $("show").hidden = canShow().length < 2;
     $("look").max = model().blocks - 1;
     $("look").value = state.look;
@@ -254,10 +255,10 @@ function explorer(data, load) {
     const tokens = s.tokens.map(([text, kind], i) => {
       const picture = kind.startsWith("image"), cell = cellsAt.get(i), sh = strength(i);
       const lensed = state.show === "lens" && picture && runAt(i) ? lensOf(runAt(i), i, state.look) : null;
-      const e = make("button", { type: "button", class: "token" + (picture ? " picture" : "") + (i === state.at ? " at" : "") + (s.sinks.includes(i) ? " sink" : "") + (sh > 0.45 ? " strong" : ""),
+      const e = make("button", { type: "button", class: "token" + (picture ? " picture" : "") + (i === state.at ? " at" : "") + (s.sinks.includes(i) ? " sink" : ""),
         "data-key": "token" + i, "aria-pressed": String(i === state.at), "aria-label": nameOf(i) + (values ? ", " + percent(values[i]) : "") },
         make("small", {}, String(i)), lensed ? lensed[0][0] : picture ? (cell ? cell[5] + "," + cell[6] : "img") : text);
-      e.style.setProperty("--s", sh.toFixed(3));
+      tint(e, sh);
       place(e, i);
       return e;
     }).filter((e, i) => s.tokens[i][1] !== "pad");
@@ -300,11 +301,10 @@ function explorer(data, load) {
       const n = run.heads, fields = [];
       const rows = m.attentionBlocks.flatMap(look => [make("span", {}, "block " + look), ...[...Array(n).keys()].map(head => {
         const share = toTarget(run, look, head);
-        const e = make("button", { type: "button", "data-key": "head" + look + "." + head, class: share > 0.45 ? "strong" : undefined,
-          "aria-pressed": String(look === state.look && head === state.head), "aria-label": "block " + look + ", head " + head + ": " + percent(share),
+        const e = make("button", { type: "button", "data-key": "head" + look + "." + head, "aria-pressed": String(look === state.look && head === state.head), "aria-label": "block " + look + ", head " + head + ": " + percent(share),
           title: "block " + look + ", head " + head + ": " + percent(share),
           onclick: () => { state.look = look; state.head = head; state.show = "attention"; draw(); } }, percent(share));
-        e.style.setProperty("--s", (0.9 * share).toFixed(3));
+        tint(e, 0.9 * share);
         fields.push(e);
         return e;
       })]);
@@ -331,17 +331,17 @@ function explorer(data, load) {
       : load ? "Computing\u2026" : "This page does not hold what is read at " + nameOf(state.at) + ".";
     table.hidden = !known;
     if (!known) return;
-    table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, "block"), make("th", { scope: "col" }, changed ? "as it is" : "reads"),
+    table.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, "block"), make("th", { scope: "col" }, changed ? "as it is" : "would say"),
       ...(changed ? [make("th", { scope: "col" }, "with " + state.vector)] : [])));
-    const cell = top => make("td", {}, ...(top ? [bar(...top[0]), make("div", { class: "more" }, top.slice(1, 3).map(([w, p]) => w + " " + percent(p)).join("  \u00b7  "))] : []));
+    const cell = (top, here) => make("td", {}, ...(here ? [make("div", { class: "here" }, "written here")] : []), ...(top ? [bar(...top[0]), make("div", { class: "more" }, top.slice(1, 3).map(([w, p]) => w + " " + percent(p)).join("  \u00b7  "))] : []));
     table.tBodies[0].replaceChildren(...[...Array(model().blocks).keys()].map(b => make("tr", { "aria-current": String(b === state.look),
       class: changed && b === state.block ? "written" : undefined },
-      make("th", { scope: "row" }, make("button", { type: "button", "data-key": "lens" + b, onclick: () => { state.look = b; draw(); } }, String(b)),
-        ...(changed && b === state.block ? [make("span", { class: "soft" }, " \u2190 written")] : [])),
-      cell(lensOf(plain, state.at, b)), ...(changed ? [cell(lensOf(with_, state.at, b))] : []))));
+      make("th", { scope: "row" }, make("button", { type: "button", "data-key": "lens" + b, onclick: () => { state.look = b; draw(); } }, String(b))),
+      cell(lensOf(plain, state.at, b)), ...(changed ? [cell(lensOf(with_, state.at, b), b === state.block)] : []))));
     for (const li of table.querySelectorAll("li")) { const div = make("div", { class: "bar", style: li.getAttribute("style") }); div.append(...li.childNodes); li.replaceWith(div); }
   }
   function draw() {
+    [plus, panel] = [rgb("--plus"), rgb("--panel")];
     keepingFocus(() => { drawChoices(); drawStory(); drawAnswers(); drawPrompt(); drawAttention(); drawLens(); });
     writeLink();
     if (load) load(state, model(), scene(), draw);
@@ -350,6 +350,7 @@ function explorer(data, load) {
   $("block").addEventListener("input", e => { state.block = +e.target.value; draw(); });
   $("look").addEventListener("input", e => { state.look = +e.target.value; draw(); });
   $("sinks").addEventListener("change", e => { state.sinks = !e.target.checked; draw(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addEventListener("hashchange", () => { if (readLink()) draw(); });
   if (!readLink()) opening();
   draw();

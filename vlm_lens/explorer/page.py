@@ -31,9 +31,10 @@ def explorer_page(views: Sequence[ModelView], *, title: str = "") -> str:
         HTML that needs no other file, no network and no Python.
     """
     names = ", ".join(view.name for view in views)
-    footer = " ".join(
-        escape(f"{view.name}: {view.n_blocks} blocks. {view.about}".strip()) for view in views
-    )
+    told: dict[str, list[str]] = {}
+    for view in views:
+        told.setdefault(view.about, []).append(view.name)
+    footer = " ".join(escape(f"{', '.join(of)}: {about}") for about, of in told.items() if about)
     return filled(
         {"models": [encode_model(view) for view in views]},
         title=title or f"Explorer: {names}",
