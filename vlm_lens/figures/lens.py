@@ -16,6 +16,7 @@ _TOKEN_PX = 58  # width of a column with a token in it
 _LAYER_PX = 30
 _FEW = 14  # up to so many positions, patches too have columns of their own: a page is not wider
 _RUN_PX = (110, 330)  # least and most width of one picture's patches, side by side
+_BAR_PX = 90  # for a colour bar
 _BESIDE_PX = 330  # a picture's width where several stand side by side
 
 
@@ -148,12 +149,12 @@ def lens_comparison_figure(
         row, col = divmod(i, columns)
         fig.update_xaxes(visible=False, row=row + 1, col=col + 1)
         fig.update_yaxes(visible=False, row=row + 1, col=col + 1)
-    width = columns * (any_panel.width + 12) + 70 + 100 * len(measures)
+    drawn = columns * (any_panel.width + 12)  # without margins
     style(
         fig,
         title=f"What lenses read at the patches of image {image}",
         subtitle=f"{escape(first.model)}; strips: top token of each lens",
-        width=width,
+        width=drawn + 50 + _BAR_PX * len(measures),
         height=rows * (any_panel.height + 34) + 220,
     )
     axes = {}
@@ -161,13 +162,13 @@ def lens_comparison_figure(
         mine = [n for n, w in words.items() if w.measure == measure]
         top = max((_colours(words[n], panels[n].indices, SEQUENTIAL) for n in mine),
                   key=lambda axis: axis["cmax"])  # fmt: skip
-        top["colorbar"] |= {"x": 1.02 + 100 * number / width, "len": 0.8}
+        top["colorbar"] |= {"x": 1.02 + _BAR_PX * number / drawn, "len": 0.8}
         axes[f"coloraxis{number + 1 if number else ''}"] = top
     n_layers = len(first.layers)
     shown = [[i * n_layers + la for i in range(len(words))] for la in first.layers]
     fig.update_layout(
         **axes,
-        margin={"l": 20, "r": 30 + 100 * len(measures), "t": 110, "b": 100},
+        margin={"l": 20, "r": 30 + _BAR_PX * len(measures), "t": 110, "b": 100},
         hoverlabel_align="left",
         sliders=[layer_slider(first, shown)],
     )
