@@ -57,8 +57,7 @@ def lens_figure(words: Words) -> go.Figure:
             ticks.append((left + width / 2, words.run(image, indices)))
             borders += [left, left + width]
         else:
-            at = words.positions
-            ticks += [(left + k + 0.5, words.column(at[i])) for k, i in enumerate(indices)]
+            ticks += [(left + k + 0.5, words.column(i)) for k, i in enumerate(indices)]
         left += width
     for at in borders:
         fig.add_vline(x=at, line={"color": GREY, "width": 1})
@@ -189,7 +188,7 @@ def _ranks_figure(words: Words) -> go.Figure:
         hover=[[words.hover(la, 0)] * len(ranks) for la in words.layers],
     )
     fig.update_xaxes(tickvals=list(ranks), ticktext=[str(k) for k in ranks])
-    where = f"rank at position {position}, {words.token(position)} (0: the top token)"
+    where = f"rank at position {position}, {words.token(0)} (0: the top token)"
     return _by_layer(fig, words, float(len(ranks)), x=where)
 
 

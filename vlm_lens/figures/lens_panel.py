@@ -166,12 +166,12 @@ def _decoded_grid(
     words: Words, image: int, number: int | None
 ) -> tuple[PatchGrid, list[list[int | None]]]:
     """A grid of a picture, and for each of its cells the index of its decoding, if any."""
-    space = words.layout.image[image].text
+    space = words.layout.image[image].space(words.space)
     space.grid(number or 0)
-    index = {position: i for i, position in enumerate(words.positions)}
+    index = {pair: i for i, pair in enumerate(words.pairs)}
     for grid in space.grids if number is None else [space.grid(number)]:
         rows, cols = range(grid.rows), range(grid.cols)
-        cells = [[index.get(grid.patch(r, c)) for c in cols] for r in rows]
+        cells = [[index.get((grid.row, grid.patch(r, c))) for c in cols] for r in rows]
         if any(i is not None for line in cells for i in line):
             return grid, cells
     raise PositionError(

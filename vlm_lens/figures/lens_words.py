@@ -18,7 +18,7 @@ from vlm_lens.layout.layout import Layout
 from vlm_lens.terms import EMBED
 
 LETTERS = 8  # of a token that fit into a column
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"(?:vision\.)?blocks\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,8 @@ class Words:
         title: What the lens shows.
         source_ids: Of each leading entry the number of what it was found by.
         sources: What these numbers stand for.
+        space: Whose positions they are: `"text"`, or `"vision"`, the tower's.
+        rows: The activation's row of each position, in the tower.
 
     Raises:
         PositionError: Nothing was decoded.
@@ -63,6 +65,8 @@ class Words:
     title: str = "What each layer would say next"
     source_ids: Int[Tensor, "layers positions k"] | None = None
     sources: Mapping[int, str] = field(default_factory=dict)
+    space: str = "text"
+    rows: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if not self.positions:
@@ -80,7 +84,7 @@ class Words:
 
     def hover(self, layer: int, i: int, depth: int = 10) -> str:
         """Where, at which layer, and the leading entries with their values."""
-        place, point = self._places[self.positions[i]], self.points[layer]
+        place, point = self._place(i), self.points[layer]
         return "<br>".join([place, escape(point), *self._decoded(layer, i, depth)])
 
     def _decoded(self, layer: int, i: int, depth: int) -> Iterator[str]:
@@ -108,33 +112,61 @@ class Words:
         return f"{escape(self.model)}{lens}"
 
     @cached_property
-    def _places(self) -> dict[int, str]:
-        """What stands at each position, as hovering says it."""
+    def pairs(self) -> list[tuple[int, int]]:
+        """The activation's row, and the position, of each decoding."""
+        rows = self.rows or [self.layout.row] * len(self.positions)
+        return list(zip(rows, self.positions, strict=True))
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """What stands at each decoded position: `"text"`, `"image 0"`, ..."""
+        if self.space == "text":
+            return [str(self.layout.kinds[p]) for p in self.positions]
+        owner = {
+            (row, p): f"image {image.index}"
+            for image in self.layout.images
+            for row, positions in image.space(self.space).sequences
+            for p in positions
+        }
+        return [owner.get(pair, self.space) for pair in self.pairs]
+
+    @cached_property
+    def _patches(self) -> dict[tuple[int, int], str]:
+        """What stands at each position of a picture, as hovering says it."""
         places = {}
         for image in self.layout.images:
-            name = f"image {image.index}"
-            places |= dict.fromkeys(image.positions, name)
-            for number, grid in enumerate(image.text.grids):
-                of = f" of grid {number}" if len(image.text.grids) > 1 else ""
+            space, name = image.space(self.space), f"image {image.index}"
+            places |= {(row, p): name for row, positions in space.sequences for p in positions}
+            for number, grid in enumerate(space.grids):
+                of = f" of grid {number}" if len(space.grids) > 1 else ""
                 for k, position in enumerate(grid.positions):
                     x0, y0, x1, y1 = grid.pixels(position)
                     seen = f"pixels ({x0:.0f}, {y0:.0f}, {x1:.0f}, {y1:.0f})"
                     seen = seen if x0 < x1 and y0 < y1 else "padding around the picture"
-                    places[position] = f"{name}, patch {divmod(k, grid.cols)}{of}<br>{seen}"
-        return {p: f"<b>position {p}</b>, {places.get(p) or self.token(p)}" for p in self.positions}
+                    patch = f"{name}, patch {divmod(k, grid.cols)}{of}<br>{seen}"
+                    places[grid.row, position] = patch
+        return places
 
-    def token(self, position: int) -> str:
-        """The prompt's own token, as Python writes it."""
+    def _place(self, i: int) -> str:
+        what = self._patches.get(self.pairs[i]) or self.token(i)
+        return f"<b>position {self.positions[i]}</b>, {what}"
+
+    def token(self, i: int) -> str:
+        """The prompt's own token at a decoded position, as Python writes it."""
+        if self.space != "text":
+            return self.kinds[i]
+        position = self.positions[i]
         if not self.layout.strings:
             return f"token id {self.layout.token_ids[position]}"
         return escape(repr(self.layout.strings[position]), quote=False)
 
-    def column(self, position: int) -> str:
-        """The label of one position: its number, and the token or patch that stands there."""
-        kind = self.layout.kinds[position]
+    def column(self, i: int) -> str:
+        """The label of one decoded position: its number, and the token or patch there."""
+        position, kind = self.positions[i], self.kinds[i]
         if kind.startswith("image"):
-            grids = [g for im in self.layout.images for g in im.text.grids]
-            cells = [g.cell(position) for g in grids if position in g.positions]
+            grids = [g for im in self.layout.images for g in im.space(self.space).grids]
+            cells = [g.cell(p) for g in grids for row, p in [self.pairs[i]]
+                     if row == g.row and p in g.positions]  # fmt: skip
             return f"{position}<br>{cells[0] if cells else kind}"
         strings = self.layout.strings
         text = visible(strings[position], LETTERS) if strings else "?"
@@ -143,15 +175,17 @@ class Words:
     def run(self, image: int, indices: Sequence[int]) -> str:
         """The label of a stretch of one picture's positions."""
         first, last = self.positions[indices[0]], self.positions[indices[-1]]
-        grid = self.layout.images[image].grid
-        whole = grid is not None and len(indices) == len(grid.positions)
-        size = f"{grid.rows} x {grid.cols} patches" if whole else f"{len(indices)} positions"
+        grids = self.layout.images[image].space(self.space).grids
+        whole = bool(grids) and len(indices) == len(grids[0].positions)
+        size = (
+            f"{grids[0].rows} x {grids[0].cols} patches" if whole else f"{len(indices)} positions"
+        )
         return f"{first}..{last}<br>image {image}<br>{size}"
 
     def stretches(self) -> Iterator[tuple[int | None, list[int]]]:
         """The decoded positions, cut where a picture's begin or end; `None` stands for text."""
-        kinds = [self.layout.kinds[p] for p in self.positions]
-        for kind, start, stop in runs([k if k.startswith("image") else "text" for k in kinds]):
+        shown = [k if k.startswith("image") else "text" for k in self.kinds]
+        for kind, start, stop in runs(shown):
             yield None if kind == "text" else int(kind.split()[1]), list(range(start, stop))
 
     def layer(self, number: int) -> str:
@@ -164,4 +198,5 @@ class Words:
     def of_layers(self) -> str:
         """What the layers are."""
         kinds = {m[2]: None for p in self.points if (m := _BLOCK.fullmatch(p))}
-        return "output of block" if list(kinds) == ["hook_resid_post"] else ", ".join(kinds)
+        block = "block" if self.space == "text" else "tower block"
+        return f"output of {block}" if list(kinds) == ["hook_resid_post"] else ", ".join(kinds)

@@ -13,6 +13,7 @@ from vlm_lens.lenses.logit_lens import LogitLens, VocabularyLens
 from vlm_lens.lenses.patchscope import Patchscope
 from vlm_lens.lenses.reading_score import ReadingScore, score_reading
 from vlm_lens.lenses.result import LensResult, LensRow
+from vlm_lens.lenses.tower_lens import TowerLens
 from vlm_lens.lenses.tuned import TunedLens
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Reading",
     "ReadingScore",
     "States",
+    "TowerLens",
     "TunedLens",
     "VocabularyLens",
     "compare_lenses",

@@ -24,6 +24,7 @@ from vlm_lens.errors import PointError, PositionError, VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer, is_integer
 from vlm_lens.interventions.base import freeze_points
+from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.lenses.result import LensResult, LensRow
 from vlm_lens.tokens import string_token
@@ -41,13 +42,13 @@ class States:
         values: The states.
         point: Where they were read.
         kinds: What stands at each position: `"text"`, `"special"`, `"image 0"`, ...
-        logits: What the model itself says at these positions.
+        logits: What the model itself says at these positions; `None` in the tower.
     """
 
     values: Float[Tensor, "positions d_model"]
     point: str
     kinds: tuple[str, ...]
-    logits: Float[Tensor, "positions d_vocab"]
+    logits: Float[Tensor, "positions d_vocab"] | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Lens(ABC):
 
     measure: ClassVar[str] = "probability"  # what the values of entries are
     title: ClassVar[str] = "What each layer would say next"
+    space: ClassVar[str] = "text"  # whose positions are read
 
     def __post_init__(self):
         points = freeze_points(self.points)
@@ -142,6 +144,10 @@ class Lens(ABC):
         """Refuses a run whose last states do not give the model's logits, where that matters."""
         return
 
+    def token_ids(self, vlm: HookedModel) -> list[int]:
+        """The ids of the chosen tokens."""
+        return [vlm.to_token_id(token) for token in self.tokens]
+
     def labels(self, vlm: HookedModel, ids: set[int]) -> dict[int, str]:
         """What entries are called."""
         return {i: string_token(vlm.tokenizer, i) if vlm.tokenizer else str(i) for i in ids}
@@ -170,27 +176,28 @@ class Lens(ABC):
                 trusted.
             PointError: A point that is not as wide as the residual stream.
         """
+        from vlm_lens.scores.places import places  # xarray comes with it
+
         prompt = vlm.as_prompt(prompt, images)
         names = self.names(vlm)
-        token_ids = [vlm.to_token_id(t) for t in self.tokens]
-        where = [[p for _, p in self.at.resolve(layout)] for layout in prompt.layouts]
+        token_ids = self.token_ids(vlm)
+        where = [self.at.resolve(layout, self.space) for layout in prompt.layouts]
         if not all(where):
             raise PositionError(f"{self.at} holds no position of this prompt to decode.")
         last = vlm.architecture.points.match(["blocks.*.hook_resid_post"])[-1]
-        logits, cache = vlm.run_with_cache(
-            prompt, names_filter=[*names, last], interventions=interventions
-        )
+        read = list(dict.fromkeys([*names, *([last] if self.space == "text" else ())]))
+        logits, cache = vlm.run_with_cache(prompt, names_filter=read, interventions=interventions)
         rows, labels = [], {}
-        for layout, positions in zip(prompt.layouts, where, strict=True):
-            kinds = tuple(str(layout.kinds[p]) for p in positions)
-            own = logits[layout.row, positions]
-            at = {
-                name: States(cache[name][layout.row, positions], name, kinds, own)
-                for name in (*names, last)
-            }
-            self.check_last(vlm, at[last])
+        for layout, pairs in zip(prompt.layouts, where, strict=True):
+            index = [row for row, _ in pairs], [p for _, p in pairs]
+            kinds = tuple(place.kind for place in places(layout, self.space, pairs))
+            own = logits[index] if self.space == "text" else None
+            at = {name: States(cache[name][index], name, kinds, own) for name in read}
+            if self.space == "text":
+                self.check_last(vlm, at[last])
             readings = [self.read(vlm, at[name], token_ids) for name in names]
-            rows.append(_row(layout, positions, readings))
+            in_rows = () if self.space == "text" else tuple(index[0])
+            rows.append(_row(layout, index[1], in_rows, readings))
             for reading in readings:
                 labels |= reading.labels
         shown = {*token_ids, *(int(i) for r in rows for i in r.top_ids.unique())} - labels.keys()
@@ -206,6 +213,7 @@ class Lens(ABC):
             measure=self.measure,
             title=self.title,
             sources=self.source_labels(vlm, sources),
+            space=self.space,
         )
 
 
@@ -219,7 +227,9 @@ def ranked(values: Float[Tensor, "positions entries"], k: int, tokens: Sequence[
     return Reading(top.indices.cpu(), top.values.cpu(), mine.cpu(), ranks.cpu())
 
 
-def _row(layout: Any, positions: list[int], readings: list[Reading]) -> LensRow:
+def _row(
+    layout: Layout, positions: list[int], in_rows: tuple[int, ...], readings: list[Reading]
+) -> LensRow:
     def stacked(name: str) -> Tensor | None:
         found = [getattr(one, name) for one in readings]
         return None if found[0] is None else torch.stack(found)
@@ -234,6 +244,7 @@ def _row(layout: Any, positions: list[int], readings: list[Reading]) -> LensRow:
         stacked("entropy"),
         stacked("kl"),
         stacked("sources"),
+        in_rows,
     )
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 from vlm_lens.hooked.hooked_model import HookedModel
@@ -22,6 +21,7 @@ from vlm_lens.lenses.base import Lens, LensError
 from vlm_lens.tokens import string_tokens
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 Known = tuple[Any, Position, Sequence[str]]  # a prompt, positions in it, words for what is there
@@ -86,6 +86,8 @@ def score_reading(
     Raises:
         LensError: Fewer than two prompts, no lens, or prompts that all have the same words.
     """
+    import pandas as pd
+
     if len(known) < 2 or not lenses:
         raise LensError("Reading is scored on at least two prompts, of which each is the other's "
                         "control, with at least one lens.")  # fmt: skip

@@ -41,6 +41,7 @@ class LensRow:
         kl: KL(what the model says there || what the lens says), in nats, likewise.
         sources: Of each leading entry the number of what it was found by; see
             `LensResult.sources`.
+        in_rows: The activation's row of each position, where they are the tower's.
     """
 
     layout: Layout
@@ -52,6 +53,13 @@ class LensRow:
     entropy: Float[Tensor, "layers positions"] | None = None
     kl: Float[Tensor, "layers positions"] | None = None
     sources: Int[Tensor, "layers positions k"] | None = None
+    in_rows: tuple[int, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The activation's row, and the position, of each place that was read."""
+        rows = self.in_rows or [self.layout.row] * len(self.positions)
+        return list(zip(rows, self.positions, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +77,7 @@ class LensResult:
         measure: What the values are: `"probability"`, `"cosine similarity"`.
         title: What a figure of it shows.
         sources: Number -> what an entry was found by: a context and a block, say.
+        space: Whose positions they are: `"text"`, or `"vision"`, the tower's.
     """
 
     points: tuple[str, ...]
@@ -81,6 +90,7 @@ class LensResult:
     measure: str = "probability"
     title: str = "What each layer would say next"
     sources: Mapping[int, str] = field(default_factory=dict, repr=False)
+    space: str = "text"
 
     @property
     def layers(self) -> tuple[Layer | str, ...]:
@@ -162,8 +172,10 @@ class LensResult:
             else:
                 values, name = values[..., 0], f"{name} of {tokens[0]!r}"
         pictures = self.pictures[row] if self.pictures else ()
-        return scores(values.numpy(), axes, name=name, layout=mine.layout, pictures=pictures,
-                      about=about)  # fmt: skip
+        return scores(
+            values.numpy(), axes, rows=mine.in_rows or None, name=name, layout=mine.layout,
+            pictures=pictures, about=about, space=self.space,
+        )  # fmt: skip
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each prompt, point, position and rank among the most likely tokens.
@@ -173,17 +185,19 @@ class LensResult:
         """
         import pandas as pd
 
+        from vlm_lens.scores.places import places
+
         records = []
         for i, row in enumerate(self.rows):
             for number, (layer, point) in enumerate(zip(self.layers, self.points, strict=True)):
-                for index, position in enumerate(row.positions):
+                for index, place in enumerate(places(row.layout, self.space, row.pairs)):
                     base: dict[str, Any] = {
                         "row": i,
                         "point": point,
                         "layer": layer,
-                        "position": position,
-                        "at": row.layout.strings[position] if row.layout.strings else None,
-                        "kind": row.layout.kinds[position],
+                        "position": place.position,
+                        "at": place.token,
+                        "kind": place.kind,
                     }
                     for t, token in enumerate(self.token_ids):
                         label = self.labels[token]
@@ -240,7 +254,7 @@ class LensResult:
             self.token_ids, mine.token_probs, mine.token_ranks, self.labels,
             self.pictures[row] if self.pictures else (), self.model,
             lens=self.lens, measure=self.measure, title=self.title,
-            source_ids=mine.sources, sources=self.sources,
+            source_ids=mine.sources, sources=self.sources, space=self.space, rows=mine.in_rows,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -256,5 +270,5 @@ class LensResult:
 
 
 def _layer_of(point: str) -> Layer | str:
-    match = re.fullmatch(r"blocks\.(\d+)\..+", point)
+    match = re.fullmatch(r"(?:vision\.)?blocks\.(\d+)\..+", point)
     return int(match[1]) if match else EMBED if point == "hook_merged" else point
