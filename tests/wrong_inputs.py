@@ -261,7 +261,7 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "prepend_bos": (lambda: vlm.prompt("Q:", prepend_bos=False), "add_special_tokens"),
         "add_hook": (lambda: vlm.add_hook(R, print), "run_with_hooks"),
         "reset_hooks": (lambda: vlm.reset_hooks(), "nothing to reset"),
-        "W_U": (lambda: vlm.W_U, "get_output_embeddings"),
+        "W_in": (lambda: vlm.W_in, "named_parameters"),
         "eval": (lambda: vlm.eval(), "vlm.hf_model.eval"),
         "a misspelt method": (lambda: vlm.run_with_cach(text), "Did you mean"),
         "a misspelt keyword": (lambda: vlm.run(text, intervention=[]), "Did you mean"),

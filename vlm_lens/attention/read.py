@@ -23,6 +23,8 @@ from vlm_lens.attention.parts import AttentionError, Part, part_of
 from vlm_lens.attention.sinks import SinkWatch
 from vlm_lens.layout.positions import Last, Position, as_position
 from vlm_lens.scores.scores import Scores, scores
+from vlm_lens.stream import StreamError
+from vlm_lens.stream.weights import HeadWeights
 
 if TYPE_CHECKING:
     from vlm_lens.hooked.hooked_model import HookedModel, Interventions, Pictures, Promptable
@@ -195,14 +197,8 @@ def output_weight(vlm: HookedModel, part: Part, layer: int) -> Tensor:
     Raises:
         AttentionError: The block's output projection is not a plain linear layer.
     """
-    from vlm_lens.points.sites import submodule
-
-    site = vlm.architecture.points[part.point(layer, "attn.hook_z")].site
-    module = submodule(vlm.hf_model, site.module)
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise AttentionError(
-            f"Block {layer} writes its heads through a {type(module).__name__}, whose weight "
-            "cannot be read head by head: take weigh='value'."
-        )
-    return weight.detach().T.unflatten(0, (part.n_heads, -1))
+    weights = HeadWeights("W_O", vlm.hf_model, vlm.architecture, part.prefix)
+    try:
+        return weights[layer]
+    except StreamError as error:
+        raise AttentionError(f"{error} Or take weigh='value'.") from None

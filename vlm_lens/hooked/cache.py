@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
 from vlm_lens.hooked import cache_files
+from vlm_lens.hooked.stacks import Owner, Stacks
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import check_same_model
 from vlm_lens.layout.layout import Layout
@@ -57,10 +58,12 @@ class CacheSlice(Savable):
         return f"CacheSlice({', '.join(f'{k} {v!r}' for k, v in self.values.items())})"
 
 
-class ActivationCache(Mapping[str, Tensor]):
+class ActivationCache(Stacks, Mapping[str, Tensor]):
     """The activations that a run has read: a mapping from point names to tensors.
 
     `cache["blocks.3.hook_resid_post"]`, `cache["resid_post", 3]` and `cache["hook_merged"]` work.
+    So do TransformerLens's `accumulated_resid`, `decompose_resid`, `stack_head_results`,
+    `logit_attrs` and `apply_ln_to_stack`.
 
     Attributes:
         layouts: The layout of each row of the prompt.
@@ -75,12 +78,14 @@ class ActivationCache(Mapping[str, Tensor]):
         *,
         at: Position | None = None,
         source: Callable[[], ModelFacts] | None = None,
+        owner: Owner | None = None,
     ):
         self._values = {name: values[name] for name in points if name in values}
         self._points = points
         self.layouts = layouts
         self.at = at
         self.source = source
+        self.owner = owner
 
     def __getitem__(self, name: str | tuple) -> Tensor:
         full = self._points.full_name(name)
@@ -193,7 +198,9 @@ class ActivationCache(Mapping[str, Tensor]):
     def to(self, device: str | torch.device) -> ActivationCache:
         """The same cache on another device."""
         moved = {n: v.to(device) for n, v in self._values.items()}
-        return ActivationCache(moved, self._points, self.layouts, at=self.at, source=self.source)
+        return ActivationCache(
+            moved, self._points, self.layouts, at=self.at, source=self.source, owner=self.owner
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """What was read: point, shape, dtype, device, bytes."""

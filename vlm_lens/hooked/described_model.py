@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from vlm_lens.engine.logit_head import with_fitted_head
-from vlm_lens.families import family_of
+from vlm_lens.families import Architecture, family_of
 from vlm_lens.hooked.description import describe, unembed_hash
 from vlm_lens.hooked.habits import answers_habits, refuse_attribute
+from vlm_lens.hooked.stacks import Owner
 from vlm_lens.hooked.unwrapped import as_model, check_processor
 from vlm_lens.hooked.vocabulary import Vocabulary
 from vlm_lens.interventions.base import ModelFacts
@@ -26,13 +27,14 @@ from vlm_lens.prompts.inputs import input_device, input_dtype
 from vlm_lens.prompts.maker import Pictures, Promptable, PromptMaker, Texts
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.storage.weights import weights_digest
+from vlm_lens.stream.weights import Weights
 from vlm_lens.tokens import string_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class DescribedModel(Vocabulary):
+class DescribedModel(Vocabulary, Weights):
     """A Hugging Face model with names for its parts, and prompts made for it.
 
     Arguments and errors are those of `HookedVLM`.
@@ -91,6 +93,16 @@ class DescribedModel(Vocabulary):
             return unhashed if vlm is None else vlm.facts
 
         return facts
+
+    def parts_later(self) -> Owner:
+        """A function that gives model, parts and token ids, for as long as the model is there."""
+        model = ref(self)
+
+        def parts() -> tuple[nn.Module, Architecture, Callable[[str | int], int]] | None:
+            vlm = model()
+            return None if vlm is None else (vlm.hf_model, vlm.architecture, vlm.to_token_id)
+
+        return parts
 
     @property
     def _facts_unhashed(self) -> ModelFacts:

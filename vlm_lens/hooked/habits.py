@@ -69,13 +69,9 @@ ATTRIBUTES = {
     "remove_all_hook_fns": "there is nothing to remove: hooks are taken off after every run",
     "reset_hooks": "there is nothing to reset: hooks are taken off after every run",
     "set_use_attn_result": "a head's part is attn.hook_z times its slice of the output projection",
-    "tokens_to_residual_directions": "take rows of the output layer, "
-                                     "vlm.hf_model.get_output_embeddings().weight[tokens]",
-    "W_E": _WEIGHTS + "get_input_embeddings().weight",
-    "W_U": _WEIGHTS + "get_output_embeddings().weight.T",
-    "b_U": _WEIGHTS + "get_output_embeddings().bias",
-    **{f"{kind}_{part}": _WEIGHTS + "named_parameters()"
-       for kind in ("W", "b") for part in ("Q", "K", "V", "O", "in", "out", "gate")},
+    "tokens_to_residual_directions": "take columns of the output layer, vlm.W_U[:, tokens]",
+    **{name: _WEIGHTS + "named_parameters()"
+       for name in ("b_Q", "b_K", "b_V", "b_O", "W_in", "b_in", "W_out", "b_out", "W_gate")},
     **{name: _MODULE.format(name=name)
        for name in ("cpu", "cuda", "eval", "half", "float", "bfloat16", "modules",
                     "named_modules", "named_parameters", "parameters", "requires_grad_",

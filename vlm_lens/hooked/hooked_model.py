@@ -133,8 +133,9 @@ class HookedModel(DescribedModel):
         with self._hooked(prompt, interventions, readers=readers, grad=grad) as run:
             logits = self._forward(prompt, run, last_logits)
         cache = ActivationCache(
-            store, self.architecture.points, prompt.layouts, at=at, source=self.facts_later()
-        )
+            store, self.architecture.points, prompt.layouts, at=at, source=self.facts_later(),
+            owner=self.parts_later(),
+        )  # fmt: skip
         return logits, cache
 
     @answers_habits

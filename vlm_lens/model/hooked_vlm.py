@@ -167,6 +167,50 @@ class HookedVLM(HookedModel):
         )  # fmt: skip
 
     @answers_habits
+    def decompose(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        at: Position | int | Sequence[int] | None = None,
+        by: str = "component",
+        token: str | int | None = None,
+        tokens: Sequence[str | int] | None = None,
+        direction: torch.Tensor | None = None,
+        part: str = "language",
+        layer: int | None = None,
+        apply_norm: bool = True,
+        interventions: Interventions = (),
+    ) -> Scores:
+        """A logit as the sum of what heads, MLPs and patches add; see `vlm_lens.decompose`.
+
+        Args:
+            prompt: One prompt: a Prompt of one row, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            at: The positions; the last by default.
+            token: Whose logit: an id or a text. Without one the parts are vectors.
+            tokens: Several of them.
+            direction: In place of a token, what parts are multiplied with, `[d_model]`.
+            layer: The block whose output is taken apart; the last by default.
+            part: `"language"`, or `"vision"`: what the tower brings to the projector's output.
+            by: `"component"`, or `"source"`: what every head brings from every position.
+            apply_norm: Whether parts go through the final norm, its scale held.
+            interventions: What to change in the run.
+
+        Returns:
+            Scores by `component`, or by `layer`, `head` and `position`.
+
+        Raises:
+            VLMLensError: What cannot be taken apart, or a token or position that there is not.
+        """
+        from vlm_lens.decompose import decompose
+
+        return decompose(
+            self, prompt, images, at=at, token=token, tokens=tokens, direction=direction,
+            layer=layer, part=part, by=by, apply_norm=apply_norm, interventions=interventions,
+        )  # fmt: skip
+
+    @answers_habits
     def sweep(
         self,
         prompt: Promptable,

@@ -2,7 +2,7 @@
 
 ```
 values  xarray.DataArray, axes among
-        layer  head  query  position  kind  token  feature      (0-based numbers or names)
+        layer  head  query  position  kind  token  feature  component   (numbers, names)
                       |        |
                       +--------+--- positions of `space`: the language model's sequence, or the
                                     tower's or projector's, with `row` beside each position
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from vlm_lens.figures.picture_view import PictureView
 
 POSITIONAL = ("position", "query")
-AXES = ("pair", "row", "layer", "head", "query", "position", "kind", "feature", "token")
+AXES = ("pair", "row", "layer", "head", "query", "position", "kind", "feature", "token",
+        "component")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
