@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from fuzzing import PER_GROUP, run_group  # noqa: E402
+from fuzzing import MODELS, PER_GROUP, model_name, run_group  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 
@@ -86,6 +86,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fuzz.jsonl"))
     parser.add_argument("--seconds", type=float, help="stop after this time, to go on later")
+    parser.add_argument("--models", nargs="*", choices=MODELS, help="of these models only")
     parser.add_argument("--group", type=int, help="run this group alone, again, and say all of it")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -99,7 +100,7 @@ def main() -> int:
     done, start = finished(args.out, args.seed), time.monotonic()
     with open(args.out, "a") as file:
         for number in range(-(-args.cases // PER_GROUP)):
-            if number in done:
+            if number in done or (args.models and model_name(number) not in args.models):
                 continue
             if args.seconds is not None and time.monotonic() - start > args.seconds:
                 break

@@ -74,6 +74,11 @@ def model_of(name: str, dtype: str) -> HookedVLM:
     return HookedVLM.from_pretrained(folder, dtype=DTYPES[dtype])
 
 
+def model_name(number: int) -> str:
+    """The model that a group is of."""
+    return list(MODELS)[number % len(MODELS)]
+
+
 def run_group(number: int, seed: int = 0) -> tuple[str, Outcome]:
     """Runs one group; a number and a seed always mean the same group.
 
@@ -81,7 +86,7 @@ def run_group(number: int, seed: int = 0) -> tuple[str, Outcome]:
         What the group is, and what it gave.
     """
     source = random.Random(f"{seed} {number}")
-    name = list(MODELS)[number % len(MODELS)]
+    name = model_name(number)
     dtype = "bfloat16" if number // len(MODELS) % 4 == 3 else "float32"
     title, outcome = f"group {number}: {name}, {dtype}", Outcome()
     try:

@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 
 import vlm_lens as v
+from vlm_lens.attention import attention_rollout, entropy
+from vlm_lens.recipes import CrossModalPatch, InformationFlow, Result
 from vlm_lens.tasks import Task
 
 R = "blocks.1.hook_resid_post"
@@ -38,6 +40,10 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
     (folder / "rows.csv").write_text("input,output\na,b\n")
     (folder / "other.csv").write_text("name,label\na,b\n")
     bare = v.HookedVLM(vlm.hf_model)
+    both = vlm.prompt(["<image>", "<image>"], [[picture], [picture]])
+    look, of_text = vlm.attention(one), vlm.attention(text)
+    task = Task.load("country-capital")
+    mean = v.Mean.of(vlm, ["Q:"], R)
 
     def patch(**options: Any) -> v.ActivationPatch:
         given = {"point": R, "at": v.Last(), "value": vector} | options
@@ -45,6 +51,15 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
 
     def table(name: str, **options: Any) -> Task:
         return Task.from_csv(folder / name, instruction="x:", **options)
+
+    def swept(measure: Any = "top1", **options: Any) -> Any:
+        return vlm.sweep(text, [v.Ablate(R, v.Last())], measure=measure, progress=False, **options)
+
+    def cut(queries: Any = None, keys: Any = None, **options: Any) -> v.AttentionKnockout:
+        return v.AttentionKnockout(
+            v.Last() if queries is None else queries, v.Images() if keys is None else keys,
+            **options,
+        )  # fmt: skip
 
     def message(*content: Any) -> list[dict]:
         return [{"role": "user", "content": list(content)}]
@@ -174,7 +189,7 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "rows as a list": (lambda: v.Patches(0, rows=[0, 2]), "(start, stop)"),
         "rows the wrong way round": (
             lambda: v.Patches(0, rows=(2, 1)).resolve(one.layout), "start < stop"),
-        "rows and a box": (lambda: v.Patches(0, rows=1, box=(0, 0, 1, 1)), "not both"),
+        "rows and a box": (lambda: v.Patches(0, rows=1, box=(0, 0, 1, 1)), "only one"),
         "a box of three": (lambda: v.Patches(0, box=(0, 0, 1)), "(x0, y0, x1, y1)"),
         "a box without area": (lambda: v.Patches(0, box=(5, 5, 5, 9)), "x0 < x1"),
         "a box outside": (
@@ -288,7 +303,176 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "a lens on a token that there is not": (
             lambda: v.LogitLens(tokens=-1).run(vlm, text), "ids of this model"),
         "a lens of no tokens": (lambda: v.LogitLens(k=0).run(vlm, text), "k"),
+        # ---------------------------------------------------------------- other changes
+        "a factor of infinity": (
+            lambda: vlm.run(text, interventions=v.Scale(R, v.Last(), float("inf"))), "infinity"),
+        "a factor of NaN": (
+            lambda: vlm.run(text, interventions=v.Scale(R, v.Last(), float("nan"))), "NaN"),
+        "a factor of another width": (
+            lambda: vlm.run(text, interventions=v.Scale(R, v.Last(), torch.ones(width + 1))),
+            "does not fit"),
+        "a word as a factor": (lambda: v.Scale(R, v.Last(), "2"), "not str"),
+        "an array as a factor": (lambda: v.Scale(R, v.Last(), np.ones(width)), "not ndarray"),
+        "a clamp without limits": (lambda: v.Clamp(R, v.Last()), "low=, high= or both"),
+        "a clamp the wrong way round": (lambda: v.Clamp(R, v.Last(), 2, 1), "low <= high"),
+        "a word as a limit": (lambda: v.Clamp(R, v.Last(), low="a"), "is a number"),
+        "a tensor as a limit": (lambda: v.Clamp(R, v.Last(), low=vector), "is a number"),
+        "NaN as a limit": (lambda: v.Clamp(R, v.Last(), low=float("nan")), "low <= high"),
+        "directions of zero": (
+            lambda: vlm.run(text, interventions=v.Remove(R, v.Last(), vector * 0)), "are zero"),
+        "directions of another width": (
+            lambda: vlm.run(text, interventions=v.Project(R, v.Last(), vector[1:])), "do not fit"),
+        "a number as directions": (
+            lambda: vlm.run(text, interventions=v.Remove(R, v.Last(), 1.0)), "do not fit"),
+        "directions of three axes": (
+            lambda: vlm.run(text, interventions=v.Remove(R, v.Last(), vector[None, None])),
+            "do not fit"),
+        "directions of infinity": (
+            lambda: vlm.run(text, interventions=v.Remove(R, v.Last(), vector / 0)), "infinity"),
+        "a mean of nothing": (lambda: v.Mean.of(vlm, [], R), "at least one prompt"),
+        "a mean of patterns": (
+            lambda: v.Mean.of(vlm, ["Q:"], "blocks.0.attn.hook_pattern"), "mixes queries"),
+        "a mean over new tokens": (
+            lambda: v.Mean.of(vlm, ["Q:"], R, at=v.Generated()), "no position"),
+        "a mean over pictures of a text": (
+            lambda: v.Mean.of(vlm, ["Q:"], R, at=v.Images()), "no picture"),
+        "a mean of a number": (lambda: v.Mean.of(vlm, [3], R), "a text or a list"),
+        "a mean of another point": (
+            lambda: vlm.run(text, interventions=v.Ablate(Z, v.Last(), by=mean)), "was not read"),
+        "a mean of the prompt while generating": (
+            lambda: v.Ablate(R, v.Last() + v.Generated(), "prompt_mean"), "one by one"),
+        # ---------------------------------------------------------------- knockout
+        "a word as queries": (lambda: cut("last"), "is not a position"),
+        "a word as keys": (lambda: cut(keys="picture"), "is not a position"),
+        "new tokens as keys": (lambda: cut(keys=v.Generated()), "positions of the prompt"),
+        "a part that there is not": (lambda: cut(part="audio"), "'language', 'vision'"),
+        "a knockout in no block": (lambda: cut(layers=()), "at least one block"),
+        "a knockout in a block twice": (lambda: cut(layers=(1, 1)), "each once"),
+        "a word as blocks": (lambda: cut(layers="all"), "whole number"),
+        "half a block": (lambda: cut(layers=0.5), "whole number"),
+        "a knockout in a block that there is not": (
+            lambda: vlm.run(one, interventions=cut(layers=99)), "blocks.99"),
+        "a negative block": (lambda: vlm.run(one, interventions=cut(layers=-1)), "blocks.-1"),
+        "a knockout of a head that there is not": (
+            lambda: vlm.run(one, interventions=cut(heads=99)), "99"),
+        "a knockout of pictures in a text": (
+            lambda: vlm.run(text, interventions=cut()), "no picture"),
+        "a knockout in the tower of a text": (
+            lambda: vlm.run(text, interventions=cut(v.Images(), part="vision")), "no picture"),
+        "keys after their queries": (
+            lambda: vlm.run(text, interventions=cut(0, v.Last())), "nothing to cut"),
+        "half a window": (lambda: cut().each_window(1.5), "whole number"),
+        "a window of nothing": (
+            lambda: vlm.sweep(one, cut().each_window(0), progress=False), "1 to 8 blocks"),
+        "a window of too many": (
+            lambda: vlm.sweep(one, cut().each_window(9), progress=False), "1 to 8 blocks"),
+        "a knockout at each point": (
+            lambda: vlm.sweep(one, cut().each_layer(), progress=False), "no points"),
+        # ---------------------------------------------------------------- attention
+        "attention of a batch": (lambda: vlm.attention(both), "attention_by_row"),
+        "attention at a word": (lambda: vlm.attention(one, at="last"), "is not a position"),
+        "attention at no place": (lambda: vlm.attention(one, at=99), "not in this prompt"),
+        "attention at new tokens": (
+            lambda: vlm.attention(one, at=v.Generated()), "no position"),
+        "attention of a part that there is not": (
+            lambda: vlm.attention(one, part="audio"), "language, vision, cross"),
+        "attention of a block that there is not": (
+            lambda: vlm.attention(one, layers=99), "block 99"),
+        "attention of a head that there is not": (
+            lambda: vlm.attention(one, heads=[99]), "head 99"),
+        "a word as attention's blocks": (
+            lambda: vlm.attention(one, layers="all"), "whole number"),
+        "the tower's attention at the last token": (
+            lambda: vlm.attention(one, at=v.Last(), part="vision"), "pictures only"),
+        "cross-attention where there is none": (
+            lambda: vlm.attention(one, part="cross"), "cross"),
+        "another weighing": (lambda: vlm.attention(one, weigh="norm2"), "weigh"),
+        "attention misspelt": (lambda: vlm.attention(one, layer=1), "Did you mean 'layers'"),
+        "a number for attention's changes": (
+            lambda: vlm.attention(one, interventions=3), "interventions="),
+        "rollout at a place that there is not": (
+            lambda: attention_rollout(vlm, one, at=99), "not in this prompt"),
+        # ---------------------------------------------------------------- scores
+        "a list as scores": (lambda: v.Scores([1, 2]), "xarray.DataArray"),
+        "an array as scores": (lambda: v.Scores(np.zeros((2, 2))), "named axes"),
+        "no top": (lambda: look.top(0), "at least 1"),
+        "half a top": (lambda: look.top(1.5), "whole number"),
+        "the largest of another kind": (lambda: look.top(3, largest="most"), "magnitude"),
+        "an axis misspelt": (lambda: look.sum("heads"), "Did you mean 'head'"),
+        "a number as an axis": (lambda: look.sum(3), "no axis 3"),
+        "a mean over no axis": (lambda: look.mean(), "over which axes"),
+        "a block that the scores do not have": (lambda: look.sel(layer=99), "layer 99"),
+        "an axis that the scores do not have": (lambda: look.sel(block=1), "no axis 'block'"),
+        "scores by number": (lambda: look[0], "by coordinate"),
+        "a kind of position that there is not": (lambda: look.of_kind("picture"), "'image 0'"),
+        "kinds twice": (lambda: look.by_kind().by_kind(), "no axis 'position'"),
+        "kinds by another way": (lambda: look.by_kind("median"), "sum, mean or max"),
+        "a mark that there is not": (lambda: look.without("pads"), "marked"),
+        "scores and a word": (lambda: look + "1", "scores or a number"),
+        "scores of other prompts together": (lambda: look - of_text, "other coordinates"),
+        "scores of a text over a picture": (lambda: of_text.over_picture(), "no picture"),
+        "a picture of a block that there is not": (
+            lambda: look.over_picture(layer=99), "layer 99"),
+        "a single number as a figure": (
+            lambda: look.sum("layer", "head", "position").plot(), "single number"),
+        "scores that are not there": (lambda: v.Scores.load(folder / "gone"), "no scores"),
+        "a number as a folder": (lambda: look.save(3), "A path is"),
+        "entropy of other scores": (lambda: entropy(look.sum("position")), "position"),
+        # ---------------------------------------------------------------- measures
+        "a measure's class": (lambda: swept(v.Prob), "make one"),
+        "two measures": (lambda: swept([v.Prob("a"), "top1"]), "no measure"),
+        "an empty answer": (lambda: swept(v.Prob("")), "no letters"),
+        "None as an answer": (lambda: swept(v.Prob(None)), "whole number"),
+        "a token beyond the vocabulary": (lambda: swept(v.Prob(10**7)), "no token"),
+        "answers for other rows": (lambda: swept(v.Prob(["a", "b", "c"])), "1 row"),
+        "two answers that begin alike": (
+            lambda: swept(v.LogitDiff("Paris", "Paris")), "cannot tell them apart"),
+        "any of nothing": (lambda: v.AnyOf(), "names no answer"),
+        "any of a list": (lambda: v.AnyOf(["Paris", "Rome"]), "AnyOf('Paris', ' Paris')"),
+        "KL to a word": (lambda: v.KL("clean"), "'plain'"),
+        "a measure misspelt": (lambda: swept("top2"), "measure"),
+        "memory in words": (lambda: swept(memory="1GB"), "whole number"),
+        "less than no memory": (lambda: swept(memory=-1), "at least 1"),
+        "no variants": (lambda: vlm.sweep(text, [], progress=False), "empty"),
+        "None as variants": (lambda: vlm.sweep(text, None, progress=False), "NoneType"),
+        "points as variants": (lambda: vlm.sweep(text, "blocks.*", progress=False), "not str"),
+        "a file as a sweep's folder": (
+            lambda: swept(save=folder / "notes.txt"), "notes.txt"),
+        "a folder of other files": (lambda: swept(save=folder), "holds"),
+        "a number as a sweep's folder": (lambda: swept(save=3), "A path is"),
+        # ---------------------------------------------------------------- recipes and results
+        "a recipe on a task that there is not": (
+            lambda: InformationFlow(tasks="country-captial").run(vlm), "country-capital"),
+        "a recipe on a name": (
+            lambda: InformationFlow(tasks="country-capital").run("toy-llava"), "from_pretrained"),
+        "a window that is too wide": (
+            lambda: InformationFlow(tasks="country-capital", window=99).run(vlm), "8 blocks"),
+        "a word as seeds": (
+            lambda: CrossModalPatch(tasks="all", source="text", query="image", seeds="3"),
+            "seeds"),
+        "a source that there is not": (
+            lambda: CrossModalPatch(tasks="all", source="txt", query="image"), "source"),
+        "a result that is not there": (lambda: Result.load(folder / "gone"), "no saved result"),
+        "a number as a result": (lambda: Result.load(3), "A path is"),
+        # ---------------------------------------------------------------- files
+        "a cache that is not there": (
+            lambda: v.ActivationCache.load(folder / "gone"), "no file"),
+        "a number as a cache": (lambda: v.ActivationCache.load(3), "A path is"),
+        "a vector that is not there": (lambda: v.TaskVector.load(folder / "gone"), "no file"),
+        "a number as a vector": (lambda: v.TaskVector.load(3), "A path is"),
+        "a number as a place to save": (lambda: patch().save(3), "A path is"),
+        "a mean that is not there": (lambda: v.Mean.load(folder / "gone"), "no file"),
         # ---------------------------------------------------------------- vectors and tasks
+        "a number as a task": (lambda: Task.load(3), "no shipped task"),
+        "half an example": (lambda: task.examples(1.5, "text", seed=0), "whole number"),
+        "fewer than no examples": (lambda: task.examples(-1, "text", seed=0), "negative"),
+        "more examples than rows": (lambda: task.examples(999, "text", seed=0), "are left"),
+        "a word as a seed": (lambda: task.examples(2, "text", seed="a"), "whole number"),
+        "a negative seed": (lambda: task.examples(2, "text", seed=-1), "negative"),
+        "a modality that there is not": (
+            lambda: task.examples(2, "audio", seed=0), "'text', 'image' or 'description'"),
+        "a row that there is not": (lambda: task["Frence"], "Did you mean 'France'"),
+        "a split that there is not": (lambda: task.rows("train"), "'validation' or 'test'"),
         "a vector of no prompts": (lambda: v.TaskVector.read(vlm, [], at=v.Last()), "prompt"),
         "a vector without a place": (lambda: v.TaskVector.read(vlm, ["Q:"], at=None), "position"),
         "an ensemble of nothing": (lambda: v.VectorEnsemble([]), "vector"),

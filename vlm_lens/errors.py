@@ -36,5 +36,5 @@ class ModelError(VLMLensError):
 
 def near_matches(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """A clause that names the known names closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(known), n=most, cutoff=0.5)
     return f" Did you mean {', '.join(repr(c) for c in close)}?" if close else ""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.storage.files import (
+    as_path,
     current,
     read_json,
     read_tensors,
@@ -184,9 +185,9 @@ def save(value: Any, stem: str | Path) -> Path:
     Raises:
         VLMLensError: It holds what cannot be saved, or the files cannot be written.
     """
+    path = as_path(stem)
     tensors: dict[str, Tensor] = {}
     data = pack(value, tensors)
-    path = Path(stem)
     names = [f"{path.name}{suffix}" for suffix in (".json", ".safetensors")]
     with written_together(path.parent, path.name, remove=names) as to:
         if tensors:
@@ -202,7 +203,7 @@ def load(stem: str | Path, expected: type[T]) -> T:
     Raises:
         VLMLensError: No such file, not one of ours, damaged, or another kind of value.
     """
-    path = Path(stem)
+    path = as_path(stem)
     path = path.with_name(path.name.removesuffix(".json"))
     target, side = (path.with_name(path.name + suffix) for suffix in (".json", ".safetensors"))
     data = read_json(current(target, path.name))

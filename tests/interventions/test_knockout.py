@@ -183,8 +183,8 @@ def test_what_is_refused(load, no_forward):
             lambda: AttentionKnockout(Last(), Images(), part="audio"),
             "'language', 'vision', 'cross'",
         ),
-        (lambda: AttentionKnockout(Last(), Images(), layers=()), "names no block"),
-        (lambda: AttentionKnockout(Last(), Images(), layers="all"), "layers= takes"),
+        (lambda: AttentionKnockout(Last(), Images(), layers=()), "name at least one block"),
+        (lambda: AttentionKnockout(Last(), Images(), layers="all"), "whole number"),
     ):
         with pytest.raises(InterventionError, match=says):
             make()

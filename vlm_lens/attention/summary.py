@@ -22,8 +22,9 @@ def entropy(found: Scores, *, within: str | None = None) -> Scores:
             normalised within it ("spatial entropy" of a head on a picture).
 
     Raises:
-        ScoresError: No position is of that kind.
+        ScoresError: There is no axis of positions, or no position is of that kind.
     """
+    found.needs("position")
     values = (found if within is None else found.of_kind(within)).values
     total = values.sum("position")
     share = values / total.where(total > 0)
@@ -45,6 +46,7 @@ def on_patches(found: Scores, weights: Mapping[int, Float[Tensor, "latent rows c
     Raises:
         AttentionError: A picture without map, or of another number of latents.
     """
+    found.needs("position")
     axes = [a for a in found.axes if a != "position"]
     by_position = found.values.transpose(*axes, "position").to_numpy()
     positions = found.values["position"].to_numpy().tolist()

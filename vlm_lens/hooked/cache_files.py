@@ -19,6 +19,7 @@ from vlm_lens.points.table import PointTable
 from vlm_lens.serial import pack, savable, unpacked
 from vlm_lens.storage.files import (
     FileError,
+    as_path,
     current,
     read_json,
     read_tensors,
@@ -91,7 +92,7 @@ def write(
         for p in points.values()
     )
     described = _Described(named, points.missing, points.aliases, layouts, at, source)
-    path = Path(stem)
+    path = as_path(stem)
     with written_together(path.parent, path.name) as to:
         write_tensors(to / f"{path.name}.safetensors", _apart(values))
         text = json.dumps({"vlm_lens": 1, "cache": pack(described, {})}, ensure_ascii=False)
@@ -101,7 +102,7 @@ def write(
 
 def read(stem: str | Path) -> dict[str, Any]:
     """The arguments of an `ActivationCache`; see `ActivationCache.load`."""
-    path = Path(stem)
+    path = as_path(stem)
     path = path.with_name(path.name.removesuffix(".json"))
     target, side = (path.with_name(path.name + end) for end in (".json", ".safetensors"))
     data = read_json(current(target, path.name))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import InterventionError, PointError
+from vlm_lens.integers import as_integer, as_integers
 from vlm_lens.interventions.base import (
     EachLayer,
     Intervention,
@@ -78,7 +78,7 @@ class AttentionEdges(Intervention):
         Args:
             size: Neighbouring blocks in a window.
         """
-        return EachWindow(self, size)
+        return EachWindow(self, as_integer(size, "A window", InterventionError))
 
     def edges(self, target: Target, point: str, kind: str, **tensors: Tensor) -> Iterator[Op]:
         """An op at the edges in each block, and one more for new tokens.
@@ -167,13 +167,11 @@ class EachWindow(EachLayer):
 
 
 def _numbers(layers: Any) -> tuple[int, ...]:
-    many = layers if isinstance(layers, Iterable) else (layers,)
-    try:
-        numbers = tuple(map(operator.index, many))
-    except TypeError:
-        raise InterventionError(f"layers= takes a number or several, not {layers!r}.") from None
-    if not numbers:
-        raise InterventionError("layers= names no block: leave it out for all.")
+    numbers = as_integers(layers, "A block in layers=", InterventionError)
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InterventionError(
+            f"layers={list(numbers)} must name at least one block, each once; leave it out for all."
+        )
     return numbers
 
 

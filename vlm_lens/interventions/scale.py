@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,9 @@ class Clamp(AtPoints):
 
     def __post_init__(self):
         super().__post_init__()
+        for limit in (self.low, self.high):
+            if limit is not None and not isinstance(limit, Real):
+                raise InterventionError(f"A limit of Clamp is a number, not {limit!r:.60}.")
         low = -math.inf if self.low is None else float(self.low)
         high = math.inf if self.high is None else float(self.high)
         if math.isinf(low) and math.isinf(high):

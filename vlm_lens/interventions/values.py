@@ -73,7 +73,7 @@ def value_for(
     """The tensor that a frozen value gives for a point.
 
     Raises:
-        InterventionError: It holds NaN.
+        InterventionError: It holds NaN, or infinity where no score of attention is meant.
         VectorError: There is none for this point, or it does not fit this model.
     """
     if isinstance(value, FrozenTensor):
@@ -84,5 +84,10 @@ def value_for(
         raise InterventionError(
             f"The value for {point.name} holds NaN, and the model would go on with nothing else: "
             "look where it comes from (a mean over nothing, a division by zero, an overflow)."
+        )
+    if found.isinf().any() and not point.name.endswith("attn_scores"):
+        raise InterventionError(
+            f"The value for {point.name} holds infinity, of which the model would make NaN: look "
+            "where it comes from (an overflow in half precision, a division by zero)."
         )
     return found

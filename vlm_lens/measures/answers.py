@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.integers import as_integers
+from vlm_lens.integers import as_integers, is_integer
 from vlm_lens.measures.base import MeasureError
 from vlm_lens.serial import savable
 from vlm_lens.tokens import encode, string_token
@@ -36,6 +36,12 @@ class AnyOf:
         object.__setattr__(self, "options", (*answers, *options))
         if not self.options:
             raise MeasureError("AnyOf() names no answer.")
+        for option in self.options:
+            if not isinstance(option, str) and not is_integer(option):
+                raise MeasureError(
+                    "AnyOf takes texts and token ids one by one, AnyOf('Paris', ' Paris'), not "
+                    f"{option!r:.60}."
+                )
 
     def __repr__(self) -> str:
         return f"AnyOf({', '.join(map(repr, self.options))})"

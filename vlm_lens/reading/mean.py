@@ -69,6 +69,8 @@ class Mean(Savable):
                 f"A mean of {patterns[0]} over positions mixes queries that see different keys."
             )
         where = All() if at is None else as_position(at)
+        if where.in_prompt is None:
+            raise VectorError(f"{where} holds no position of a prompt.")
         totals: dict[str, Tensor] = {}
         counts = dict.fromkeys(names, 0)
         for one in listed:
@@ -79,7 +81,8 @@ class Mean(Savable):
             }
             _, cache = vlm.run_with_cache(prompt, names_filter=names)
             for name in names:
-                rows, positions = torch.tensor(pairs[table[name].space], dtype=torch.long).T
+                index = torch.tensor(pairs[table[name].space], dtype=torch.long)
+                rows, positions = index.reshape(-1, 2).T
                 chosen = cache[name][rows, positions].double()
                 totals[name] = totals.get(name, 0) + chosen.sum(0).cpu()
                 counts[name] += len(chosen)

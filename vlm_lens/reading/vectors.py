@@ -21,7 +21,7 @@ from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.point import Point, expand_name
 from vlm_lens.reading.many import as_list, read_each, text_of
 from vlm_lens.serial import FrozenTensor, Savable, pack, savable, unpacked
-from vlm_lens.storage.files import FileError, read_tensors, write_tensors
+from vlm_lens.storage.files import FileError, as_path, read_tensors, write_tensors
 
 _MAGIC = "vlm_lens.TaskVector/1"
 
@@ -234,7 +234,7 @@ class TaskVector(LayerVectors):
         Raises:
             VectorError: No such file, or not a task vector.
         """
-        path = Path(path)
+        path = as_path(path, VectorError)
         path = path if path.exists() else _file(path)
         if not path.exists():
             raise VectorError(f"There is no file {path}.")
@@ -317,5 +317,5 @@ class VectorEnsemble(LayerVectors, Savable):
 
 
 def _file(path: str | Path) -> Path:
-    path = Path(path)
+    path = as_path(path, VectorError)
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")

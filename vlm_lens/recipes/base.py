@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.fields import misfit, plain_field, seed_list
 from vlm_lens.recipes.parts.identity import plain
@@ -251,6 +252,11 @@ class Recipe(ABC):
                     'or name it in the recipe, model="toy-llava".'
                 )
             return HookedVLM.from_pretrained(self.model)
+        if not isinstance(vlm, HookedModel):
+            raise RecipeError(
+                f"{type(self).__name__}(...).run takes a HookedVLM, "
+                f"HookedVLM.from_pretrained('toy-llava'), not {vlm!r:.60}."
+            )
         if self.model is not None and self.model != vlm.name:
             raise RecipeError(
                 f"{type(self).__name__}.model is {self.model!r}, and run was given {vlm.name}: "

@@ -15,6 +15,7 @@ from vlm_lens.errors import VLMLensError
 from vlm_lens.recipes.parts.tables import kinds_of, read_table, same_table, write_table
 from vlm_lens.storage.files import (
     FileError,
+    as_path,
     current,
     file_name,
     inside,
@@ -127,7 +128,7 @@ class Result:
             RecipeError: The values hold what cannot be saved, or a table's name is no file's.
             VLMLensError: The files cannot be written; what was there before still is.
         """
-        folder = Path(folder)
+        folder = as_path(folder, RecipeError)
         tables = {"table": self.table, **self.tables}
         about = {
             "format": _FORMAT,
@@ -187,7 +188,7 @@ class Result:
         Raises:
             RecipeError: No result in this folder, or one of another kind than asked.
         """
-        folder = Path(folder)
+        folder = as_path(folder, RecipeError)
         try:
             about = read_json(current(folder / _ABOUT, _SET))
         except FileError as error:

@@ -16,6 +16,7 @@ from vlm_lens.scores.labelled import labels_of
 from vlm_lens.serial import pack, unpack
 from vlm_lens.storage.files import (
     FileError,
+    as_path,
     current,
     read_json,
     read_tensors,
@@ -33,7 +34,7 @@ _NAME, _VALUES, _SET = "scores.json", "values.safetensors", "scores"
 
 def save(found: Any, folder: str | Path) -> Path:
     """Writes the fields of `Scores`; see `Scores.save`."""
-    values = found.values
+    values, folder = found.values, as_path(folder)
     coords = {
         str(name): {"dims": [str(d) for d in c.dims], "values": c.to_numpy().tolist()}
         for name, c in values.coords.items()
@@ -57,12 +58,12 @@ def save(found: Any, folder: str | Path) -> Path:
             shown = picture if picture.mode in _AS_THEY_ARE else picture.convert("RGB")
             shown.save(whole / f"picture-{i}.png")
         write_whole(whole / _NAME, json.dumps(data, indent=1, ensure_ascii=False))
-    return Path(folder)
+    return folder
 
 
 def load(folder: str | Path) -> dict[str, Any]:
     """The fields of `Scores`; see `Scores.load`."""
-    folder = Path(folder)
+    folder = as_path(folder)
     described = current(folder / _NAME, _SET)
     if not described.is_file():
         raise FileError(f"{folder} holds no scores: they are written by Scores.save(folder).")

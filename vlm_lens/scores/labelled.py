@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +34,15 @@ class Labelled:
     def __len__(self) -> int:
         return self.values.size
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values.to_numpy(), dtype=dtype, copy=copy)
+
+    def __getitem__(self, index: Any) -> Self:
+        raise ScoresError(
+            f"Scores are chosen by coordinate, scores.sel({self.axes[0] if self.axes else 'layer'}"
+            f"=...), not [{index!r:.40}]; scores.values[...] counts as xarray does."
+        )
+
     def sel(self, **where: Any) -> Self:
         """Some of the scores, by coordinate: `scores.sel(layer=4, head=[0, 2])`.
 
@@ -42,7 +52,7 @@ class Labelled:
             ScoresError: No such axis, or a coordinate that is not there.
         """
         for axis, wanted in where.items():
-            self._needs(axis)
+            self.needs(axis)
             known = self.values[axis].to_numpy().tolist()
             listed = wanted if isinstance(wanted, Sequence | np.ndarray) and not isinstance(
                 wanted, str
@@ -74,7 +84,7 @@ class Labelled:
         if not axes:
             raise ScoresError(f"Say over which axes: {how}('head'); there are {list(self.axes)}.")
         for axis in axes:
-            self._needs(axis)
+            self.needs(axis)
         return self._with(getattr(self.values, how)(list(axes), keep_attrs=True))
 
     def __add__(self, other: Self | float) -> Self:
@@ -91,6 +101,10 @@ class Labelled:
 
     def _combined(self, other: Self | float, how: Callable) -> Self:
         if not isinstance(other, Labelled):
+            if not isinstance(other, Real):
+                raise ScoresError(
+                    f"Scores are combined with scores or a number, not {other!r:.60}."
+                )
             return self._with(how(self.values, other))
         try:
             left, right = xr.align(self.values, other.values, join="exact")
@@ -101,7 +115,12 @@ class Labelled:
             ) from None
         return self._with(how(left, right))
 
-    def _needs(self, axis: str) -> None:
+    def needs(self, axis: str) -> None:
+        """Refuses scores without an axis.
+
+        Raises:
+            ScoresError: They have none of this name.
+        """
         if axis not in self.axes:
             raise ScoresError(
                 f"These scores have no axis {axis!r}; they have {list(self.axes)}."

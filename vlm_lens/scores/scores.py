@@ -12,7 +12,6 @@ layout  what stands at a position: token, kind, patch, pixels
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
+from vlm_lens.integers import as_integer
 from vlm_lens.layout.layout import Layout
 from vlm_lens.scores import files
 from vlm_lens.scores.labelled import Labelled, labels_of
@@ -66,6 +66,11 @@ class Scores(Labelled):
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        if not isinstance(self.values, xr.DataArray):
+            raise ScoresError(
+                "Scores hold an xarray.DataArray with named axes, not "
+                f"{type(self.values).__name__}: scores(array, axes) of vlm_lens.scores makes them."
+            )
         unknown = [d for d in self.values.dims if d not in AXES]
         if unknown:
             raise ScoresError(f"Scores have axes among {', '.join(AXES)}; not {unknown}.")
@@ -86,7 +91,7 @@ class Scores(Labelled):
         Raises:
             ScoresError: No `position` axis, or another `how`.
         """
-        self._needs("position")
+        self.needs("position")
         if how not in ("sum", "mean", "max"):
             raise ScoresError(f"by_kind gives sum, mean or max, not {how!r}.")
         kinds = [place.kind for place in self.places()]
@@ -107,7 +112,7 @@ class Scores(Labelled):
         Raises:
             ScoresError: No `position` axis, or no position of these kinds.
         """
-        self._needs("position")
+        self.needs("position")
         here = [place.kind for place in self.places()]
         wanted = {k for k in here if k in kinds or ("image" in kinds and k.startswith("image"))}
         if not wanted:
@@ -122,7 +127,7 @@ class Scores(Labelled):
         Raises:
             ScoresError: No `position` axis, or nothing is marked so.
         """
-        self._needs("position")
+        self.needs("position")
         if name not in self.marked:
             raise ScoresError(
                 f"Nothing is marked {name!r} in these scores; marked are {list(self.marked)}."
@@ -144,7 +149,7 @@ class Scores(Labelled):
         Raises:
             ScoresError: There is no such axis.
         """
-        self._needs("position")
+        self.needs("position")
         return self._places_of("position")
 
     def _places_of(self, axis: str) -> list[Place]:
@@ -175,7 +180,7 @@ class Scores(Labelled):
 
         if largest not in ("value", "magnitude"):
             raise ScoresError(f"largest is 'value' or 'magnitude', not {largest!r}.")
-        k = operator.index(k)
+        k = as_integer(k, "How many scores top gives", ScoresError)
         if k < 1:
             raise ScoresError(f"top gives at least 1 score, not {k}.")
         flat = self.values.to_numpy().reshape(-1)
@@ -267,7 +272,7 @@ class Scores(Labelled):
         return chosen._view(pictures=any(p.patch for p in chosen.places()))
 
     def _view(self, *, pictures: bool) -> PictureView:
-        self._needs("position")
+        self.needs("position")
         others = [a for a in self.axes if a != "position"]
         labels = {axis: self._labels(axis) for axis in others}
         return view_of(

@@ -38,6 +38,18 @@ class FileError(VLMLensError):
     """A file that cannot be written, or that does not hold what it should."""
 
 
+def as_path(given: Any, error: type[VLMLensError] = FileError) -> Path:
+    """A path as a `Path`.
+
+    Raises:
+        FileError: It is none.
+    """
+    try:
+        return Path(given)
+    except TypeError:
+        raise error(f"A path is a text or a Path, not {given!r:.60}.") from None
+
+
 @contextmanager
 def told_writing(path: Path) -> Iterator[None]:
     """Errors of the file system as errors that say which file, and why.
@@ -279,6 +291,7 @@ def _sync(path: Path) -> None:
 
 __all__ = [
     "FileError",
+    "as_path",
     "current",
     "file_name",
     "inside",

@@ -11,7 +11,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.storage.files import FileError, read_json, remove_rests, write_whole
+from vlm_lens.storage.files import FileError, as_path, read_json, remove_rests, write_whole
 
 _FORMAT = "vlm_lens.folder/1"
 _LOCK = ".lock"
@@ -49,7 +49,7 @@ class RunFolder:
         about: Mapping[str, Any] | None = None,
         error: type[VLMLensError] = FolderError,
     ):
-        self.path = Path(path)
+        self.path = as_path(path, error)
         self._holds, self._error = holds, error
         self._identity = json.loads(json.dumps(identity))
         self._about = dict(about or {})

@@ -19,6 +19,7 @@ from vlm_lens.engine.replay import ReplayVariant, replay
 from vlm_lens.engine.tower import TowerReplay
 from vlm_lens.errors import InterventionError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import Target
 from vlm_lens.locks import alone
 from vlm_lens.measures.base import BoundMeasure, Record
@@ -48,6 +49,8 @@ def sweep(
     """Measures many variants of one run; see `HookedVLM.sweep`."""
     if engine not in ENGINES:
         raise InterventionError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}.")
+    if memory is not None and as_integer(memory, "memory, in bytes,", InterventionError) < 1:
+        raise InterventionError(f"memory is a number of bytes, at least 1, not {memory}.")
     prompt, measure = vlm.prompts.left_padded(vlm.as_prompt(prompt, images)), as_measure(measure)
     # what does not fit is refused before the first forward pass
     bound = measure.bind(vlm, prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vlm_lens.integers import as_integer
 from vlm_lens.tasks.rows import TaskError
 
 __all__ = ["draw_examples", "draw_one"]
@@ -29,7 +30,7 @@ def draw_examples(rows: int, n: int, *, seed: int) -> list[list[int]]:
     Raises:
         TaskError: There are not `n` other rows.
     """
-    _check(n, rows - 1)
+    _check(n, rows - 1, seed)
     generator = np.random.RandomState(seed)
     drawn = []
     for query in range(rows):
@@ -54,11 +55,14 @@ def draw_one(rows: int, n: int, *, seed: int, query: int | None = None) -> list[
         TaskError: There are not `n` such rows.
     """
     others = [i for i in range(rows) if i != query]
-    _check(n, len(others))
+    _check(n, len(others), seed)
     return [int(i) for i in np.random.RandomState(seed).permutation(others)[:n]]
 
 
-def _check(n: int, available: int) -> None:
+def _check(n: int, available: int, seed: int) -> None:
+    as_integer(n, "the number of examples", TaskError)
+    if as_integer(seed, "a seed", TaskError) < 0:
+        raise TaskError(f"the seed is {seed}; it cannot be negative")
     if n < 0:
         raise TaskError(f"the number of examples is {n}; it cannot be negative")
     if n > available:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from vlm_lens.errors import near_matches
+from vlm_lens.integers import as_integer
 from vlm_lens.prompts.template import QUESTION_ANSWER, RawPrompt, Template
 from vlm_lens.tasks import show
 from vlm_lens.tasks.constructors import Constructors
@@ -144,6 +145,8 @@ class Task(Constructors):
             TaskError: The split has too few rows.
         """
         rows = self.rows(split)
+        if as_integer(n, "the number of examples", TaskError) < 0:
+            raise TaskError(f"the number of examples is {n}; it cannot be negative")
         if query is None:
             *drawn, last = draw_one(len(rows), n + 1, seed=seed)
             asked = rows[last]
