@@ -12,7 +12,7 @@ from vlm_lens import AnyOf, HookedVLM, Images, Last, LogitDiff, LogProb, Text, V
 from vlm_lens.errors import PositionError
 from vlm_lens.measures import MeasureError
 from vlm_lens.pairs import Pair, PairError
-from vlm_lens.patching import patch
+from vlm_lens.patching import patch, patch_paths
 
 Z = "blocks.*.attn.hook_z"
 
@@ -27,6 +27,19 @@ def test_it_patches_by_its_own_measure(clip):
     other = pair.patch(clip, Z, at=at, measure=LogProb(17), direction="noise", progress=False)
     expected = patch(clip, clean, corrupt, Z, at=at, measure=LogProb(17), direction="noise")
     assert other.values.identical(expected.values) and other.name == "lost share"
+
+
+def test_paths_are_those_of_its_own_measure(clip):
+    clean, corrupt = same_shape(clip)
+    options = {"senders": Z, "receivers": ["logits", "blocks.1.attn.hook_v"], "freeze": "all",
+               "heads": [1]}  # fmt: skip
+    found = Pair(clean, corrupt, 17, 29).patch_paths(
+        clip, options.pop("senders"), at=lambda pair: Last(), progress=False, **options
+    )
+    expected = patch_paths(
+        clip, clean, corrupt, senders=Z, at=Last(), measure=LogitDiff(17, 29), **options
+    )
+    assert found.values.identical(expected.values)
 
 
 def test_places_may_be_a_function_of_the_pair():

@@ -9,7 +9,7 @@ from vlm_lens.pairs.pairs import Pairs
 from vlm_lens.pairs.rows import constraint_pairs, task_pairs
 from vlm_lens.pairs.scores import PairScores
 from vlm_lens.pairs.words import replaced_pair
-from vlm_lens.patching import Each
+from vlm_lens.patching import Each, Receiver
 
 __all__ = [
     "Each",
@@ -17,6 +17,7 @@ __all__ = [
     "PairError",
     "PairScores",
     "Pairs",
+    "Receiver",
     "constraint_pairs",
     "grid_pairs",
     "masked_pair",

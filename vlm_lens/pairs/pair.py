@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from vlm_lens.pairs.show import as_html, as_text
 from vlm_lens.patching.exact import Direction
 from vlm_lens.patching.patch import At as Places
 from vlm_lens.patching.patch import Heads, patch
+from vlm_lens.patching.path import Freeze, patch_paths
+from vlm_lens.patching.receivers import LOGITS, Receiver
 from vlm_lens.points.table import NamesFilter
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.scores import Scores
@@ -168,6 +171,54 @@ class Pair:
             at=at(self) if callable(at) else at, heads=heads, window=window,
             direction=direction, positions=self.positions,
             engine=engine, memory=memory, save=save, progress=progress,
+        )  # fmt: skip
+
+    def patch_paths(
+        self,
+        vlm: HookedModel,
+        senders: NamesFilter,
+        *,
+        receivers: Receiver | str | Sequence[Receiver | str] = LOGITS,
+        freeze: Freeze,
+        heads: Heads = None,
+        at: Places = None,
+        direction: Direction = "noise",
+        measure: Measure | None = None,
+        memory: int | None = None,
+        progress: bool = True,
+    ) -> Scores:
+        """The share of the difference that goes from each sender to each receiver.
+
+        Wang et al. 2022 (arXiv 2211.00593); see `vlm_lens.patching.path` for the runs.
+
+        Args:
+            vlm: The model.
+            senders: Points of one kind: `"blocks.*.attn.hook_z"`, `"blocks.*.hook_mlp_out"`, ...
+            receivers: `"logits"`, points, or `Receiver(point, head)`; one or several. Inputs of
+                heads are `attn.hook_q`, `hook_k` and `hook_v`, that of an MLP is
+                `ln2.hook_normalized`.
+            freeze: What is held at its value in the base run behind the sender: `"attention"` or
+                `"all"` (attention and MLPs).
+            heads: Of the senders: `"each"`, numbers, or `None` for all together.
+            at: Where senders are changed; as for `patch`.
+            direction: `"noise"` (the lost share) or `"denoise"` (the recovered share).
+            measure: What the difference is of; `pair.measure` by default.
+            memory: Bytes that recorded inputs, and variants running together, may take.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Scores by the axes of the senders and `receiver`; axes of one entry are left out. NaN
+            where the sender comes after the receiver.
+
+        Raises:
+            NoDifference: The measure gives the same for both prompts.
+            VLMLensError: Something does not fit the model or the prompts (before any run).
+        """
+        return patch_paths(
+            vlm, self.clean, self.corrupt, senders=senders, receivers=receivers, freeze=freeze,
+            heads=heads, at=at(self) if callable(at) else at, direction=direction,
+            measure=measure or self.measure, positions=self.positions, memory=memory,
+            progress=progress,
         )  # fmt: skip
 
     def identity(self) -> str:

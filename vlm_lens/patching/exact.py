@@ -90,10 +90,13 @@ class Patched:
     @property
     def share(self) -> np.ndarray:
         """The recovered share (denoise) or the lost share (noise) of each spot."""
-        moved = self.values - self.corrupt if self.direction == "denoise" else (
-            self.clean - self.values
-        )  # fmt: skip
-        return moved / (self.clean - self.corrupt)
+        return as_share(self.values, self.clean, self.corrupt, self.direction)
+
+
+def as_share(values: np.ndarray, clean: float, corrupt: float, direction: str) -> np.ndarray:
+    """Measurements as recovered shares (denoise) or lost shares (noise)."""
+    moved = values - corrupt if direction == "denoise" else clean - values
+    return moved / (clean - corrupt)
 
 
 def patch_spots(
@@ -130,18 +133,17 @@ def patch_spots(
         PatchingError: It gives no number.
         VLMLensError: A spot does not fit the model or the prompts (before any run).
     """
-    if direction not in get_args(Direction):
-        raise PatchingError(f"direction is 'denoise' or 'noise', not {direction!r}.")
+    check_direction(direction)
     if not spots:
         raise PatchingError("There is nothing to patch: no spot was given.")
     positions = positions or position_map(clean.layout, corrupt.layout)
     groups = [(one,) if isinstance(one, Spot) else tuple(one) for one in spots]
-    resolver = _Resolver(vlm, positions, swap=direction == "denoise")
+    resolver = Resolver(vlm, positions, swap=direction == "denoise")
     placed = [[(spot, resolver.cells(spot)) for spot in group] for group in groups]
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     bound, of_base = measure.bind(vlm, source), measure.bind(vlm, base)
     donor = read_donor(vlm, source, resolver.names, resolver.donor_cells(), n_last=bound.n_last)
-    there = number(_measured(bound, donor, source))
+    there = number(measured(bound, donor, source))
     variants = [Variant(_transplants(group, donor), {"spot": i}) for i, group in enumerate(placed)]
     result = sweep(
         vlm, base, variants, measure=_Against(measure, of_base, there), engine=engine,
@@ -171,6 +173,16 @@ def number(records: Sequence[Record], skip: int = 0) -> float:
     return float(value)
 
 
+def check_direction(direction: str) -> None:
+    """Refuses what is no direction.
+
+    Raises:
+        PatchingError: It is none.
+    """
+    if direction not in get_args(Direction):
+        raise PatchingError(f"direction is 'denoise' or 'noise', not {direction!r}.")
+
+
 def check_apart(clean: float, corrupt: float) -> None:
     """Refuses two measurements whose difference is nothing but rounding.
 
@@ -185,7 +197,8 @@ def check_apart(clean: float, corrupt: float) -> None:
         )
 
 
-def _measured(bound: BoundMeasure, donor: Donor, prompt: Prompt) -> list[Record]:
+def measured(bound: BoundMeasure, donor: Donor, prompt: Prompt) -> list[Record]:
+    """The measure of a donor's own run."""
     if isinstance(bound, BoundLogits):
         return bound.records(at_last(donor.logits, prompt.layouts, bound.n_last))
     return bound.of_run(())
@@ -198,7 +211,7 @@ def _transplants(
     return parts[0] if len(parts) == 1 else compose(parts)
 
 
-class _Resolver:
+class Resolver:
     """Spots as cells of the run that is changed and of the run that gives."""
 
     def __init__(self, vlm: HookedModel, positions: PositionMap, *, swap: bool):
@@ -230,6 +243,7 @@ class _Resolver:
         return self._cells[key]
 
     def lost(self, spot: Spot) -> int:
+        """How many positions of a spot have no counterpart."""
         space = self._vlm.architecture.points[spot.points[0]].space
         return len(self._map.lost(spot.at, space))
 

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from vlm_lens.figures.picture_view import PictureView
 
 POSITIONAL = ("position", "query")
-AXES = ("pair", "row", "layer", "head", "query", "position", "kind", "feature", "token",
-        "component")  # fmt: skip
+AXES = (
+    "pair", "row", "layer", "head", "query", "position", "kind", "receiver", "feature", "token",
+    "component",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
