@@ -78,7 +78,7 @@ class PairScores(Scores):
 
     def _by_pair(self) -> np.ndarray:
         """`[pairs, cells]`, of the pairs that have scores."""
-        self._needs(PAIR)
+        self.needs(PAIR)
         values = self.values.transpose(PAIR, ...).to_numpy().reshape(len(self.values[PAIR]), -1)
         values = values[~np.isnan(values).any(1)]
         if len(values) < 2:
