@@ -31,7 +31,7 @@ class Decomposition(Scores):
         Raises:
             ScoresError: There are no heads among the components.
         """
-        self._needs("component")
+        self.needs("component")
         chosen = self.values.isel(component=np.flatnonzero(self.values["part"].to_numpy() == HEAD))
         if not chosen.sizes["component"]:
             raise ScoresError("No head is among these components.")
@@ -55,7 +55,7 @@ class Decomposition(Scores):
         return self._grouped("layer")
 
     def _grouped(self, by: str) -> Self:
-        self._needs("component")
+        self.needs("component")
         keys = self.values[by].to_numpy()
         order = list(dict.fromkeys(keys.tolist()))
         parts = [self.values.isel(component=np.flatnonzero(keys == k)) for k in order]
