@@ -46,6 +46,9 @@ def test_means_effects_and_answers_equal_plain_transformers(toy, result, plain, 
                 edit = [plain.put_heads(layer, [head], means)]
                 every[i, layer, head] = probability(edit) - before
     table = result.tables["heads"].set_index(["layer", "head"])
+    best = result.scores().top(1).iloc[0]
+    assert (best["layer"], best["head"]) == table.index[0]
+    assert best["average indirect effect"] == table["effect"].iloc[0]
     for layer in (3, 4):
         got = [table.loc[(layer, head), "effect"] for head in range(means.shape[1])]
         np.testing.assert_allclose(got, every.mean(0)[layer], atol=2e-6)

@@ -38,6 +38,8 @@ from vlm_lens.tasks import Row, Task, draw_examples
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from vlm_lens.scores import Scores
+
 __all__ = ["FunctionVectors", "FunctionVectorsResult"]
 
 ADDED = "Function vector, added"
@@ -261,6 +263,14 @@ class FunctionVectorsResult(MethodResult):
     `tables["heads"]` has the average indirect effect of every head, the strongest first, with its
     standard error; `tables["vector_layers"]` the validation accuracy by block.
     """
+
+    def scores(self) -> Scores:
+        """The average indirect effect of every head, by `layer` and `head`."""
+        from vlm_lens.scores.scores import scores
+
+        effects = self.tables["heads"].pivot(index="layer", columns="head", values="effect")
+        axes = {"layer": effects.index.tolist(), "head": effects.columns.tolist()}
+        return scores(effects.to_numpy(), axes, name="average indirect effect")
 
     def plots(self) -> dict[str, go.Figure]:
         """The methods, and the effect of every head."""

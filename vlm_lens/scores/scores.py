@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 POSITIONAL = ("position", "query")
 AXES = (
     "pair", "row", "layer", "head", "query", "position", "kind", "receiver", "feature", "token",
-    "component",
+    "component", "scale", "variant",
 )  # fmt: skip
 
 

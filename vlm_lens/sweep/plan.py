@@ -34,11 +34,11 @@ class Lowered:
         self._shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # rows, positions of many ops
         self._size = 0
         self.needs_tower = False
-        self.positions: dict[str, tuple[int, str]] = {}
+        self.places: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = {}
         for number in range(len(variants)):
             ops = self[number]
             self.needs_tower |= any(target.points[op.point].space != "text" for op in ops)
-            self._note_position(variants[number], ops)
+            self._note_place(variants[number], ops)
 
     def __getitem__(self, number: int) -> list[Op]:
         if number in self._kept:
@@ -57,18 +57,18 @@ class Lowered:
                 self._size += len(cells)
         return replace(op, rows=self._shared[op.rows], positions=self._shared[op.positions])
 
-    def _note_position(self, variant: Variant, ops: Sequence[Op]) -> None:
-        """Where the label of a position lies in the first row, if it means one position of text."""
+    def _note_place(self, variant: Variant, ops: Sequence[Op]) -> None:
+        """Where the label of a position lies, if it means one place of each row of the prompt."""
         label, at = variant.labels.get("at"), getattr(variant.intervention, "at", None)
-        if not isinstance(label, str) or at is None or label in self.positions:
+        spaces = {self._target.points[op.point].space for op in ops}
+        if not isinstance(label, str) or at is None or label in self.places or len(spaces) > 1:
             return
-        if any(self._target.points[op.point].space != "text" or op.since is not None for op in ops):
+        if any(op.since is not None for op in ops):
             return
-        found = {p for op in ops for r, p in zip(op.rows, op.positions, strict=True) if r == 0}
-        if len(found) == 1:
-            position, layout = found.pop(), self._target.layouts[0]
-            text = layout.strings[position] if layout.strings else str(layout.token_ids[position])
-            self.positions[label] = (position - layout.shifted, text)
+        space = spaces.pop()
+        found = [at.resolve(layout, space) for layout in self._target.layouts]
+        if all(len(pairs) == 1 for pairs in found):
+            self.places[label] = space, tuple(pairs[0] for pairs in found)
 
 
 @dataclass(frozen=True)

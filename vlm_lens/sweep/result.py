@@ -14,6 +14,10 @@ from vlm_lens.errors import VLMLensError
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from PIL import Image
+
+    from vlm_lens.layout.layout import Layout
+    from vlm_lens.scores.scores import Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +31,10 @@ class SweepResult:
         baseline: The measurements of the run without interventions, one a row of the prompt.
         label_names: Which columns are labels.
         complete: Whether every variant was measured; not so after an interruption.
-        positions: Label in the column `at` -> position and token in the first row, where it
-            means one position of the text.
+        places: Label in the column `at` -> whose positions, and (row, position) for each row of
+            the prompt, where it means one place of each.
+        layouts: The layout of each row of the prompt.
+        pictures: The pictures of each row of the prompt.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -37,7 +43,9 @@ class SweepResult:
     baseline: Sequence[Mapping[str, Any]] = ()
     label_names: tuple[str, ...] = ()
     complete: bool = True
-    positions: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    places: Mapping[str, tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
+    layouts: tuple[Layout, ...] = ()
+    pictures: Sequence[Sequence[Image.Image]] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,6 +74,36 @@ class SweepResult:
     def columns(self) -> tuple[str, ...]:
         """The names of labels and measurements."""
         return tuple(self.records[0]) if self.records else ()
+
+    @property
+    def positions(self) -> dict[str, tuple[int, str]]:
+        """Label in the column `at` -> position and token in the first row, in the text."""
+        found = {}
+        for label, (space, pairs) in self.places.items():
+            if space == "text":
+                layout, (_, position) = self.layouts[0], pairs[0]
+                known = layout.strings or tuple(map(str, layout.token_ids))
+                found[label] = (position - layout.shifted, known[position])
+        return found
+
+    def scores(self, value: str | None = None, *, row: int = 0) -> Scores:
+        """A measurement by block, head and position: ranked, drawn over the picture, saved.
+
+        Args:
+            value: Which column; the first measured number by default.
+            row: Which row of the prompt.
+
+        Returns:
+            Scores by what varies among `layer`, `head`, `position` (where each label means one
+            place), `scale`, and `variant` for all other labels; NaN where nothing was measured.
+            `about` has the value without interventions.
+
+        Raises:
+            ScoresError: No such row, no such number, or variants of equal labels.
+        """
+        from vlm_lens.sweep.coordinates import scores_of
+
+        return scores_of(self, value, row)
 
     def plot(self, value: str | None = None) -> go.Figure:
         """A measurement against the layer, or layers by positions as a heatmap.

@@ -71,7 +71,7 @@ def sweep(
     ]
     return SweepResult(
         rows, dict(runner.engines), dict(runner.reasons), runner.plain, labels, complete,
-        lowered.positions,
+        lowered.places, prompt.layouts, prompt.images or (),
     )  # fmt: skip
 
 

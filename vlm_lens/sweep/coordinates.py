@@ -1,0 +1,107 @@
+"""What a sweep has measured, as scores: its labels become axes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm_lens.scores.refusal import ScoresError
+from vlm_lens.scores.scores import Scores, scores
+
+if TYPE_CHECKING:
+    from vlm_lens.sweep.result import SweepResult
+
+_OWN = {"layer": "layer", "head": "head", "at": "position", "scale": "scale"}  # label -> axis
+
+
+def scores_of(result: SweepResult, value: str | None, row: int) -> Scores:
+    """The measurements of one row of the prompt, by what varies; see `SweepResult.scores`."""
+    records = [r for r in result.records if r.get("row", 0) == row]
+    if not records:
+        raise ScoresError(f"This sweep measured nothing at row {row} of its prompt.")
+    column = _column(result, records, value)
+    labels = [_labels(r, result.label_names) for r in records]
+    varying = [n for n in dict.fromkeys(k for one in labels for k in one) if _varies(labels, n)]
+    spaces = {result.places[one["at"]][0] if one.get("at") in result.places else None
+              for one in labels}  # fmt: skip
+    placed = len(spaces) == 1 and None not in spaces and "at" in varying
+    own = [n for n in varying if n in _OWN and (n != "at" or placed)]
+    others = [n for n in varying if n not in own]
+    coordinates: list[dict[str, Hashable]] = []
+    for one in labels:
+        mine = {_OWN[n]: _number(one.get(n)) for n in own}
+        if placed:
+            mine["position"] = result.places[one["at"]][1][row]
+        if others or not own:
+            mine["variant"] = ", ".join(f"{n} {one[n]}" for n in others if n in one) or "all"
+        coordinates.append(mine)
+    axes = {axis: _sorted([c[axis] for c in coordinates]) for axis in coordinates[0]}
+    values = np.full([len(v) for v in axes.values()], np.nan, dtype=np.float32)
+    index = {axis: {v: i for i, v in enumerate(known)} for axis, known in axes.items()}
+    seen = set()
+    for record, one in zip(records, coordinates, strict=True):
+        cell = tuple(index[axis][v] for axis, v in one.items())
+        if cell in seen:
+            raise ScoresError(
+                "Several variants have the same labels, so scores cannot tell them apart: give "
+                "each its own, Variant(intervention, {'name': ...})."
+            )
+        seen.add(cell)
+        values[cell] = float(record[column])
+    plain = result.baseline[row].get(column) if row < len(result.baseline) else None
+    space = spaces.pop() if placed else "text"
+    pairs = axes.get("position", ())
+    known = {**axes, "position": [p for _, p in pairs]} if placed else axes
+    rows = [r for r, _ in pairs] if placed and space != "text" else None
+    return scores(
+        values, known, rows, name=column,
+        layout=result.layouts[row] if result.layouts else None,
+        pictures=tuple(result.pictures[row]) if result.pictures else (), space=space,
+        about={} if plain is None else {"without intervention": plain},
+    )  # fmt: skip
+
+
+def _column(result: SweepResult, records: Sequence[Mapping[str, Any]], value: str | None) -> str:
+    numbers = [
+        name
+        for name in records[0]
+        if name not in (*result.label_names, "row")
+        and all(isinstance(r.get(name), int | float) for r in records)
+    ]
+    if value is None:
+        floats = [n for n in numbers if any(isinstance(r[n], float) for r in records)]
+        if not numbers:
+            raise ScoresError(
+                f"Nothing that was measured is a number; the columns are {list(result.columns)}."
+            )
+        return (floats or numbers)[0]
+    if value not in numbers:
+        raise ScoresError(f"{value!r} is no measured number; these are: {numbers}.")
+    return value
+
+
+def _labels(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A record's labels; points of one kind in several layers count as one, windows as theirs."""
+    found = {n: record[n] for n in names if n in record}
+    if "point" in found and "layer" in found:
+        found["point"] = re.sub(r"blocks\.\d+\.", "blocks.*.", found["point"])
+    if "layers" in found and "layer" in found:
+        del found["layers"]  # a window is known by its first block
+    return found
+
+
+def _varies(labels: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return len({one.get(name) for one in labels}) > 1
+
+
+def _number(value: Any) -> Hashable:
+    """Heads are labelled by a string of numbers."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _sorted(values: Sequence[Any]) -> list[Any]:
+    once = list(dict.fromkeys(values))
+    return sorted(once) if all(isinstance(v, int | float | tuple) for v in once) else once
