@@ -10,7 +10,7 @@ from families import tiny_llava_next
 from PIL import Image
 
 from vlm_lens import HookedVLM, VLMLensError
-from vlm_lens.figures.view_parts import strengths
+from vlm_lens.figures.view_parts import Cell, strengths
 from vlm_lens.scores.scores import scores
 
 
@@ -57,7 +57,8 @@ def test_every_patch_is_drawn_at_its_pixels_with_its_strength(load, tiles, which
         assert (max(x, 0), max(y, 0)) == pytest.approx((x0, y0), abs=0.02)
         assert (min(x + w, 60), min(y + h, 30)) == pytest.approx((x1, y1), abs=0.02)
         assert sign == "plus"
-        assert opacity == pytest.approx(0.85 * first[position] / first.max(), abs=2e-3)
+        strongest = first[patches["position"]].max()  # of the patches, not of the tokens
+        assert opacity == pytest.approx(0.65 * first[position] / strongest, abs=2e-3)
 
 
 def test_the_page_holds_every_number_and_fetches_nothing(load, tmp_path):
@@ -111,5 +112,9 @@ def test_too_many_numbers_are_refused_with_the_way_out(load):
 
 
 def test_strengths_are_shares_of_the_largest():
-    np.testing.assert_array_equal(strengths(np.array([1.0, -2, np.nan, 0])), [0.5, -1, 0, 0])
-    np.testing.assert_array_equal(strengths(np.zeros(3)), np.zeros(3))
+    values, patches = np.array([1.0, -2, np.nan, 0]), [Cell(0, 0, (0, i), i) for i in range(4)]
+    np.testing.assert_array_equal(strengths(values, patches), [0.5, -1, 0, 0])
+    np.testing.assert_array_equal(strengths(values, ()), [0.5, -1, 0, 0])
+    np.testing.assert_array_equal(strengths(values, patches[:1]), [1, -1, 0, 0])
+    np.testing.assert_array_equal(strengths(values, patches[3:]), [0.5, -1, 0, 0])
+    np.testing.assert_array_equal(strengths(np.zeros(4), patches), np.zeros(4))

@@ -30,7 +30,7 @@ def test_positions_run_to_the_right_and_further_axes_get_a_slider():
     assert len(fig.data) == 3 and [d.visible for d in fig.data] == [True, False, False]
     for head, heat in enumerate(fig.data):
         np.testing.assert_array_equal(heat.z, values[:, head])
-    assert [s.label for s in fig.layout.sliders[0].steps] == ["head 0", "head 1", "head 2"]
+    assert [s.label for s in fig.layout.sliders[0].steps] == ["0", "1", "2"]
     assert fig.layout.xaxis.ticktext[1] == "1 '&lt;'"
     assert fig.layout.coloraxis.cmin == -fig.layout.coloraxis.cmax
 

@@ -98,13 +98,12 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
         fig,
         title=panel.title,
         subtitle=f"{words.subtitle}; strips: top token, coloured by its {words.measure}{known}",
-        width=max(480, panel.width + 130),
         height=panel.height + 200,
     )
     panel.fit_axes(fig)
     fig.update_layout(
         coloraxis=_colours(words, panel.indices, SEQUENTIAL),
-        margin={"l": 20, "r": 110, "t": 90, "b": 110},
+        margin={"l": 20, "r": 70, "t": 90, "b": 110},
         hoverlabel_align="left",
         sliders=[layer_slider(words, [[la] for la in words.layers])],
     )

@@ -137,10 +137,11 @@ class Panel:
         """Axes that show the picture as it is, without ticks."""
         plain = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
         box, there = self.box, {"row": row, "col": col}
-        fig.update_xaxes(range=[box[0], box[2]], constrain="domain", **plain, **there)
+        plain["constrain"] = "domain"
+        fig.update_xaxes(range=[box[0], box[2]], constraintoward="left", **plain, **there)
         anchor = fig.get_subplot(row, col).xaxis.plotly_name.replace("axis", "") if row else "x"
         fig.update_yaxes(
-            range=[box[3], box[1]], scaleanchor=anchor, constrain="domain", **plain, **there
+            range=[box[3], box[1]], scaleanchor=anchor, constraintoward="top", **plain, **there
         )
 
 

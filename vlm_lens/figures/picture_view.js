@@ -5,9 +5,10 @@
   const bytes = Uint8Array.from(atob(data.values), c => c.charCodeAt(0));
   const values = new Float32Array(bytes.buffer), n = data.shape[data.shape.length - 1];
   const at = data.sliders.map(() => 0);
-  const idle = "colour is relative to the strongest shown; point at a patch or a token";
-  const told = root.querySelector(".told"), most = root.querySelector(".most");
+  const told = root.querySelector(".told");
   const all = [...root.querySelectorAll("[data-i]")];
+  const groups = {patches: all.filter(e => e.tagName === "rect"), tokens: all.filter(e => e.tagName !== "rect")};
+  const idle = (groups.patches.length && groups.tokens.length ? "patches are set against patches, tokens against tokens; " : "") + "point at one to see its number";
   const twins = new Map();
   for (const e of all) twins.set(e.dataset.i, [...(twins.get(e.dataset.i) || []), e]);
   const show = v => Number.isNaN(v) ? "none" : Math.abs(v) >= 1e-3 || v === 0 ? v.toFixed(4) : v.toExponential(2);
@@ -16,14 +17,20 @@
     let start = 0;
     at.forEach((a, i) => { start = start * data.shape[i] + a; });
     now = values.subarray(start * n, start * n + n);
-    let largest = 0;
-    for (const v of now) if (Math.abs(v) > largest) largest = Math.abs(v);
-    most.textContent = show(largest);
-    for (const e of all) {
-      const v = now[+e.dataset.i] || 0, s = largest ? 0.85 * Math.abs(v) / largest : 0;
-      e.classList.toggle("minus", v < 0);
-      e.classList.toggle("plus", v >= 0);
-      if (e.tagName === "rect") e.setAttribute("fill-opacity", s); else e.style.setProperty("--s", s);
+    for (const [group, mine] of Object.entries(groups)) {
+      let largest = 0;
+      for (const e of mine) { const v = Math.abs(now[+e.dataset.i]); if (v > largest) largest = v; }
+      const scale = root.querySelector(".scale." + group);
+      if (scale) {
+        scale.querySelector(".most").textContent = show(largest);
+        if (scale.querySelector(".both")) scale.querySelector(".least").textContent = show(-largest);
+      }
+      for (const e of mine) {
+        const v = now[+e.dataset.i] || 0, s = largest ? $opaque * Math.abs(v) / largest : 0;
+        e.classList.toggle("minus", v < 0);
+        e.classList.toggle("plus", v >= 0);
+        if (group === "patches") e.setAttribute("fill-opacity", s); else e.style.setProperty("--s", s);
+      }
     }
     for (const e of root.querySelectorAll("[data-all]")) {
       const inside = JSON.parse(e.dataset.all);

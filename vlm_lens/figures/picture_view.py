@@ -1,9 +1,10 @@
 """Numbers over pictures and tokens, as one piece of HTML that needs nothing beside it.
 
-The pictures as given stand on the left; on the right the same in grey, with each patch coloured by
-its number: one hue for what is positive, another for what is negative, stronger where it is larger.
-The tokens follow. Pointing at a patch or a token shows its number and marks its twin; further axes
-have sliders. Without scripts (a page on GitHub, say) the first setting is still drawn.
+The pictures as given stand on the left; on the right the same in grey, which shows through, with
+each patch coloured by its number: one hue for what is positive, another for what is negative,
+stronger where it is larger, set against the largest of all patches. The tokens follow, set against
+the largest of all tokens. Pointing at a patch or a token shows its number and marks its twin;
+further axes have sliders. Without scripts (a page on GitHub, say) the first setting is still drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from PIL import Image
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, runs, visible
-from vlm_lens.figures.view_parts import Cell, Token, drawings, strengths
+from vlm_lens.figures.view_parts import (
+    MOST_OPAQUE,
+    RULED,
+    Cell,
+    Token,
+    drawings,
+    strengths,
+)
 from vlm_lens.layout.geometry import PatchGrid
 
 _MOST = 4_000_000  # numbers in one page
@@ -129,7 +137,7 @@ def view_html(view: PictureView) -> str:
     name = f"vlml{uuid.uuid4().hex[:10]}"
     first = view.values.reshape(-1, view.values.shape[-1])[0]
     signed = bool(np.nanmin(view.values) < 0)
-    opening = strengths(first)
+    opening = strengths(first, view.cells)
     drawn = "".join(_picture(view, key, opening) for key in drawings(view.grids))
     controls = "".join(
         f'<label>{escape(axis)} <input type="range" min="0" max="{len(labels) - 1}" value="0" '
@@ -145,12 +153,14 @@ def view_html(view: PictureView) -> str:
         "name": view.name,
     }
     script = Template(_source("picture_view.js")).substitute(
-        name=json.dumps(name), data=json.dumps(data).replace("<", "\\u003c")
+        name=json.dumps(name), opaque=MOST_OPAQUE, data=json.dumps(data).replace("<", "\\u003c")
     )
     title = escape(view.name) + (f", {escape(view.subtitle)}" if view.subtitle else "")
     return (
         f'<div id="{name}" class="vlml-view"><style>{style}</style>'
-        f'<div class="head"><b>{title}</b> {_scale(signed)}</div>'
+        f'<div class="head"><b>{title}</b>'
+        + "".join(_scale(group, signed) for group in _groups(view))
+        + "</div>"
         + (f'<div class="controls">{controls}</div>' if controls else "")
         + '<div class="told" aria-live="polite">point at a patch or a token</div>'
         + (f'<div class="pictures">{drawn}</div>' if drawn else "")
@@ -173,11 +183,17 @@ def _source(name: str) -> str:
     return (files("vlm_lens.figures") / name).read_text(encoding="utf-8")
 
 
-def _scale(signed: bool) -> str:
-    low = "negative " if signed else "0 "
+def _groups(view: PictureView) -> list[str]:
+    """What has a scale of its own."""
+    patches = {c.index for c in view.cells}
+    tokens = any(t.index is not None and t.index not in patches for t in view.tokens)
+    return ["patches"] * bool(patches) + ["tokens"] * tokens
+
+
+def _scale(group: str, signed: bool) -> str:
     return (
-        f'<span class="scale">{low}<i class="{"both" if signed else "one"}"></i> '
-        '<span class="most"></span></span>'
+        f'<span class="scale {group}">{group} <span class="least">{"" if signed else "0"}</span> '
+        f'<i class="{"both" if signed else "one"}"></i> <span class="most"></span></span>'
     )
 
 
@@ -202,10 +218,12 @@ def _picture(view: PictureView, key: tuple[int, tuple[int, ...]], opening: np.nd
     )
     plain = svg.format(label=f"image {image} as given", inside=f"{shown}/>") if shown else ""
     rects = "".join(
-        _rect(grids[c.grid], c, opening[c.index], 1 / zoom, c.index in view.marked)
+        _rect(grids[c.grid], c, opening[c.index], c.index in view.marked)
         for c in view.cells
         if c.image == image and c.grid in grids
     )
+    ruled = sum(g.rows * g.cols for g in grids.values()) <= RULED
+    rects = f'<g class="cells{" ruled" if ruled else ""}" stroke-width="{1 / zoom:.3f}">{rects}</g>'
     grey = f'{shown} class="grey"/>' if shown else ""
     heat = svg.format(label=f"{escape(view.name)} over image {image}", inside=grey + rects)
     tiles = "" if numbers[0] == 0 and len(view.grids) == 1 else _which(view, image, numbers)
@@ -219,7 +237,7 @@ def _which(view: PictureView, image: int, numbers: tuple[int, ...]) -> str:
     return ": the whole picture" if 0 in numbers else ": its tiles"
 
 
-def _rect(grid: PatchGrid, cell: Cell, strength: float, line: float, marked: bool) -> str:
+def _rect(grid: PatchGrid, cell: Cell, strength: float, marked: bool) -> str:
     xs, ys = cell_edges(grid)
     row, col = cell.at
     sign = "minus" if strength < 0 else "plus"
@@ -227,7 +245,7 @@ def _rect(grid: PatchGrid, cell: Cell, strength: float, line: float, marked: boo
     return (
         f'<rect class="{classes}" data-i="{cell.index}" x="{xs[col]:.2f}" y="{ys[row]:.2f}" '
         f'width="{xs[col + 1] - xs[col]:.2f}" height="{ys[row + 1] - ys[row]:.2f}" '
-        f'fill-opacity="{0.85 * abs(strength):.3f}" stroke-width="{line:.3f}"/>'
+        f'fill-opacity="{MOST_OPAQUE * abs(strength):.3f}"/>'
     )
 
 
@@ -252,6 +270,6 @@ def _chips(view: PictureView, opening: np.ndarray) -> Iterator[str]:
             about = f' data-i="{token.index}"' if known else ""
             yield (
                 f'<span class="chip {sign}{marked}"{about} '
-                f'style="--s:{0.85 * abs(strength):.3f}"><small>{token.position}</small>'
+                f'style="--s:{MOST_OPAQUE * abs(strength):.3f}"><small>{token.position}</small>'
                 f"{escape(visible(token.string, 40))}</span>"
             )

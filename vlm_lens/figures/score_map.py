@@ -88,15 +88,16 @@ def score_map(
     if others:
         steps = [
             {
-                "label": ", ".join(f"{a} {s}" for a, s in zip(others, setting, strict=True)),
+                "label": _plain(setting[0])
+                if len(others) == 1
+                else ", ".join(f"{a} {_plain(s)}" for a, s in zip(others, setting, strict=True)),
                 "method": "update",
                 "args": [{"visible": [j == i for j in range(len(settings))]}],
             }
             for i, setting in enumerate(settings)
         ]
-        fig.update_layout(
-            sliders=[{"steps": steps, "currentvalue": {"prefix": ""}, "pad": {"t": 70}}]
-        )
+        shown = {"prefix": f"{others[0]} " if len(others) == 1 else ""}
+        fig.update_layout(sliders=[{"steps": steps, "currentvalue": shown, "pad": {"t": 70}}])
     return fig
 
 

@@ -10,7 +10,15 @@ import numpy as np
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.figures.prompt_view import canvas, cell_edges, runs, visible
-from vlm_lens.figures.view_parts import Cell, Token, drawings, strengths
+from vlm_lens.figures.view_parts import (
+    MOST_OPAQUE,
+    RULED,
+    Cell,
+    Token,
+    drawings,
+    peak,
+    strengths,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from vlm_lens.layout.geometry import PatchGrid
 
 _ENDINGS = (".png", ".svg", ".pdf")
+
 _PLUS, _MINUS = (213 / 255, 94 / 255, 0.0), (0.0, 114 / 255, 178 / 255)
 
 
@@ -53,7 +62,8 @@ def draw(
         raise VLMLensError(
             "Pictures are drawn by matplotlib: pip install 'vlm-lens[static]', or save as .html."
         ) from None
-    colours = strengths(values)
+    colours = strengths(values, cells)
+    largest = peak(values[[c.index for c in cells]])
     drawn = list(drawings(grids))
     lines = _lines(tokens, colours)
     rows = len(drawn)
@@ -67,9 +77,15 @@ def draw(
         picture = pictures[image] if image < len(pictures) else None
         _picture(plain, heat, picture, mine, here, colours)
         plain.set_title(f"image {image}", fontsize=9, loc="left")
-        heat.set_title(f"largest {np.nanmax(np.abs(values)):.3g}", fontsize=9, loc="left")
+        heat.set_title(f"strongest of all patches: {largest:.3g}", fontsize=9, loc="left")
     if lines:
-        _tokens(fig.add_subplot(layout[rows, :]), lines)
+        below = fig.add_subplot(layout[rows, :])
+        _tokens(below, lines)
+        patches = {c.index for c in cells}
+        named = [t.index for t in tokens if t.index is not None and t.index not in patches]
+        if named and patches:
+            said = f"tokens, set against the strongest of them: {peak(values[named]):.3g}"
+            below.set_title(said, fontsize=9, loc="left")
     fig.suptitle(title, fontsize=10)
     fig.savefig(path, dpi=150)
     return path
@@ -108,7 +124,8 @@ def _picture(
         heat.add_patch(
             Rectangle(
                 (xs[col], ys[row]), xs[col + 1] - xs[col], ys[row + 1] - ys[row],
-                facecolor=(*hue, 0.85 * abs(strength)), edgecolor=(1, 1, 1, 0.25), linewidth=0.4,
+                facecolor=(*hue, MOST_OPAQUE * abs(strength)), edgecolor=(1, 1, 1, 0.25),
+                linewidth=0.4 if len(cells) <= RULED else 0,
             )
         )  # fmt: skip
 
@@ -147,7 +164,8 @@ def _tokens(axes: Axes, lines: Sequence[Sequence[tuple[str, float]]]) -> None:
             axes.text(
                 x + 0.5, y + 0.5, text.replace("$", r"\$"), fontsize=7.5, family="monospace",
                 va="center",
-                bbox={"facecolor": (*hue, 0.85 * abs(strength)), "edgecolor": (0.5, 0.5, 0.5, 0.5),
-                      "boxstyle": "round,pad=0.25", "linewidth": 0.5},
+                bbox={"facecolor": (*hue, MOST_OPAQUE * abs(strength)),
+                      "edgecolor": (0.5, 0.5, 0.5, 0.5), "boxstyle": "round,pad=0.25",
+                      "linewidth": 0.5},
             )  # fmt: skip
             x += len(text) + 2

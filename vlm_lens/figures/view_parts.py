@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_OPAQUE = 0.65  # the strongest patch: the picture is seen through it
+RULED = 150  # up to so many patches have lines between them; more lines would hide the picture
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -35,10 +38,30 @@ class Token:
     position: int
 
 
-def strengths(values: np.ndarray) -> np.ndarray:
-    """How strongly each number is coloured: its share of the largest magnitude, with its sign."""
-    largest = np.nanmax(np.abs(values)) if values.size else 0.0
-    return np.nan_to_num(values / largest) if largest else np.zeros_like(values)
+def strengths(values: np.ndarray, cells: Iterable[Cell]) -> np.ndarray:
+    """How strongly each number is coloured: its share of the largest magnitude, with its sign.
+
+    Patches are set against patches and everything else against the rest, because a token that draws
+    a hundred times what a patch draws would leave every picture blank.
+
+    Args:
+        values: The numbers.
+        cells: The patches.
+    """
+    found = np.zeros_like(values)
+    patches = np.zeros(len(values), dtype=bool)
+    patches[[c.index for c in cells]] = True
+    for group in (patches, ~patches):
+        largest = peak(values[group])
+        if largest:
+            found[group] = np.nan_to_num(values[group] / largest)
+    return found
+
+
+def peak(values: np.ndarray) -> float:
+    """The largest magnitude; 0 of nothing."""
+    known = np.abs(values[np.isfinite(values)])
+    return float(known.max()) if known.size else 0.0
 
 
 def drawings(grids: Iterable[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, ...]]]:

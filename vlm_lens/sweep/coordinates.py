@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from vlm_lens.layout.layout import Layout
 from vlm_lens.scores.refusal import ScoresError
 from vlm_lens.scores.scores import Scores, scores
-
-if TYPE_CHECKING:
-    from vlm_lens.sweep.result import SweepResult
 
 _OWN = {"layer": "layer", "head": "head", "at": "position", "scale": "scale"}  # label -> axis
 
 
-def scores_of(result: SweepResult, value: str | None, row: int) -> Scores:
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep has measured, as `SweepResult` has it.
+
+    Attributes:
+        records: One dictionary for each variant and row of the prompt: labels, then measurements.
+        label_names: Which columns are labels.
+        baseline: The measurements of the run without interventions, one a row of the prompt.
+        places: Label in the column `at` -> whose positions, and (row, position) for each row.
+        layouts: The layout of each row of the prompt.
+        pictures: The pictures of each row of the prompt.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    label_names: tuple[str, ...]
+    baseline: Sequence[Mapping[str, Any]]
+    places: Mapping[str, tuple[str, tuple[tuple[int, int], ...]]]
+    layouts: tuple[Layout, ...]
+    pictures: Sequence[Sequence[Image.Image]]
+
+
+def scores_of(result: Swept, value: str | None, row: int) -> Scores:
     """The measurements of one row of the prompt, by what varies; see `SweepResult.scores`."""
     records = [r for r in result.records if r.get("row", 0) == row]
     if not records:
@@ -64,7 +85,7 @@ def scores_of(result: SweepResult, value: str | None, row: int) -> Scores:
     )  # fmt: skip
 
 
-def _column(result: SweepResult, records: Sequence[Mapping[str, Any]], value: str | None) -> str:
+def _column(result: Swept, records: Sequence[Mapping[str, Any]], value: str | None) -> str:
     numbers = [
         name
         for name in records[0]
@@ -75,7 +96,7 @@ def _column(result: SweepResult, records: Sequence[Mapping[str, Any]], value: st
         floats = [n for n in numbers if any(isinstance(r[n], float) for r in records)]
         if not numbers:
             raise ScoresError(
-                f"Nothing that was measured is a number; the columns are {list(result.columns)}."
+                f"Nothing that was measured is a number; the columns are {list(records[0])}."
             )
         return (floats or numbers)[0]
     if value not in numbers:

@@ -101,9 +101,12 @@ class SweepResult:
         Raises:
             ScoresError: No such row, no such number, or variants of equal labels.
         """
-        from vlm_lens.sweep.coordinates import scores_of
+        from vlm_lens.sweep.coordinates import Swept, scores_of
 
-        return scores_of(self, value, row)
+        swept = Swept(
+            self.records, self.label_names, self.baseline, self.places, self.layouts, self.pictures
+        )
+        return scores_of(swept, value, row)
 
     def plot(self, value: str | None = None) -> go.Figure:
         """A measurement against the layer, or layers by positions as a heatmap.
