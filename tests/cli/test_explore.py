@@ -30,6 +30,9 @@ def test_a_picture_of_ones_own(tmp_path):
         (["--image", "none.png"], "no such file"),
         (["--out", "page.pdf"], "html"),
         (["--task", "country-capitol"], "country-capital"),
+        (["--serve", "--out", "page.html"], "leave --out away"),
+        (["--serve", "--model", "toy-fuyu"], "give --model once"),
+        (["--serve", "--port", "70000"], "choose another"),
     ],
 )
 def test_what_is_wrong_is_said(options, told, tmp_path, monkeypatch):

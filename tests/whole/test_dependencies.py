@@ -17,7 +17,7 @@ MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 USED_BY_OTHERS = {"accelerate": "transformers places weights with it, whenever a device is named"}
 
 
-EXTRAS = ("real", "static")  # extras that the package imports when they are asked for
+EXTRAS = ("real", "serve", "static")  # extras that the package imports when they are asked for
 
 
 def module(requirement: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vlm_lens.explorer.view import ModelView, Run, Scene
 from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, runs, visible
@@ -40,11 +41,8 @@ def encode_scene(scene: Scene) -> dict[str, Any]:
     for (vector, block), run in scene.written.items():
         written.setdefault(vector, {})[block] = encode_run(run, scene.labels)
     return {
-        "name": scene.name,
+        **encode_pending(scene.name, scene.pictures),
         "prompt": prompt_text(scene),
-        "pictures": [
-            {"uri": picture_uri(p), "width": p.width, "height": p.height} for p in scene.pictures
-        ],
         "drawings": list(_drawings(scene)),
         "why": [image.text.why_no_grid for image in layout.images],
         "tokens": tokens,
@@ -55,6 +53,15 @@ def encode_scene(scene: Scene) -> dict[str, Any]:
         "plain": encode_run(scene.plain, scene.labels),
         "written": written,
     }
+
+
+def encode_pending(name: str, pictures: Iterable[Image.Image]) -> dict[str, Any]:
+    """A prompt of which no run is known: its name and its pictures."""
+    return {
+        "name": name,
+        "pictures": [{"uri": picture_uri(p), "width": p.width, "height": p.height}
+                     for p in pictures],
+    }  # fmt: skip
 
 
 def prompt_text(scene: Scene) -> str:

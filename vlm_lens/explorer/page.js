@@ -31,6 +31,14 @@ function explorer(data, load) {
     if (!model().attentionBlocks.includes(state.look)) state.look = model().attentionBlocks[0] ?? 0;
     if (!canShow().includes(state.show)) state.show = canShow()[0];
   }
+  function goTo(i) {  // another prompt: the vector stays where its task has an answer
+    const there = () => {
+      state.scene = i;
+      if (state.vector && !(state.vector in scene().expected)) opening(); else fresh();
+      draw();
+    };
+    if (model().scenes[i].plain) there(); else load.scene(model(), i, there);
+  }
   function opening() {
     const m = model(), s = scene();
     const succeeds = v => Object.values(s.written[v.name] || {}).some(run => (run.right || [])[0]);
@@ -56,7 +64,8 @@ function explorer(data, load) {
     try { link = new URLSearchParams(location.hash.slice(1)); } catch { return false; }
     if (![...link.keys()].length) return false;
     state.model = byName(data.models, link.get("model"), 0);
-    state.scene = byName(model().scenes, link.get("row"), 0);
+    const row = byName(model().scenes, link.get("row"), 0);
+    if (model().scenes[row].plain) state.scene = row;
     opening();
     const n = model().blocks;
     if (link.has("vector")) state.vector = byName(model().vectors, link.get("vector"), -1) < 0 ? "" : link.get("vector");
@@ -87,7 +96,7 @@ function explorer(data, load) {
   }
   // the run that holds a position: with the vector where the writing changed it
   function runAt(position, vector = state.vector) {
-    for (const run of [vector && need(vector, state.block), scene().plain])
+    for (const run of [vector && need(vector, state.block), scene().plain, ...(scene().more || [])])
       if (run && arrays(run).index.has(position)) return run;
     return null;
   }
@@ -170,8 +179,7 @@ function explorer(data, load) {
       i => { state.model = +i; state.scene = byName(model().scenes, m.scenes[state.scene].name, 0); opening(); draw(); });
     radios($("scenes").lastElementChild, "scene", m.scenes.map((x, i) => ({ value: String(i), inside: [
       ...x.pictures.slice(0, 1).map(p => make("img", { src: p.uri, alt: "" })), x.name] })), String(state.scene),
-      i => { state.scene = +i; const kept = state.vector;
-        if (!(kept in scene().expected) && kept) opening(); else { fresh(); } draw(); });
+      i => goTo(+i));
     $("vectors").hidden = !m.vectors.length;
     radios($("vectors").querySelector(".chips"), "vector", [{ value: "", inside: ["none"] }, ...m.vectors.map(v => ({ value: v.name, inside: [v.name] }))],
       state.vector, v => { state.vector = v; state.at = scene().last; draw(); });
@@ -344,7 +352,7 @@ function explorer(data, load) {
     [plus, panel] = [rgb("--plus"), rgb("--panel")];
     keepingFocus(() => { drawChoices(); drawStory(); drawAnswers(); drawPrompt(); drawAttention(); drawLens(); });
     writeLink();
-    if (load) load(state, model(), scene(), draw);
+    if (load) load.next(state, scene(), runAt(state.at), draw);
   }
 
   $("block").addEventListener("input", e => { state.block = +e.target.value; draw(); });
@@ -352,7 +360,13 @@ function explorer(data, load) {
   $("sinks").addEventListener("change", e => { state.sinks = !e.target.checked; draw(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addEventListener("hashchange", () => { if (readLink()) draw(); });
-  if (!readLink()) opening();
-  draw();
-  return { state, draw, opening };
+  function start() {
+    if (!readLink()) opening();
+    draw();
+  }
+  if (load) {  // the prompt that a link names has to be there before the link is read
+    const wanted = byName(model().scenes, new URLSearchParams(location.hash.slice(1)).get("row"), 0);
+    load.scene(model(), wanted, () => { state.scene = wanted; start(); });
+    load.added = i => goTo(i);
+  } else start();
 }

@@ -83,9 +83,9 @@ class Reader:
         fit = max(1, MOST // (cfg.n_layers * cfg.n_heads * len(layout)))
         return tuple(real[-fit:])
 
-    def plain(self) -> Run:
-        """The run as it is, at the positions that fit."""
-        positions = self.positions()
+    def plain(self, positions: Sequence[int] | None = None) -> Run:
+        """The run as it is, at some positions; by default at those that fit."""
+        positions = self.positions() if positions is None else tuple(positions)
         at = self._at(positions)
         logits = self.vlm.run(self.prompt)[0, self.prompt.layout.last]
         lens_ids, lens_probs = self._lens(at)
@@ -112,33 +112,40 @@ class Reader:
             return None, None
         return row.top_ids.numpy(), row.top_probs.numpy()
 
+    def answers(self, vector: Writable, blocks: Sequence[int]) -> list[Run]:
+        """The answers alone, with a vector written after each block."""
+        edits = [vector.write(block) for block in blocks]
+        swept = self.vlm.sweep(self.prompt, edits, measure="logits", progress=False)
+        return [self._judged(Run(*_top(row[-1])), vector) for row in swept.stack("logits")]
+
+    def _judged(self, run: Run, vector: Writable) -> Run:
+        if vector.judge is None:
+            return run
+        return replace(run, right=vector.judge(torch.as_tensor(run.answer_ids), self.name))
+
     def written(self, plain: Run, vector: Writable, blocks: Sequence[int]) -> list[Run]:
         """The runs with a vector written after each block, at the positions that this changed."""
-        edits, sweep = [vector.write(block) for block in blocks], self.vlm.sweep
-        logits = sweep(self.prompt, edits, measure="logits", progress=False).stack("logits")
+        edits = [vector.write(block) for block in blocks]
         streams = [f"blocks.{n}.hook_resid_post" for n in range(self.vlm.cfg.n_layers)]
         patterns = [f"blocks.{n}.attn.hook_pattern" for n in attention_blocks(self.vlm)]
         if plain.attention is None:
             patterns = []
         measure = Capture((*streams, *patterns), self._at(plain.positions))
-        read = sweep(self.prompt, edits, measure=measure, progress=False)
+        read = self.vlm.sweep(self.prompt, edits, measure=measure, progress=False)
         before = torch.stack([read.baseline[0][name] for name in streams])
         runs = []
-        for row, record in zip(logits, read.records, strict=True):
+        for answered, record in zip(self.answers(vector, blocks), read.records, strict=True):
             after = torch.stack([record[name] for name in streams])  # [block, position, d_model]
             moved = (after - before).abs().amax((0, 2)) > _SAME * before.abs().amax()
             moved[plain.positions.index(self.prompt.layout.last)] = True
             here = moved.nonzero()[:, 0]
-            ids, probs = _top(row[-1])
-            found = Run(ids, probs, tuple(plain.positions[i] for i in here.tolist()))
+            found = replace(answered, positions=tuple(plain.positions[i] for i in here.tolist()))
             if patterns:
                 shares = torch.stack([record[name][:, here] for name in patterns])
                 found = replace(found, attention=shares.float().numpy())
             if plain.lens_ids is not None:
                 decoded = self._decoded(after[:, here])
                 found = replace(found, lens_ids=decoded[0], lens_probs=decoded[1])
-            if vector.judge is not None:
-                found = replace(found, right=vector.judge(torch.as_tensor(ids), self.name))
             runs.append(found)
         return runs
 
@@ -155,12 +162,23 @@ class Reader:
             for name, vector in vectors.items()
             for block, run in zip(blocks, self.written(plain, vector, blocks), strict=True)
         }
+        return self.of_runs(plain, written, vectors)
+
+    def of_runs(
+        self, plain: Run, written: Mapping[tuple[str, int], Run], vectors: Mapping[str, Writable]
+    ) -> Scene:
+        """The prompt with some of its runs."""
         return Scene(
             self.name, self.prompt.layout, plain, written,
             tuple(self.prompt.images[0]) if self.prompt.images else (),
             self.labels([plain, *written.values()]), self.expected(vectors), self.sinks,
             dict(self.missing),
         )  # fmt: skip
+
+    def fits(self) -> bool:
+        """Whether the runs with a vector after every block fit into one page or answer."""
+        cfg, n = self.vlm.cfg, len(self.prompt.layout)
+        return cfg.n_layers**2 * cfg.n_heads * n <= MOST
 
     def expected(self, vectors: Mapping[str, Writable]) -> dict[str, str]:
         """The right answers under the vectors' tasks, where they are known."""

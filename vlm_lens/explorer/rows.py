@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -33,17 +33,26 @@ def task_vectors(
         tasks: The tasks.
         progress: What the tasks are passed through, with a word for what is done.
     """
-    read = TaskVectors(vlm, "text", batch_size=16)
-    found = {}
-    for task in progress(tasks, "task vectors"):
-        first = task.validation[0]
-        about = (
-            f"read from {len(task.validation)} prompts with examples in text, such as "
-            f"{first.input} \N{RIGHTWARDS ARROW} {first.output}"
-        )
-        answers = {row.input: row.output for row in task.test}
-        found[task.name] = Writable(read(task, 1), about, partial(_judge, vlm, task), answers)
-    return found
+    return {task.name: task_vector(vlm, task) for task in progress(tasks, "task vectors")}
+
+
+def task_vector(vlm: HookedVLM, task: Task) -> Writable:
+    """The vector of one task; see `task_vectors`."""
+    return Writable(
+        TaskVectors(vlm, "text", batch_size=16)(task, 1),
+        told(task),
+        partial(_judge, vlm, task),
+        {row.input: row.output for row in task.test},
+    )
+
+
+def told(task: Task) -> str:
+    """What a task's vector is read from, to follow "the vector was"."""
+    first = task.validation[0]
+    return (
+        f"read from {len(task.validation)} prompts with examples in text, such as "
+        f"{first.input} \N{RIGHTWARDS ARROW} {first.output}"
+    )
 
 
 def _judge(vlm: HookedVLM, task: Task, tokens: torch.Tensor, name: str) -> np.ndarray | None:
@@ -76,12 +85,9 @@ def chosen_rows(
     Returns:
         Input -> prompt, successes first.
     """
-    domains: dict[str, list[Task]] = {}
-    for task in tasks:
-        domains.setdefault(task.domain or task.name, []).append(task)
-    modality = "image" if vlm.family.takes_images else "text"
+    domains, modality = _domains(tasks), _modality(vlm)
     found: list[tuple[float, dict[str, RawPrompt]]] = []
-    for mine in progress(list(domains.values()), "choosing rows"):
+    for mine in progress(domains, "choosing rows"):
         rows = mine[0].test[:_TRIED]
         queries = [mine[0].query(row, modality) for row in rows]
         right = []
@@ -98,3 +104,25 @@ def chosen_rows(
         found.append((answered[order[0]] / len(mine), {rows[i].input: queries[i] for i in shown}))
     found.sort(key=lambda one: -one[0])  # a domain that works comes first
     return {name: query for _, named in found for name, query in named.items()}
+
+
+def first_rows(vlm: HookedVLM, tasks: Sequence[Task], each: int) -> dict[str, RawPrompt]:
+    """The first test rows of each domain, without a run: input -> prompt."""
+    modality = _modality(vlm)
+    return {
+        row.input: mine[0].query(row, modality)
+        for mine in _domains(tasks)
+        for row in mine[0].test[:each]
+    }
+
+
+def _domains(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Tasks whose rows have the same inputs, together."""
+    domains: dict[str, list[Task]] = {}
+    for task in tasks:
+        domains.setdefault(task.domain or task.name, []).append(task)
+    return list(domains.values())
+
+
+def _modality(vlm: HookedVLM) -> Literal["image", "text"]:
+    return "image" if vlm.family.takes_images else "text"
