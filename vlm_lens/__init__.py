@@ -16,8 +16,10 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.interventions import AttentionEdit as AttentionEdit
     from vlm_lens.interventions import AttentionKnockout as AttentionKnockout
     from vlm_lens.interventions import Clamp as Clamp
+    from vlm_lens.interventions import Interchange as Interchange
     from vlm_lens.interventions import Intervention as Intervention
     from vlm_lens.interventions import Project as Project
+    from vlm_lens.interventions import ProjectAway as ProjectAway
     from vlm_lens.interventions import Remove as Remove
     from vlm_lens.interventions import Resample as Resample
     from vlm_lens.interventions import Scale as Scale
@@ -67,9 +69,11 @@ _HOMES = {
     "Clamp": "vlm_lens.interventions",
     "Remove": "vlm_lens.interventions",
     "Project": "vlm_lens.interventions",
+    "ProjectAway": "vlm_lens.interventions",
     "AttentionEdit": "vlm_lens.interventions",
     "AttentionKnockout": "vlm_lens.interventions",
     "Resample": "vlm_lens.interventions",
+    "Interchange": "vlm_lens.interventions",
     "Intervention": "vlm_lens.interventions",
     "Scores": "vlm_lens.scores",
     "Pair": "vlm_lens.pairs",

@@ -20,7 +20,13 @@ WEIGH, SHARE = "weigh", "share"
 EDGES = (BLOCK, WEIGH, SHARE)  # kinds that change what single keys are to queries
 CELLS = ("pool", "keys")  # tensors whose first two columns are (row, position)
 _EDIT = ("which", "factor", "shift", "error")
-FOR_ALL = ("basis", *_EDIT, *(f.name for f in fields(SparseCoder)))  # not one entry a place
+FOR_ALL = (
+    "basis",
+    "gamma",
+    "positive",
+    *_EDIT,
+    *(f.name for f in fields(SparseCoder)),
+)  # not one entry a place
 
 
 class IncompleteMean(ValueError):
@@ -50,7 +56,8 @@ class Op:
         tensors: `value` `[places or 1, heads or 1, features]` (without the axis of heads where
             the activation has none). For `"mean"`: `pool` `[n, 3]`, one (row, position, mean) for
             each place that enters a mean, and `takes` `[places]`, which mean each place takes. For
-            `"remove"` and `"project"`: `basis` `[directions, features]`, orthonormal. For
+            `"remove"` and `"project"`: `basis` `[directions, features]`, orthonormal; of a removal
+            `gamma` `[]`, how much goes, and `positive`, where only what points along the basis. For
             `"clamp"`: `low` and `high`, of the form of `value`. For `"block"`, `"weigh"` and
             `"share"`: `keys` `[n, 2]`, the (row, position) of each key that is meant for queries
             of its row; for the last two also `to`, the weight of each key, or `times`, what it is
@@ -110,8 +117,7 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
         else:
             new = _weighed(op, meant & (current != 0), current, rows, places)
     elif op.kind in (REMOVE, PROJECT):
-        basis = op.tensors["basis"].to(device=x.device, dtype=_precise(x))
-        inside = (current.to(basis.dtype) @ basis.T @ basis).to(x.dtype)
+        inside = _inside(op, current).to(x.dtype)
         new = inside if op.kind == PROJECT else current - inside
     elif op.kind == EXCHANGE:
         new = _exchanged(op, current, places)
@@ -121,6 +127,16 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
         new = _by_value(op, current, places)
     out[index] = new.expand_as(current)
     return out, current.numel()
+
+
+def _inside(op: Op, current: Tensor) -> Tensor:
+    """The part of places in a subspace; of a `"remove"`, as much of it as is to go."""
+    basis = op.tensors["basis"].to(device=current.device, dtype=_precise(current))
+    along = current.to(basis.dtype) @ basis.T
+    if "positive" in op.tensors:
+        along = along.clamp(min=0)
+    inside = along @ basis
+    return inside * op.tensors["gamma"].to(inside) if "gamma" in op.tensors else inside
 
 
 def _recoded(op: Op, current: Tensor) -> Tensor:

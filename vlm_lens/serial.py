@@ -36,6 +36,7 @@ _HOMES = (
     "vlm_lens.hooked.cache_files",
     "vlm_lens.reading.mean",
     "vlm_lens.dictionaries",
+    "vlm_lens.directions",
     "vlm_lens.lenses",
     "vlm_lens.reading.samples",
 )

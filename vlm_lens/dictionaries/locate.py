@@ -10,7 +10,7 @@ from vlm_lens.dictionaries.layouts.parts import Reader
 from vlm_lens.dictionaries.value import DictionaryError
 from vlm_lens.errors import near_matches
 
-SHIPPED = Path(__file__).parents[1] / "zoo" / "dictionaries"
+SHIPPED = Path(__file__).parent / "shipped"
 
 
 def shipped() -> list[str]:

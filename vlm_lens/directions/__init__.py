@@ -1,0 +1,5 @@
+"""Directions that set prompts apart, and subspaces that carry a variable."""
+
+from vlm_lens.directions.direction import Direction
+
+__all__ = ["Direction"]
