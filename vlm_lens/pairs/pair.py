@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlm_lens.attribution import Attribution, attribute
+from vlm_lens.attribution.attribute import STEPS
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.cells import Cells
@@ -219,6 +221,45 @@ class Pair:
             heads=heads, at=at(self) if callable(at) else at, direction=direction,
             measure=measure or self.measure, positions=self.positions, memory=memory,
             progress=progress,
+        )  # fmt: skip
+
+    def attribute(
+        self,
+        vlm: HookedModel,
+        points: NamesFilter,
+        *,
+        at: Places = None,
+        heads: Heads = None,
+        method: str = "gradient",
+        steps: int = STEPS,
+        direction: Direction = "denoise",
+        features: bool = False,
+        measure: Measure | None = None,
+    ) -> Attribution:
+        """What `patch` would give, estimated for all places at once; see `vlm_lens.attribution`.
+
+        Args:
+            vlm: The model.
+            points: As for `patch`.
+            at: As for `patch`.
+            heads: As for `patch`.
+            method: `"gradient"` (two forwards and one backward in all), or `"ig"`, the mean of the
+                gradient on the way from one prompt to the other.
+            steps: Of `"ig"`.
+            direction: As for `patch`.
+            features: Whether each feature is a node by itself, a neuron of `mlp.hook_post`.
+            measure: What the difference is of; `pair.measure` by default.
+
+        Returns:
+            Scores on the axes of `patch`; `check(vlm)` patches the best of them exactly.
+
+        Raises:
+            VLMLensError: Something does not fit the model, the measure or the prompts.
+        """
+        return attribute(
+            vlm, self.clean, self.corrupt, points, measure=measure or self.measure,
+            at=at(self) if callable(at) else at, heads=heads, method=method, steps=steps,
+            direction=direction, features=features, positions=self.positions,
         )  # fmt: skip
 
     def identity(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from vlm_lens.attribution.attribute import METHODS, STEPS
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
@@ -206,6 +207,40 @@ class Pairs(Sequence[Pair]):
                 found.append(share)
         return self._result(asked, first, np.stack(found))
 
+    def attribute(
+        self,
+        vlm: HookedModel,
+        points: NamesFilter,
+        *,
+        at: At = None,
+        heads: Heads = None,
+        method: str = "gradient",
+        steps: int = STEPS,
+        direction: Direction = "denoise",
+        measure: Measure | None = None,
+        progress: bool = True,
+    ) -> PairScores:
+        """`Pair.attribute` of each pair, on the axes of `patch`; arguments as there.
+
+        Raises:
+            NoDifference: The measure gives the same on both prompts of every pair.
+            VLMLensError: Something does not fit the model, the measure or one of the prompts.
+        """
+        asked = _Asked(vlm, points, at, heads, 1, direction, measure)
+        first = self._planned(asked)
+        found = []
+        for i, pair in enumerate(tqdm(self.pairs, disable=not progress, unit="pair")):
+            try:
+                with _naming(i):
+                    one = pair.attribute(
+                        vlm, points, at=at, heads=heads, method=method, steps=steps,
+                        direction=direction, measure=measure,
+                    )  # fmt: skip
+                found.append(one.values.to_numpy())
+            except NoDifference:
+                found.append(first.as_array(np.full(len(first.spots), np.nan)))
+        return self._result(asked, first, np.stack(found), METHODS[method])
+
     def _planned(self, asked: _Asked) -> Plan:
         """The first pair's plan, after all have been made and found to have the same axes."""
         first: Plan | None = None
@@ -221,7 +256,9 @@ class Pairs(Sequence[Pair]):
                 )
         return first
 
-    def _result(self, asked: _Asked, plan: Plan, shares: np.ndarray) -> PairScores:
+    def _result(
+        self, asked: _Asked, plan: Plan, shares: np.ndarray, method: str = "activation patching"
+    ) -> PairScores:
         unequal = np.flatnonzero(np.isnan(shares.reshape(len(self), -1)).all(1)).tolist()
         if len(unequal) == len(self):
             raise NoDifference(
@@ -239,7 +276,7 @@ class Pairs(Sequence[Pair]):
             pictures=clean.images[0] if single and clean.images else (),
             space=plan.space,
             about={
-                "method": f"activation patching ({asked.direction})",
+                "method": f"{method} ({asked.direction})",
                 "model": asked.vlm.name,
                 **plan.about,
                 "measure": "each pair's own" if asked.measure is None else repr(asked.measure),
