@@ -14,8 +14,10 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vlm_lens import ActivationPatch, Find, HookedVLM, Last, Patches, TaskVector
@@ -26,6 +28,7 @@ IMAGE = 5
 PRESETS = {
     # layers, width, mlp, heads; tower: layers, width
     "small": ((32, 256, 688, 8), (24, 64)),
+    "narrow": ((32, 32, 64, 4), (2, 64)),  # so narrow that calls are what costs, as on a GPU
     "llava-7b": ((32, 4096, 11008, 32), (24, 1024)),
 }
 
@@ -308,6 +311,52 @@ def _vector_case(vlm, prompts, at, clock, title: str) -> None:
     clock.compare(ways, f"{title} (replay = TaskVector.read)", "one at a time")
 
 
+@torch.no_grad()
+def calls(vlm, inputs, vector, clock) -> None:
+    """(o) What each of many small steps costs beside the arithmetic: time, steps, waits."""
+    model, n = vlm.hf_model, vlm.cfg.n_layers
+    ids = torch.arange(30, 54, device=inputs["input_ids"].device)[None]
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    edit = ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=vector)
+    sweep = partial(vlm.sweep, variants=edit.each_layer(), measure="logits", progress=False)
+    for what, given in (("576 image tokens", inputs), ("24 tokens of text", text)):
+        prompt = vlm.as_prompt(given)
+        ways = {
+            "one plain forward": lambda given=given: model(**given, use_cache=False),
+            "in the run itself": partial(sweep, prompt),
+            "as rows of a batch": partial(sweep, prompt, memory=256 << 20),
+        }
+        clock.compare(ways, f"(o) last token, each of {n} layers, {what}", "one plain forward")
+        print("| way | steps (kernels on a GPU) | waits for the device |\n|---|---|---|")
+        for name, run in ways.items():
+            with Steps() as steps:
+                run()
+            print(f"| {name} | {steps.computed} | {steps.waits} |")
+        print(flush=True)
+
+
+class Steps(TorchDispatchMode):
+    """Counts operations that compute, and those whose result the host waits for."""
+
+    VIEWS = (
+        "view", "reshape", "expand", "slice", "select.int", "transpose", "permute", "unsqueeze",
+        "squeeze", "t.default", "alias", "detach", "unbind", "split", "narrow", "empty",
+        "as_strided", "lift_fresh",
+    )  # fmt: skip
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.computed = self.waits = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Runs an operation and counts it."""
+        name = str(func).removeprefix("aten.")
+        self.waits += name.startswith(self.WAITS)
+        self.computed += not name.startswith((*self.VIEWS, *self.WAITS))
+        return func(*args, **(kwargs or {}))
+
+
 def memory(vlm, inputs, vector, many: int) -> None:
     """(g) Peak memory of 100 and of many variants."""
     prompt = vlm.as_prompt(inputs)
@@ -355,6 +404,8 @@ def main() -> None:
         block(vlm, inputs, vector, clock, args.sample)
     if "t" in args.cases:
         tower(vlm, inputs, vector, clock, args.sample)
+    if "o" in args.cases:
+        calls(vlm, inputs, vector, clock)
     if "e" in args.cases:
         real_vectors(clock, args.device)
         vectors(vlm, clock, args.device, dtype, args.prompts)

@@ -103,7 +103,7 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
     out = x.clone()
     index = (rows, positions)
     if op.heads is not None:
-        heads = torch.tensor(op.heads, device=x.device)
+        heads = torch.tensor(op.heads).to(x.device, non_blocking=True)
         index = (rows[:, None], positions[:, None], heads[None, :])
     current = out[index]
     if op.kind == MEAN:
@@ -182,7 +182,7 @@ def _by_value(op: Op, current: Tensor, places: Tensor) -> Tensor:
 
 def _at_places(op: Op, name: str, current: Tensor, places: Tensor) -> Tensor:
     """A tensor of an op that has an entry for each place, or one for all."""
-    value = op.tensors[name].to(device=current.device, dtype=current.dtype)
+    value = op.tensors[name].to(current.device, current.dtype, non_blocking=True)
     return value[places] if len(value) > 1 else value
 
 
@@ -255,9 +255,11 @@ def _places(op: Op, x: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
             torch.arange(x.shape[0]), torch.arange(min(first, length), length)
         ).to(x.device)
         return pairs[:, 0], pairs[:, 1], torch.zeros_like(pairs[:, 0])
-    local = torch.tensor(op.positions, device=x.device) - offset
-    places = ((local >= 0) & (local < length)).nonzero().flatten()
-    return torch.tensor(op.rows, device=x.device)[places], local[places], places
+    # on the host, and moved without waiting: asking a device which places lie here would stop it
+    places = [i for i, p in enumerate(op.positions) if 0 <= p - offset < length]
+    found = [op.rows[i] for i in places], [op.positions[i] - offset for i in places], places
+    rows, local, places = torch.tensor(found, dtype=torch.long).to(x.device, non_blocking=True)
+    return rows, local, places
 
 
 def _check_whole(positions: Tensor, offset: int, length: int) -> None:

@@ -17,13 +17,15 @@ from differential import (
     random_prompt,
 )
 
-from vlm_lens import HookedVLM, Steer
+from vlm_lens import HookedVLM, Scale, Steer
+from vlm_lens.engine import joint
 from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.recorder import record
 from vlm_lens.engine.start import start_of
 from vlm_lens.interventions import Target
 from vlm_lens.layout.positions import At
 from vlm_lens.measures import Capture, GeneratedTokens
+from vlm_lens.sweep import run as run_module
 
 N_SEEDS, N_TOWER_SEEDS = 10, 6
 
@@ -47,6 +49,35 @@ def test_replay_from_tower_and_projector_equals_full_forward(family):
     for seed in range(1 if reason else N_TOWER_SEEDS):
         replayed = compare(family, seed, pictures=True, tower=True)
         assert replayed == (0 if reason else 8), seed
+
+
+def test_few_variants_in_the_run_itself(family, monkeypatch):
+    """One forward pass for all, but where positions see later ones or features are added."""
+    if family.family.not_replayable:
+        return
+    done = []
+    inner = run_module.run_jointly
+
+    def noted(*args, **kwargs):
+        found = inner(*args, **kwargs)
+        done.append(1)
+        return found
+
+    monkeypatch.setattr(run_module, "run_jointly", noted)
+    points = ("hook_resid_pre", "attn.hook_z", "hook_mlp_out", "hook_resid_post")
+    points = [f"blocks.{i}.{p}" for i in range(family.cfg.n_layers) for p in points]
+    points = [p for p in points if p in family.points()]
+    for seed in range(2):
+        source = random.Random(seed)
+        prompt = random_prompt(family, source, pictures=True, least=least(family))
+        edits = [Scale(p, At((-source.randint(1, 2),)), -1.5) for p in points]
+        result = family.sweep(prompt, edits, measure="logits", progress=False)
+        full = family.sweep(prompt, edits, measure="logits", engine="full", progress=False)
+        assert_same(result.stack("logits"), full.stack("logits"))
+        assert_same(result.baseline[0]["logits"][None], full.baseline[0]["logits"][None])
+    refused = set(joint._refused.get(family.hf_model, {}).values())
+    assert refused <= {"some positions see later ones"}  # within a picture, or a whole prompt
+    assert len(done) == 2 or refused or family.family.adds_between_blocks
 
 
 def test_a_llava_whose_tower_packs_pictures(made):

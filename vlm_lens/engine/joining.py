@@ -22,16 +22,19 @@ class CountedOp(NamedTuple):
     op: Op
     counter: Counter
 
-    def on_rows(self, first: int, point: str) -> CountedOp:
-        """The same op where the prompt's rows are those from `first` on, served at `point`."""
+    def on_rows(self, first: int) -> CountedOp:
+        """The same op where the prompt's rows are those from `first` on."""
         rows = tuple(r + first for r in self.op.rows)
-        moved = replace(self.op, point=point, rows=rows)
         tensors = dict(self.op.tensors)
         for name in CELLS:
             if name in tensors:
                 tensors[name] = tensors[name].clone()
                 tensors[name][:, 0] += first
-        return CountedOp(replace(moved, tensors=tensors), self.counter)
+        return CountedOp(replace(self.op, rows=rows, tensors=tensors), self.counter)
+
+    def at_point(self, name: str) -> CountedOp:
+        """The same op, served at another point."""
+        return CountedOp(replace(self.op, point=name), self.counter)
 
     def moved(self, move: Callable[[int, int], Cell | None]) -> CountedOp:
         """The same op where each cell is another; keys that have no cell there drop out."""

@@ -48,7 +48,7 @@ def with_fitted_head(model: nn.Module, arch: Architecture) -> Architecture:
         return arch
     x, expected = probe
     for candidate in _candidates(model, arch, x, expected):
-        if _error(candidate.logits(model, x), expected) <= tolerance(x.dtype):
+        if logits_error(candidate.logits(model, x), expected) <= tolerance(x.dtype):
             return candidate
     return replace(
         arch,
@@ -70,10 +70,11 @@ def head_error(arch: Architecture, model: nn.Module, resid: Tensor, logits: Tens
         resid: What leaves the last block, `[..., d_model]`.
         logits: The model's logits there, `[..., d_vocab]`.
     """
-    return _error(arch.logits(model, submodule(model, arch.decoder.norm)(resid)), logits)
+    return logits_error(arch.logits(model, submodule(model, arch.decoder.norm)(resid)), logits)
 
 
-def _error(found: Tensor, expected: Tensor) -> float:
+def logits_error(found: Tensor, expected: Tensor) -> float:
+    """How far logits are from others, of the scale of these; those of barred tokens left out."""
     usual = expected.abs() < _BARRED
     if not torch.equal(usual, found.abs() < _BARRED):
         return float("inf")

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vlm_lens.engine.tower import TowerReplay
 
 _PLAIN = (str, int, float, bool, type(None))
+_causal: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # asked of every block each run
 
 
 @torch.no_grad()
@@ -158,11 +160,10 @@ class Recorder:
         if any(k is None or k.dim() != 4 or k.shape[-2] != length for k in keys):
             raise NotReplayable("some blocks do not keep the keys of every position")
         for block, call in zip(self._blocks, self._calls, strict=True):
-            causal = all(getattr(module, "is_causal", True) for module in block.modules())
-            if call.get("attention_mask") is None and not causal:
+            if call.get("attention_mask") is None and not all_causal(block):
                 raise NotReplayable("its blocks see all positions, also later ones, without a mask")
             for name, value in call.items():
-                _check_argument(name, value)
+                check_argument(name, value)
         return Baseline(
             self._model,
             self._arch,
@@ -180,7 +181,14 @@ class Recorder:
         )
 
 
-def _check_argument(name: str, value: Any) -> None:
+def all_causal(block: nn.Module) -> bool:
+    """Whether a block's attention is causal where it is given no mask."""
+    if block not in _causal:
+        _causal[block] = all(getattr(module, "is_causal", True) for module in block.modules())
+    return _causal[block]
+
+
+def check_argument(name: str, value: Any) -> None:
     """Refuses an argument of a block that a suffix could not be given its part of."""
     if isinstance(value, _PLAIN) or (name == "cache_position" and isinstance(value, Tensor)):
         return

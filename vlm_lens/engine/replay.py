@@ -214,31 +214,45 @@ class _TextReplay:
     def _planned(self) -> tuple[dict[str, list[Handler]], list[Handler]]:
         """Handlers of ops and readers at points, and those on what enters the final norm."""
         baseline = self._baseline
-        staged: dict[Stage, list[list[CountedOp]]] = {stage: [] for stage in Stage}
-        final: list[list[CountedOp]] = []
-        for rank, variant in enumerate(self._variants):
-            for stage in Stage:
-                staged[stage].append([])
-            final.append([])
-            for counted in variant.ops:
-                if not in_text(counted.op, baseline):
-                    continue
-                where = served(counted.op.point, baseline)
-                moved = counted.on_rows(rank * baseline.n_rows, where.point or counted.op.point)
-                (staged[where.stage] if where.point else final)[-1].append(moved)
-        planned: dict[str, list[Handler]] = {}
-        at_the_end = [h for made in joined_handlers(final).values() for h in made]
-        for stage in Stage:
-            for name, made in joined_handlers(staged[stage]).items():
-                planned.setdefault(name, []).extend(made)
-            for name in self._reader.cells:
-                where = served(name, baseline)
-                if where.stage == stage:
-                    handler = self._reader.handler(name, baseline)
-                    (planned.setdefault(where.point, []) if where.point else at_the_end).append(
-                        handler
-                    )
-        return planned, at_the_end
+        ops = [
+            [c.on_rows(rank * baseline.n_rows) for c in v.ops if in_text(c.op, baseline)]
+            for rank, v in enumerate(self._variants)
+        ]
+        readers = {name: self._reader.handler(name, baseline) for name in self._reader.cells}
+        return planned(ops, baseline, readers)
+
+
+def planned(
+    variants: Sequence[Sequence[CountedOp]],
+    baseline: Baseline,
+    readers: Mapping[str, Handler] | None = None,
+) -> tuple[dict[str, list[Handler]], list[Handler]]:
+    """Handlers at the points where ops are served, and those on what enters the final norm.
+
+    Args:
+        variants: For each variant its ops in the language model, at their places in the joint run.
+        baseline: The recorded run.
+        readers: Point name -> what reads there, after the ops.
+    """
+    staged: dict[Stage, list[list[CountedOp]]] = {s: [[] for _ in variants] for s in Stage}
+    final: list[list[CountedOp]] = [[] for _ in variants]
+    for rank, ops in enumerate(variants):
+        for counted in ops:
+            where = served(counted.op.point, baseline)
+            if where.point is None:
+                final[rank].append(counted)
+            else:
+                staged[where.stage][rank].append(counted.at_point(where.point))
+    handlers: dict[str, list[Handler]] = {}
+    at_the_end = [h for made in joined_handlers(final).values() for h in made]
+    for stage in Stage:
+        for name, made in joined_handlers(staged[stage]).items():
+            handlers.setdefault(name, []).extend(made)
+        for name, reader in (readers or {}).items():
+            where = served(name, baseline)
+            if where.stage == stage:
+                (handlers.setdefault(where.point, []) if where.point else at_the_end).append(reader)
+    return handlers, at_the_end
 
 
 class _ChangedFeatures:

@@ -121,6 +121,10 @@ class PointTable(Mapping[str, Point]):
         """
         if names is None:
             return [n for n, p in self._points.items() if not p.on_demand]
+        if isinstance(names, list) and len(names) == 1:
+            names = names[0]
+        if isinstance(names, str) and names in self._points:  # as sweeps ask, for each variant
+            return [names]
         if callable(names):
             found = {n for n in self._points if names(n)}
             if not found:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.joining import CountedOp
+from vlm_lens.engine.joint import fitting, outline, run_jointly
 from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.recorder import record
@@ -22,7 +23,7 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import Target
 from vlm_lens.locks import alone
-from vlm_lens.measures.base import BoundMeasure, Record
+from vlm_lens.measures.base import BoundLogits, BoundMeasure, Record
 from vlm_lens.measures.named import as_measure
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.memory import free_bytes
@@ -143,6 +144,13 @@ class _Runner:
         unchanged = [number for number in todo if not self.lowered[number]]
         todo = [number for number in todo if self.lowered[number]]
         baseline, reason = None, "asked for" if self.engine == "full" else ""
+        if todo and not reason and not self.plain and (joint := self._jointly(todo)):
+            self.plain, finished = joint
+            if unchanged:
+                self.engines["plain run"] += len(unchanged)
+                finished |= {number: [dict(row) for row in self.plain] for number in unchanged}
+            yield finished
+            return
         if todo and not reason:
             baseline, reason = self._record()
         with torch.no_grad():
@@ -196,17 +204,51 @@ class _Runner:
         baseline.no_tower = baseline.no_tower or no_tower
         return baseline, ""
 
+    @alone
+    def _jointly(self, todo: Sequence[int]) -> tuple[list[Record], dict[int, list[Record]]] | None:
+        """The plain run's record and the variants', of one forward pass; `None` if it takes more.
+
+        Few variants that change the last positions only are measured in the plain run itself.
+        """
+        family, measure, inputs = self.vlm.family, self.measure, self.prompt.inputs
+        if self.vlm._active or family.not_replayable or family.adds_between_blocks:
+            return None
+        if self.memory is not None:  # in pieces of the size that was asked for
+            return None
+        if measure.goes_on or measure.cells or not isinstance(measure, BoundLogits):
+            return None
+        run = outline(self.vlm.hf_model, self.vlm.architecture, inputs)
+        starts = fitting(run, inputs, [self.lowered[number] for number in todo], measure.n_last)
+        if starts is None:
+            return None
+        variants = [
+            ReplayVariant(self._counted(number), start)
+            for number, start in zip(todo, starts, strict=True)
+        ]
+        try:
+            logits, replayed = run_jointly(run, inputs, variants, n_last=measure.n_last)
+        except NotReplayable:
+            return None
+        run.logits = logits
+        with torch.no_grad():
+            plain = measure.of_plain(run)
+            _check_labels(self.labels, plain[0])
+            records = measure.of_replay(run, replayed)
+        self.engines["replay"] += len(todo)
+        return plain, dict(zip(todo, records, strict=True))
+
+    def _counted(self, number: int) -> list[CountedOp]:
+        """A variant's ops, with fresh counters of what they write."""
+        intervention = self.lowered.variants[number].intervention
+        return [CountedOp(op, Counter(intervention, op.point)) for op in self.lowered[number]]
+
     @torch.no_grad()
     def _full(self, number: int) -> list[Record]:
         return self.measure.of_run(self.lowered.variants[number].intervention)
 
     @alone
     def _replay(self, chunk: Sequence[Job], baseline: Baseline) -> dict[int, list[Record]]:
-        variants = []
-        for job in chunk:
-            intervention = self.lowered.variants[job.number].intervention
-            ops = [CountedOp(o, Counter(intervention, o.point)) for o in self.lowered[job.number]]
-            variants.append(ReplayVariant(ops, job.start))
+        variants = [ReplayVariant(self._counted(job.number), job.start) for job in chunk]
         replayed = replay(
             baseline, variants, n_last=self.measure.n_last, keep_cache=self.measure.goes_on,
             cells=self.measure.cells,
