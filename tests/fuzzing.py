@@ -107,7 +107,7 @@ class Group:
         self.prompt = self._prompt(self.texts, self.images)
         # each row alone: its tensors, and where things stand in it
         self.rows = [self._prompt([t], [i]) for t, i in zip(self.texts, self.images, strict=True)]
-        if len(self.rows) > 1 and not (self.made.rows_alone and self._batches_alike()):
+        if len(self.rows) > 1 and not self._batches_alike():
             self.texts, self.images = self.texts[:1], self.images[:1]
             self.prompt, self.rows = self.rows[0], self.rows[:1]
             outcome.notes.append("rows differ in a batch of transformers itself: one row")

@@ -31,7 +31,8 @@ class Tiny:
         whole: Whether the last patch of a picture ends where the picture ends.
         boxes: Whether a box of a picture means the same places in projector and text.
         text_only: Whether its model runs without any picture.
-        rows_alone: Whether the model itself gives a row of a batch what it gives the row alone.
+        rows_alone: Whether the model itself gives a row of a batch what it gives the row alone,
+            also beside a row of more pictures.
         smallest: Least side of a picture in pixels.
         also: Whether it is a second model of a family that is in the table already; the dear tests
             of replay leave it out.

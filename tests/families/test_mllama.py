@@ -38,6 +38,36 @@ def test_geometry_over_tiles(vlm, pictures):
     assert images[1].projector.grid().patch(0, 0) == 41
 
 
+def plain(vlm, texts, pictures):
+    inputs = vlm.prompt(texts, pictures).inputs
+    with torch.no_grad():
+        return vlm.hf_model(**inputs, use_cache=False).logits
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_of_equally_many_pictures_are_those_rows_alone(vlm):
+    pictures = [tiny.noise_picture(i, size) for i, size in enumerate([*SIZES, (40, 36), (24, 24)])]
+    texts = ["<image>Q:Greece\nA:", "<image>What"]
+    bench.check_batch_is_its_rows(vlm, vlm.prompt(texts, [pictures[:1], pictures[1:2]]))
+    texts = ["<image>b<image>Q:Greece\nA:", "<image><image>What"]
+    bench.check_batch_is_its_rows(vlm, vlm.prompt(texts, [pictures[:2], pictures[2:]]))
+
+
+@pytest.mark.parametrize("n_first", (0, 1))
+def test_rows_of_fewer_pictures_are_not_in_transformers_itself_and_it_is_said(vlm, n_first):
+    pictures = [tiny.noise_picture(i) for i in range(3)]
+    texts = ["<image>" * n_first + "Q:Greece\nA:", "<image><image>What"]
+    rows = [pictures[:n_first], pictures[1:]]
+    with pytest.warns(UserWarning, match="different numbers of pictures"):
+        prompt = vlm.prompt(texts, rows)
+    with torch.no_grad():
+        together = vlm.hf_model(**prompt.inputs, use_cache=False).logits
+    assert torch.equal(vlm.run(prompt), together)
+    fewer, more = (plain(vlm, [t], [p] if p else None) for t, p in zip(texts, rows, strict=True))
+    assert (together[0, -1] - fewer[0, -1]).abs().max() > 0.01
+    torch.testing.assert_close(together[1, -1], more[0, -1], rtol=1e-4, atol=1e-4)
+
+
 def test_the_text_holds_no_patches(vlm, pictures):
     layout = vlm.prompt(TEXT, pictures).layout
     assert len(layout) == len(["<s>", "<s>", *"Q:", "image", "b", "image", *"A:"])

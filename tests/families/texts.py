@@ -67,6 +67,7 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "falcon": ("Falcon", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
                           "num_attention_heads": 4}, FULL),
     "bloom": ("Bloom", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}, BRANCHES),
+    "doge": ("Doge", _S | {"head_dim": 8}, RESIDUAL),  # other kernels where gradients are recorded
     "bitnet": ("BitNet", _S, BRANCHES),
     "diffllama": ("DiffLlama", _S, BRANCHES),
     "mamba2": ("Mamba2", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,

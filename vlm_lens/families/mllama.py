@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -115,6 +116,13 @@ class MllamaFamily(Family):
             raise PromptError(
                 f"The rows of the prompt hold {found} image tokens and {given} pictures: write "
                 "one <image> for each picture."
+            )
+        if len(set(given)) > 1:
+            warnings.warn(
+                "The rows of this batch have different numbers of pictures. This model then gives "
+                "the rows with fewer other logits than it gives them alone, as transformers itself "
+                "does: read rows of different numbers one by one.",
+                stacklevel=2,
             )
         pictures: list[Picture] = []
         for row, mine in enumerate(ratios):
