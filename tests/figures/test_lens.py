@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm_lens import At, Last, LogitLens, Patches
-from vlm_lens.errors import PositionError
+from vlm_lens.errors import PointError, PositionError
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
 from vlm_lens.layout.layout import ImageLayout, ImageSpace, Layout
@@ -190,6 +190,13 @@ def test_strips_leave_three_quarters_of_the_picture_as_it_is(result):
     for top, strip, foot in zip(tops, strips, feet, strict=True):
         assert (foot - strip) / (foot - top) == pytest.approx(0.24)
     assert all(set(line) == {None} for line in trace.z[::2])
+
+
+def test_the_slider_begins_at_any_layer(result):
+    fig = result.plot_image(layer=0)
+    assert [t.visible for t in fig.data] == [True, False] and fig.layout.sliders[0].active == 0
+    with pytest.raises(PointError, match="Layer 9"):
+        result.plot_image(layer=9)
 
 
 def test_the_slider_shows_one_layer(result):

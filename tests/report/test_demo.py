@@ -37,9 +37,9 @@ def test_plotly_is_in_it_once(report):
 
 def test_every_part_is_there(report):
     for heading in ("Does the task cross over?", "What the model says", "Settings",
-                    "From input to task to answer", "The logit lens over a picture"):  # fmt: skip
+                    "From input to task to answer", "What a patch says"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in report
-    assert report.count('class="plotly-graph-div"') == 5
+    assert report.count('class="plotly-graph-div"') == 6
     assert report.count("data:image/png;base64") >= 2
     assert "vlm-lens demo" in report and "CrossModalPatch(tasks=&#x27;food-color&#x27;" in report
 

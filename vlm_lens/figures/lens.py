@@ -67,7 +67,9 @@ def lens_figure(words: Words) -> go.Figure:
     return _by_layer(fig, words, left, x="position, and the token read there")
 
 
-def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) -> go.Figure:
+def lens_image_figure(
+    words: Words, *, image: int = 0, grid: int | None = None, first: int = -1
+) -> go.Figure:
     """Decodings over a picture: at the foot of each patch its top token, coloured by probability.
 
     The strips cover a quarter of the picture and leave the rest as it is.
@@ -77,19 +79,20 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
         image: Which picture of the prompt.
         grid: Which of the picture's grids, on families that also cut it into tiles; by default
             the first of which something was decoded.
+        first: The number of the layer that is shown at first.
 
     Returns:
-        A figure with one heat map a layer, of which a slider shows one; the last at first.
+        A figure with one heat map a layer, of which a slider shows one.
 
     Raises:
         PositionError: The prompt has no such picture, no position of it holds a single patch, or
             the lens decoded none of them.
     """
-    panel = Panel.of(words, image, grid)
+    panel, first = Panel.of(words, image, grid), first % len(words.layers)
     fig = go.Figure()
     for la in words.layers:
         fig.add_heatmap(
-            **panel.strips(la), coloraxis="coloraxis", visible=la == words.layers[-1],
+            **panel.strips(la), coloraxis="coloraxis", visible=la == first,
             name=words.layer(la),
         )  # fmt: skip
     panel.draw_picture(fig)
@@ -105,13 +108,18 @@ def lens_image_figure(words: Words, *, image: int = 0, grid: int | None = None) 
         coloraxis=_colours(words, panel.indices, SEQUENTIAL),
         margin={"l": 20, "r": 70, "t": 90, "b": 110},
         hoverlabel_align="left",
-        sliders=[layer_slider(words, [[la] for la in words.layers])],
+        sliders=[layer_slider(words, [[la] for la in words.layers], first)],
     )
     return fig
 
 
 def lens_comparison_figure(
-    words: Mapping[str, Words], *, image: int = 0, grid: int | None = None, columns: int = 2
+    words: Mapping[str, Words],
+    *,
+    image: int = 0,
+    grid: int | None = None,
+    first: int = -1,
+    columns: int = 2,
 ) -> go.Figure:
     """Several lenses over the same picture, with one slider for the layer.
 
@@ -119,12 +127,14 @@ def lens_comparison_figure(
         words: What each lens says, by the lens's name; of the same layers and positions.
         image: Which picture of the prompt.
         grid: Which of its grids; see `lens_image_figure`.
+        first: The number of the layer that is shown at first.
         columns: How many stand side by side.
 
     Raises:
         PositionError: As `lens_image_figure`.
     """
-    first = next(iter(words.values()))
+    one = next(iter(words.values()))
+    first = first % len(one.layers)
     rows = -(-len(words) // columns)
     panels = {n: Panel.of(w, image, grid, most=_BESIDE_PX) for n, w in words.items()}
     measures = list(dict.fromkeys(w.measure for w in words.values()))
@@ -139,7 +149,7 @@ def lens_comparison_figure(
         for la in mine.layers:
             fig.add_heatmap(
                 **panels[name].strips(la), coloraxis=f"coloraxis{number + 1 if number else ''}",
-                visible=la == mine.layers[-1], name=name, row=row + 1, col=col + 1,
+                visible=la == first, name=name, row=row + 1, col=col + 1,
             )  # fmt: skip
         panels[name].draw_picture(fig, row + 1, col + 1)
         panels[name].fit_axes(fig, row + 1, col + 1)
@@ -151,7 +161,7 @@ def lens_comparison_figure(
     style(
         fig,
         title=f"What lenses read at the patches of image {image}",
-        subtitle=f"{escape(first.model)}; strips: top token of each lens",
+        subtitle=f"{escape(one.model)}; strips: top token of each lens",
         width=drawn + 50 + _BAR_PX * len(measures),
         height=rows * (any_panel.height + 34) + 220,
     )
@@ -162,13 +172,13 @@ def lens_comparison_figure(
                   key=lambda axis: axis["cmax"])  # fmt: skip
         top["colorbar"] |= {"x": 1.02 + _BAR_PX * number / drawn, "len": 0.8}
         axes[f"coloraxis{number + 1 if number else ''}"] = top
-    n_layers = len(first.layers)
-    shown = [[i * n_layers + la for i in range(len(words))] for la in first.layers]
+    n_layers = len(one.layers)
+    shown = [[i * n_layers + la for i in range(len(words))] for la in one.layers]
     fig.update_layout(
         **axes,
         margin={"l": 20, "r": 30 + _BAR_PX * len(measures), "t": 110, "b": 100},
         hoverlabel_align="left",
-        sliders=[layer_slider(first, shown)],
+        sliders=[layer_slider(one, shown, first)],
     )
     return fig
 
@@ -249,12 +259,13 @@ def _colours(words: Words, indices: Iterable[int], scale: str | list) -> dict:
     return {"cmin": 0, "cmax": top, "colorscale": scale, "colorbar": bar}
 
 
-def layer_slider(words: Words, shown: Sequence[Sequence[int]]) -> dict:
+def layer_slider(words: Words, shown: Sequence[Sequence[int]], first: int) -> dict:
     """A slider over layers.
 
     Args:
         words: What the layers are called.
         shown: Of each layer the traces that are seen; all others are hidden.
+        first: The number of the layer at which it stands at first.
     """
     total = sum(len(traces) for traces in shown)
     steps = [
@@ -266,7 +277,7 @@ def layer_slider(words: Words, shown: Sequence[Sequence[int]]) -> dict:
         for la, traces in zip(words.layers, shown, strict=True)
     ]
     return {
-        "active": len(words.layers) - 1,
+        "active": first,
         "steps": steps,
         "currentvalue": {"prefix": f"{words.of_layers} ", "xanchor": "left"},
         "x": 0,

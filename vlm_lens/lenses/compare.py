@@ -10,6 +10,7 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.positions import Position
 from vlm_lens.lenses.base import Lens, LensError
 from vlm_lens.lenses.result import LensResult
+from vlm_lens.terms import Layer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,13 @@ class LensComparison:
         return self.results[name]
 
     def plot_image(
-        self, image: int = 0, *, row: int = 0, grid: int | None = None, columns: int = 2
+        self,
+        image: int = 0,
+        *,
+        row: int = 0,
+        grid: int | None = None,
+        layer: Layer | str = -1,
+        columns: int = 2,
     ) -> go.Figure:
         """The picture once a lens, with the top entry of each patch; a slider for the layer.
 
@@ -38,15 +45,18 @@ class LensComparison:
             image: Which picture of the prompt.
             row: Which prompt of a batch.
             grid: Which of the picture's grids.
+            layer: Which layer is shown at first; the last by default.
             columns: How many stand side by side.
 
         Raises:
             PositionError: No such picture, or nothing of it was read.
+            PointError: No such layer.
         """
         from vlm_lens.figures.lens import lens_comparison_figure
 
         words = {name: result.words(row) for name, result in self.results.items()}
-        return lens_comparison_figure(words, image=image, grid=grid, columns=columns)
+        first = next(iter(self.results.values())).index(layer)
+        return lens_comparison_figure(words, image=image, grid=grid, first=first, columns=columns)
 
     def to_dataframe(self) -> pd.DataFrame:
         """The tables of all lenses, one below another, with a column `lens`."""

@@ -111,14 +111,15 @@ class LensResult:
         Raises:
             PointError: This layer was not decoded.
         """
-        index, mine = self._index(layer), self._row(row)
+        index, mine = self.index(layer), self._row(row)
         ids, probs = mine.top_ids[index, position], mine.top_probs[index, position]
         return [(self.labels[int(i)], float(p)) for i, p in zip(ids, probs, strict=True)]
 
-    def _index(self, layer: Layer | str) -> int:
+    def index(self, layer: Layer | str) -> int:
+        """The number of a layer among `points`; see `top`."""
         known = dict(zip(self.layers, range(len(self.points)), strict=True))
         known |= dict(zip(self.points, range(len(self.points)), strict=True))
-        index = -1 if layer == -1 else known.get(layer)
+        index = len(self.points) - 1 if layer == -1 else known.get(layer)
         if index is None:
             listed = ", ".join(map(str, self.layers))
             raise PointError(f"Layer {layer!r} was not decoded; there are {listed}.")
@@ -228,7 +229,14 @@ class LensResult:
 
         return lens_figure(self.words(row))
 
-    def plot_image(self, image: int = 0, *, row: int = 0, grid: int | None = None) -> go.Figure:
+    def plot_image(
+        self,
+        image: int = 0,
+        *,
+        row: int = 0,
+        grid: int | None = None,
+        layer: Layer | str = -1,
+    ) -> go.Figure:
         """Decodings drawn over one picture, with a slider over layers.
 
         Args:
@@ -236,13 +244,16 @@ class LensResult:
             row: Which prompt.
             grid: Which of the picture's grids, on families that also cut it into tiles; by default
                 the first of which something was decoded.
+            layer: Which layer is shown at first; see `top`.
 
         Raises:
             PositionError: There is no such row or picture, or nothing of it was decoded.
+            PointError: This layer was not decoded.
         """
         from vlm_lens.figures.lens import lens_image_figure
 
-        return lens_image_figure(self.words(row), image=image, grid=grid)
+        first = self.index(layer)
+        return lens_image_figure(self.words(row), image=image, grid=grid, first=first)
 
     def words(self, row: int = 0) -> Words:
         """What figures show of one prompt."""
