@@ -34,10 +34,10 @@ class LensComparison:
         self,
         image: int = 0,
         *,
+        columns: int = 2,
+        layer: Layer | str = -1,
         row: int = 0,
         grid: int | None = None,
-        layer: Layer | str = -1,
-        columns: int = 2,
     ) -> go.Figure:
         """The picture once a lens, with the top entry of each patch; a slider for the layer.
 
