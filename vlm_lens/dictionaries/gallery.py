@@ -71,7 +71,9 @@ def gallery(
         raise DictionaryError(f"{len(captions)} captions for {len(prompts)} prompts.")
     if k < 1:
         raise DictionaryError(f"k is at least 1 picture, not {k}.")
-    values, where, n_pictures = strongest(dictionary, vlm, prompts, k=k, batch_size=batch_size)
+    values, where, counts, n_pictures = strongest(
+        dictionary, vlm, prompts, k=k, batch_size=batch_size
+    )
     shown = _shown(dictionary, values, chosen)
     made: dict[int, Prompt] = {}
     records, rows = [], []
@@ -92,8 +94,7 @@ def gallery(
             )  # fmt: skip
         label = dictionary.labels.get(str(feature), "")
         title = f"feature {feature}" + (f": {label}" if label else "")
-        on = int((values[feature] > 0).sum())
-        note = f"on in at least {on} of {n_pictures} pictures" if on else f"0 in {n_pictures}"
+        note = f"on in {int(counts[feature])} of {n_pictures} pictures"
         rows.append(FeatureRow(title, note, tuple(tiles)))
     columns = ["feature", "rank", "activation", "prompt", "image", "caption", "patch", "pixels"]
     return Gallery(pd.DataFrame(records, columns=columns), tuple(rows))
@@ -106,14 +107,14 @@ def strongest(
     *,
     k: int,
     batch_size: int = 16,
-) -> tuple[torch.Tensor, list[list[tuple[int, int]]], int]:
+) -> tuple[torch.Tensor, list[list[tuple[int, int]]], torch.Tensor, int]:
     """For each feature, the `k` pictures in which it is strongest at any place.
 
     Pictures stream by: `k` of each feature are held.
 
     Returns:
-        Activations `[features, k]`, falling; for each feature, prompt and picture of each; and
-        how many pictures there were.
+        Activations `[features, k]`, falling; for each feature, prompt and picture of each; in how
+        many pictures each feature is on; and how many pictures there were.
 
     Raises:
         DictionaryError: No prompt shows a picture.
@@ -121,6 +122,7 @@ def strongest(
     point = dictionary.point_on(vlm)
     best = torch.zeros(dictionary.n_features, 0)
     index = torch.zeros(dictionary.n_features, 0, dtype=torch.long)
+    counts = torch.zeros(dictionary.n_features, dtype=torch.long)
     pictures: list[tuple[int, int]] = []
     for read in places_read(vlm, point, prompts, at=Images(), batch_size=batch_size):
         own = list(dict.fromkeys(zip(read.numbers, read.images, strict=True)))
@@ -131,6 +133,7 @@ def strongest(
         most = torch.zeros(len(own), found.shape[1]).scatter_reduce(
             0, owner[:, None].expand_as(found), found, "amax"
         )
+        counts += (most > 0).sum(0)
         first = len(pictures)
         pictures += own  # type: ignore[arg-type]
         numbers = torch.arange(first, len(pictures)).expand(found.shape[1], -1)
@@ -139,7 +142,7 @@ def strongest(
         index = names.gather(1, order)
     if not pictures:
         raise DictionaryError("None of these prompts shows a picture.")
-    return best, [[pictures[i] for i in row] for row in index.tolist()], len(pictures)
+    return best, [[pictures[i] for i in row] for row in index.tolist()], counts, len(pictures)
 
 
 def _shown(dictionary: DictionaryValue, values: torch.Tensor, chosen: Chosen) -> list[int]:

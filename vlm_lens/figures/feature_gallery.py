@@ -89,8 +89,8 @@ def save_gallery(rows: Sequence[FeatureRow], path: str | Path, title: str) -> Pa
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>:root {{ color-scheme: light dark }} "
-        "body { max-width: 1120px; margin: 24px auto } @media (prefers-color-scheme: dark) "
-        "{ body { background: #15181c } }</style></head><body>"
+        "body { max-width: 1120px; margin: 24px auto; background: #fcfcfb } "
+        "@media (prefers-color-scheme: dark) { body { background: #15181c } }</style></head><body>"
         f"{gallery_html(rows)}</body></html>"
     )
     return write_whole(path, page)
