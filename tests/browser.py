@@ -69,6 +69,14 @@ _LOST = """
   return lost;
 })()
 """  # noqa: E501
+# Boxes that go on to the right, cut without a sign of it.
+_CUT = """
+[...document.querySelectorAll("body *")].filter(box => {
+  const style = getComputedStyle(box);
+  return ["auto", "scroll"].includes(style.overflowX) && style.maskImage === "none" &&
+    box.scrollWidth - box.clientWidth - box.scrollLeft > 2;
+}).map(box => box.innerText.slice(0, 60) || box.className)
+"""
 # Text whose contrast with what lies behind it is below 4.5 (3 for large text), by WCAG's formula.
 _FAINT = """
 (() => {
@@ -216,6 +224,15 @@ class Page:
                 raise AssertionError(f"not within {seconds} seconds: {condition}")
             self._browser.drain(0.05)
 
+    def settle(self, seconds: float = 10) -> None:
+        """Until the page's height and what it holds have stayed the same for a while."""
+        shape = "document.body.scrollHeight + ' ' + document.querySelectorAll('*').length"
+        end, before, same = time.monotonic() + seconds, None, 0
+        while same < 4 and time.monotonic() < end:
+            now = self.js(shape)
+            same, before = (same + 1 if now == before else 0), now
+            self._browser.drain(0.1)
+
     def resize(self, width: int, height: int) -> None:
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height,
                  deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
@@ -284,6 +301,11 @@ class Page:
     def out_of_reach(self) -> list[str]:
         """Last cells of rows and labels of figures that cannot be brought into sight."""
         return self.js(_LOST)
+
+    @property
+    def cut(self) -> list[str]:
+        """Boxes that can be scrolled to the right and do not show it."""
+        return self.js(_CUT)
 
     @property
     def faint(self) -> list[str]:

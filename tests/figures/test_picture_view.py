@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from browser import WIDTHS
 from families import tiny_llava_next
 from PIL import Image
 
@@ -72,6 +73,17 @@ def test_the_page_holds_every_number_and_fetches_nothing(load, tmp_path):
     assert {sign for sign, _, _ in rects(page).values()} == {"plus", "minus"}
     # the colour of a token without scripts
     assert re.search(r'class="chip (plus|minus)" data-i="0" style="--s:0\.\d+"', page)
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_a_view_is_read_at_every_width(browser, load, tiles, tmp_path, width):
+    for number, vlm in enumerate((load("clip-llama"), tiles)):
+        file = shown(vlm)[1].over_picture().save(tmp_path / f"{number}.html")
+        for dark in (False, True):
+            with browser.open(file, width=width, dark=dark) as page:
+                assert page.errors == [] and page.fetched == []
+                assert page.wider_than_screen <= 0 and page.faint == [] and page.cut == []
+                assert page.out_of_reach == []
 
 
 def test_text_of_tokens_cannot_become_part_of_the_page(load):

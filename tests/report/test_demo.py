@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from browser import WIDTHS
 
 from vlm_lens import HookedVLM
 from vlm_lens.recipes import CrossModalPatch, PhaseAnalysis
@@ -15,15 +16,37 @@ from vlm_lens.report.page import data_table, figure
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def file(tmp_path_factory):
     vlm = HookedVLM.from_pretrained("toy-llava")
     recipe = CrossModalPatch(tasks="food-color", seeds=1)
     transfer = recipe.run(vlm, progress=False)
     phase = PhaseAnalysis("food-color", runs=3).run(vlm, progress=False)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return demo_report(path, vlm, recipe, transfer, [phase], commands=["vlm-lens demo"]).read_text(
-        encoding="utf-8"
-    )
+    return demo_report(path, vlm, recipe, transfer, [phase], commands=["vlm-lens demo"])
+
+
+@pytest.fixture(scope="module")
+def report(file):
+    return file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [(WIDTHS["phone"], False), (WIDTHS["tablet"], False), (WIDTHS["desktop"], True)],
+    ids=WIDTHS,
+)
+def test_it_is_read_at_every_width(browser, file, width, dark):
+    with browser.open(file, width=width, dark=dark) as page:
+        page.wait("document.querySelectorAll('.main-svg').length >= 15")
+        page.settle()
+        assert page.errors == [] and page.fetched == []
+        assert page.wider_than_screen <= 0
+        assert page.narrow_cells == [] and page.out_of_reach == [] and page.cut == []
+        assert page.faint == []
+        if width == WIDTHS["phone"]:
+            page.js("document.querySelectorAll('.more').forEach(e => { e.scrollLeft = 9999 })")
+            page.settle()
+            assert page.js("document.querySelectorAll('.more').length") == 0
 
 
 def test_nothing_is_fetched(report):

@@ -233,7 +233,8 @@ function explorer(data, load) {
     $("told").textContent = on ? tell(i) : idle();
   }
   const idle = () => ({
-    attention: "Colour: attention from " + nameOf(state.at) + " in head " + state.head + " of block " + state.look + "; the strongest is " + percent(values ? Math.max(...values) : 0) + ".",
+    attention: "Colour: attention from " + nameOf(state.at) + " in head " + state.head + " of block " + state.look
+      + ", patches set against the strongest patch, other tokens against the strongest of them.",
     lens: (cellsAt.size ? "On each patch" : "At each token of the picture") + ": what block " + state.look + " would say there.",
     patches: cellsAt.size ? "Each square is one patch. Point at one to find its token." : "The picture as it is given." }[state.show]);
   function tell(i) {
@@ -248,7 +249,10 @@ function explorer(data, load) {
     cellsAt = new Map(drawings.flatMap(d => d.cells).map(c => [c[4], c]));
     values = state.show === "attention" && run ? attentionOf(run, state.at, state.look, state.head) : null;
     places = new Map();
-    const most = values ? Math.max(...values, 1e-9) : 1, strength = i => values ? 0.88 * values[i] / most : 0;
+    // patches are set against patches, the rest against the rest: a token that draws a hundred times
+    // what a patch draws would leave every picture blank
+    const peak = patches => Math.max(1e-9, ...(values || []).filter((_, i) => cellsAt.has(i) === patches));
+    const peaks = [peak(false), peak(true)], shade = i => values ? values[i] / peaks[+cellsAt.has(i)] : 0;
     $("prompt-about").textContent = drawings.some(d => d.cells.length)
       ? "Each square of the picture is one patch, and each patch is one token. Select a patch or a token to see where the model looks from it, and what each block would say there."
       : "Select a token to see where the model looks from it, and what each block would say there." + (s.why.some(Boolean) ? " The picture has no squares: " + s.why.find(Boolean) + "." : "");
@@ -259,9 +263,9 @@ function explorer(data, load) {
     $("look").value = state.look;
     $("look-value").textContent = state.look;
     $("look-label").hidden = state.show === "patches";
-    document.querySelector(".pictures").replaceChildren(...drawings.map(d => drawing(s, d, strength)));
+    document.querySelector(".pictures").replaceChildren(...drawings.map(d => drawing(s, d, shade)));
     const tokens = s.tokens.map(([text, kind], i) => {
-      const picture = kind.startsWith("image"), cell = cellsAt.get(i), sh = strength(i);
+      const picture = kind.startsWith("image"), cell = cellsAt.get(i), sh = 0.85 * shade(i);
       const lensed = state.show === "lens" && picture && runAt(i) ? lensOf(runAt(i), i, state.look) : null;
       const e = make("button", { type: "button", class: "token" + (picture ? " picture" : "") + (i === state.at ? " at" : "") + (s.sinks.includes(i) ? " sink" : ""),
         "data-key": "token" + i, "aria-pressed": String(i === state.at), "aria-label": nameOf(i) + (values ? ", " + percent(values[i]) : "") },
@@ -275,14 +279,14 @@ function explorer(data, load) {
     rove(box, tokens, Math.max(0, tokens.findIndex(e => e.classList.contains("at"))), 1);
     $("told").textContent = idle();
   }
-  function drawing(s, d, strength) {
+  function drawing(s, d, shade) {
     const [x, y, w, h] = d.box, zoom = Math.min(340 / w, 340 / h), picture = s.pictures[d.image];
     const svg = make("svg", { viewBox: d.box.join(" "), width: Math.round(w * zoom), height: Math.round(h * zoom), role: "group",
       "aria-label": "picture " + d.image + ", " + (d.cells.length ? d.cells.length + " patches" : "no patches") });
     if (picture) svg.append(make("image", { href: picture.uri, x: 0, y: 0, width: d.size[0], height: d.size[1], preserveAspectRatio: "none",
       class: state.show === "attention" && d.cells.length ? "grey" : undefined }));
     const words = [], rects = d.cells.map(c => {
-      const e = make("rect", { x: c[0], y: c[1], width: c[2], height: c[3], "fill-opacity": strength(c[4]).toFixed(3), role: "button",
+      const e = make("rect", { x: c[0], y: c[1], width: c[2], height: c[3], "fill-opacity": (0.7 * shade(c[4])).toFixed(3), role: "button",
         class: "cell" + (c[4] === state.at ? " at" : "") + (s.sinks.includes(c[4]) ? " sink" : ""), "data-key": "patch" + c[4], "aria-label": nameOf(c[4]) });
       place(e, c[4]);
       const lens = state.show === "lens" && runAt(c[4]) && lensOf(runAt(c[4]), c[4], state.look);
@@ -358,6 +362,13 @@ function explorer(data, load) {
   $("block").addEventListener("input", e => { state.block = +e.target.value; draw(); });
   $("look").addEventListener("input", e => { state.look = +e.target.value; draw(); });
   $("sinks").addEventListener("change", e => { state.sinks = !e.target.checked; draw(); });
+  const edge = box => box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  const sized = new ResizeObserver(all => all.forEach(({ target }) => edge(target.closest(".scroll"))));
+  for (const box of document.querySelectorAll(".scroll")) {  // what goes on to the right fades out there
+    sized.observe(box);
+    sized.observe(box.firstElementChild);
+    box.addEventListener("scroll", () => edge(box));
+  }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addEventListener("hashchange", () => { if (readLink()) draw(); });
   function start() {

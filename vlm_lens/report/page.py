@@ -35,6 +35,8 @@ nav { margin: 18px 0 0; font-size: 14px; display: flex; flex-wrap: wrap; gap: 4p
 nav a { white-space: nowrap }
 a { color: var(--accent) }
 .scroll { overflow-x: auto; margin: 14px 0 18px }
+.more { mask-image: linear-gradient(to right, #000 calc(100% - 36px), transparent) }
+.more > figcaption { padding-right: 36px }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
 th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: middle; white-space: nowrap }
@@ -59,7 +61,8 @@ figcaption b { display: block; color: var(--ink); font-size: 16px }
   th, td { padding: 6px 7px } ul { padding-left: 22px } }
 """
 # Text in figures takes the page's own colour, also when the reader switches between light and dark.
-# A legend below the axes gets as much room as its lines take at this width.
+# A legend below the axes gets as much room as its lines take at this width. What is wider than the
+# screen fades out where it goes on.
 _SCRIPT = """
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = () => [...document.querySelectorAll(".plotly-graph-div")];
@@ -86,6 +89,16 @@ let waiting;
 addEventListener("load", () => ink().then(settle));
 addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(settle, 200); });
 dark.addEventListener("change", ink);
+// what goes on to the right fades out there
+const edge = box =>
+  box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+const sized = new ResizeObserver(
+  all => all.forEach(({target}) => edge(target.closest(".scroll, figure"))));
+for (const box of document.querySelectorAll(".scroll, figure")) {
+  sized.observe(box);
+  for (const inside of box.children) sized.observe(inside);
+  box.addEventListener("scroll", () => edge(box));
+}
 """
 
 
