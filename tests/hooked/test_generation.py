@@ -264,7 +264,7 @@ def test_every_door_of_what_moves_places_is_watched(llama, no_forward, monkeypat
     ("options", "message"),
     [
         ({"output_attentions": True}, "output_attentions= would be ignored"),
-        ({"return_dict_in_generate": True}, "read activations with run_with_cache"),
+        ({"return_dict_in_generate": True}, "names_filter=.*scores=True"),
         ({"generation_config": GenerationConfig(output_scores=True)}, "output_scores"),
         ({"max_new_token": 3}, "Did you mean 'max_new_tokens'"),
         ({"max_length": 30}, "max_new_tokens="),

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from vlm_lens.errors import InterventionError, PromptError, near_matches
+from vlm_lens.hooked.cache import ActivationCache
 
 NEW_TOKENS = 20  # as transformers generates by default
 
@@ -34,10 +35,17 @@ class Generation:
     Attributes:
         tokens: The new tokens, `[batch, new]`; rows that ended early are padded.
         text: The text of each row, special tokens left out; empty without a tokenizer.
+        cache: What was read at the places asked, `[batch, rows, ...]`; patterns have a key for
+            each position of prompt and answer. In rows that ended early the last places are those
+            of padding. `None` where nothing was asked.
+        scores: The logits that each new token was chosen from, before temperature and the like,
+            `[batch, new, d_vocab]`; `None` unless asked.
     """
 
     tokens: Tensor
     text: tuple[str, ...] = ()
+    cache: ActivationCache | None = None
+    scores: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,9 +85,9 @@ class GenerationSettings:
         for option in _MORE_OUTPUT:
             if self._asked.pop(option, None):
                 raise PromptError(
-                    f"generate returns tokens and text, so {option}= would be ignored: read "
-                    "activations with run_with_cache, and logits with run, on the prompt and its "
-                    "answer."
+                    f"generate returns no output of transformers, so {option}= would be ignored: "
+                    "names_filter='blocks.*.attn.hook_pattern' reads patterns, other names other "
+                    "activations, and scores=True the logits of each new token."
                 )
         if not self._asked.get("do_sample"):
             self._asked |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}

@@ -25,6 +25,7 @@ from vlm_lens.errors import InterventionError, PromptError
 from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.hooked.contexts import open_for, opened
 from vlm_lens.hooked.described_model import DescribedModel
+from vlm_lens.hooked.generated_cache import PREDICTING, GenerationReader
 from vlm_lens.hooked.generation import Generation, GenerationSettings
 from vlm_lens.hooked.habits import answers_habits
 from vlm_lens.hooked.request import Keeper, check_fired, check_fires, names_to_read
@@ -176,12 +177,16 @@ class HookedModel(DescribedModel):
         *,
         max_new_tokens: SupportsIndex | None = None,
         interventions: Interventions = (),
+        names_filter: NamesFilter = None,
+        positions: Position | int | Sequence[int] | None = None,
+        scores: bool = False,
         **options: Any,
     ) -> Generation:
         """New tokens after a prompt, greedily unless `do_sample=True` is passed.
 
         Interventions at places of the prompt act where the prompt is read; those at `Generated()`
-        act at each new token.
+        act at each new token. What is read is what one `run_with_cache` of prompt and answer reads
+        at the same places.
 
         Args:
             prompt: A Prompt, text, or a processor's output.
@@ -189,6 +194,11 @@ class HookedModel(DescribedModel):
             max_new_tokens: How many, at the most; by default what the model's generation
                 configuration says, or 20.
             interventions: What to change.
+            names_filter: Points to read into the generation's `cache`, patterns among them; none
+                by default.
+            positions: At which places; by default `Last() + Generated()`, where each new token is
+                predicted, so that row i is that of new token i.
+            scores: Whether to keep the logits that each new token was chosen from.
             **options: Passed to transformers' `generate`.
 
         Raises:
@@ -198,15 +208,34 @@ class HookedModel(DescribedModel):
         composed = compose(interventions)
         model: Any = self.hf_model  # a GenerationMixin too, which its type does not say
         settings = GenerationSettings(model, self.tokenizer, max_new_tokens, options)
-        if self._active or len(composed):
+        if positions is not None and names_filter is None:
+            raise PromptError("positions= says where points are read: give names_filter= too.")
+        at = PREDICTING if positions is None else as_position(positions)
+        table, steps = self.architecture.points, settings.max_new_tokens
+        read: list[str] = []
+        if names_filter is not None:
+            new = at.at_generated
+            read = names_to_read(table, prompt, names_filter, at, generates=new)
+        reader = GenerationReader(table, prompt, read, at, steps)
+        logits = GenerationReader(table, prompt, ["hook_logits"] * scores, PREDICTING, steps)
+        if self._active or len(composed) or read or scores:
             settings.check_places()
         settings.check_values()
-        with self._hooked(prompt, composed, steps=settings.max_new_tokens) as run:
+        readers = reader.handlers()
+        for name, more in logits.handlers().items():
+            readers.setdefault(name, []).extend(more)
+        with self._hooked(prompt, composed, steps=steps, readers=readers) as run:
             sequences = model.generate(**prompt.inputs, **settings.options)
             tokens = sequences[:, prompt.length :]
             if tokens.shape[1] == 1:  # every row ended at once: there was nothing to act on
                 run.counters[:] = [c for c in run.counters if not c.at_generated]
-        return Generation(tokens, self._decoded(tokens))
+        cache = None
+        if read:
+            cache = ActivationCache(
+                reader.values(), table, prompt.layouts, at=at, source=self.facts_later()
+            )
+        found = logits.values().get("hook_logits")
+        return Generation(tokens, self._decoded(tokens), cache, found)
 
     def _decoded(self, tokens: Tensor) -> tuple[str, ...]:
         if self.tokenizer is None:

@@ -18,12 +18,18 @@ from vlm_lens.prompts.prompt import Prompt
 
 
 def names_to_read(
-    points: PointTable, prompt: Prompt, names_filter: NamesFilter, at: Position | None
+    points: PointTable,
+    prompt: Prompt,
+    names_filter: NamesFilter,
+    at: Position | None,
+    *,
+    generates: bool = False,
 ) -> list[str]:
     """The points that a names_filter means on this prompt.
 
     Globs and functions select among the points that this prompt computes and, where a position is
-    given, that have it; a point asked by its own name must do both.
+    given, that have it; a point asked by its own name must do both. Where the run `generates`, a
+    position may hold new tokens alone.
 
     Raises:
         PromptError: A point of pictures is asked, and there are none.
@@ -37,7 +43,7 @@ def names_to_read(
         try:
             check_fires(points, prompt, [name])
             if at is not None:
-                _check_position(points, prompt, name, at)
+                _check_position(points, prompt, name, at, generates)
         except (PromptError, PositionError) as error:
             if name in exact:
                 raise type(error)(f"{name}: {error}") from None
@@ -83,9 +89,11 @@ def check_fired(
         )
 
 
-def _check_position(points: PointTable, prompt: Prompt, name: str, at: Position) -> None:
+def _check_position(
+    points: PointTable, prompt: Prompt, name: str, at: Position, generates: bool
+) -> None:
     counts = {len(at.resolve(layout, points[name].space)) for layout in prompt.layouts}
-    if counts == {0}:
+    if counts == {0} and not generates:
         raise PositionError(f"{at} holds no position of this prompt.")
     if len(counts) > 1:
         raise PositionError(
