@@ -27,6 +27,7 @@ from vlm_lens.measures.base import BoundLogits, Measure, at_last
 from vlm_lens.prompts.prompt import Prompt
 
 PIXELS = "pixel_values"
+AtEach = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def between(
     *,
     steps: int | None,
     space: str = "text",
+    at_each: AtEach | None = None,
 ) -> Between:
     """Gradients at a base prompt, or along the line from it to another.
 
@@ -153,6 +155,7 @@ def between(
         positions: Which position of the base stands for which of the other.
         steps: Points of the line; `None` for the gradient at the base.
         space: Whose positions the points count.
+        at_each: `(gradients, values)` of one run -> what is added up in place of the gradients.
 
     Raises:
         AttributionError: No gradient, or no line between prompts of different lengths.
@@ -162,7 +165,7 @@ def between(
     if steps is None:
         there, far = read(vlm, other, names, at_other)
         found, here, value = gradients(vlm, base, names, bound)
-        return Between(found, here, there, value, far)
+        return Between(at_each(found, here) if at_each else found, here, there, value, far)
     line = line_of(vlm, space)
     if not positions.is_whole or len(base.layout) != len(other.layout):
         raise AttributionError(
@@ -184,8 +187,8 @@ def between(
     for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         hooks = [(n, _moved(here[n], change[n], float(node))) for n in change]
         prompt = _between_pixels(base, other, float(node)) if line.pixels else base
-        one, _, _ = gradients(vlm, prompt, every, bound, hooks)
-        for name, gradient in one.items():
+        one, values, _ = gradients(vlm, prompt, every, bound, hooks)
+        for name, gradient in (one | (at_each(one, values) if at_each else {})).items():
             total[name] = total.get(name, 0) + float(weight) * gradient
     gap = None
     if not line.pixels and far != value:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_lens.attribution import Attribution, attribute
+from vlm_lens.attribution import Attribution, Edges, attribute, attribute_edges
 from vlm_lens.attribution.attribute import STEPS
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
@@ -260,6 +260,34 @@ class Pair:
             vlm, self.clean, self.corrupt, points, measure=measure or self.measure,
             at=at(self) if callable(at) else at, heads=heads, method=method, steps=steps,
             direction=direction, features=features, positions=self.positions,
+        )  # fmt: skip
+
+    def edges(
+        self,
+        vlm: HookedModel,
+        *,
+        method: str = "gradient",
+        steps: int = STEPS,
+        measure: Measure | None = None,
+    ) -> Edges:
+        """The share of the difference that goes along each edge between heads, MLPs and logits.
+
+        Args:
+            vlm: The model.
+            method: `"gradient"` or `"ig"`, as for `attribute`.
+            steps: Of `"ig"`.
+            measure: What the difference is of; `pair.measure` by default.
+
+        Returns:
+            Scores by `component` and `receiver`; `circuit(n)` takes the strongest edges.
+
+        Raises:
+            VLMLensError: The model's parts do not each add to the stream, or the prompts are of two
+                shapes.
+        """
+        return attribute_edges(
+            vlm, self.clean, self.corrupt, measure=measure or self.measure, method=method,
+            steps=steps, positions=self.positions,
         )  # fmt: skip
 
     def identity(self) -> str:

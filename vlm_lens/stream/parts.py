@@ -190,7 +190,7 @@ class Stream:
         if z is None:
             self.why_whole[layer] = self.why_not(layer, "attn.hook_z")
             return None
-        heads = self._reaching(layer, z)
+        heads = self.reaching(layer, z)
         added = values[self.name(layer, "hook_attn_out")].double()
         if heads is not None:
             each, constant = heads.of(z)
@@ -202,14 +202,22 @@ class Stream:
         )
         return None
 
-    def _reaching(self, layer: int, z: Tensor) -> Heads | None:
+    def normed_after(self, layer: int) -> bool:
+        """Whether a norm stands between the heads of a block and the stream."""
+        points = self.arch.points
+        inner = points[self.name(layer, "attn.hook_z")].site.module
+        outer = points[self.name(layer, "hook_attn_out")].site.module
+        return inner != outer and not inner.startswith(f"{outer}.")
+
+    def reaching(self, layer: int, z: Tensor) -> Heads | None:
+        """How heads reach the stream, by the modules between, not yet proved; see `heads`."""
         points = self.arch.points
         inner = points[self.name(layer, "attn.hook_z")].site
         outer = points[self.name(layer, "hook_attn_out")].site
         project = submodule(self.model, inner.module)
         scale = _scale(outer.view)
         factor = scale.factor.double() if scale else 1.0
-        if inner.module == outer.module or inner.module.startswith(f"{outer.module}."):
+        if not self.normed_after(layer):
             return Heads(project, factor, None)
         with torch.no_grad():
             whole = project(z.flatten(-2))
