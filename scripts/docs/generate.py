@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.docs import conformance_table
+from scripts.docs import conformance_table, reach_table
 from vlm_lens import zoo
 from vlm_lens.families import family_of
 from vlm_lens.points.point import Point
@@ -88,7 +88,11 @@ def _reasons(groups: dict[str, list[Point]], names: list[str]) -> list[str]:
     ]
 
 
-PAGES = {"points.md": points_page, "conformance.md": conformance_table.page}
+PAGES = {
+    "points.md": points_page,
+    "conformance.md": conformance_table.page,
+    "reach.md": reach_table.page,
+}
 
 
 def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:

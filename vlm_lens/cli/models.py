@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_lens.cli.common import console, load, plain_errors
+from vlm_lens.cli.common import DEVICE, DTYPE, console, load, loading, plain_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,12 +15,33 @@ if TYPE_CHECKING:
 __all__ = ["models", "points"]
 
 
-def models() -> None:
-    """Lists the families that are known, the models in the package, and published checkpoints."""
+def models(
+    check: Annotated[
+        str | None, typer.Option(help="Put this model, a folder or Hub id, to the suite.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Where to write that report as a page.")] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
+    device: Annotated[str | None, DEVICE] = None,
+) -> None:
+    """Lists families, models in the package and checkpoints; or checks a model of your own."""
+    if check is not None:
+        _check(check, html, dtype, device)
+        return
     screen = console()
     for table in (_families_table(), _zoo_table(), _checkpoints_table()):
         screen.print(table)
         screen.print()
+
+
+def _check(name: str, html: Path | None, dtype: str | None, device: str | None) -> None:
+    from vlm_lens.testing.check import check
+
+    with plain_errors():
+        report = check(load(name, **loading(dtype, device)))
+        typer.echo(repr(report))
+        if html is not None:
+            typer.echo(f"Written to {report.save_html(html)}.")
+    raise typer.Exit(0 if report.passed else 1)
 
 
 def points(

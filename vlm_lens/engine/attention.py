@@ -141,7 +141,14 @@ def _wrap(base: Callable | None) -> Callable:
             query = query[:, :, rows]
         watch = _SoftmaxWatch(tap, rows)
         with watch:
-            eager_out, _ = own_eager(module, query, key, value, additive, **kwargs)
+            try:
+                eager_out, _ = own_eager(module, query, key, value, additive, **kwargs)
+            except (TypeError, RuntimeError) as error:
+                raise PointError(
+                    f"The eager attention of {type(module).__name__}, from which scores and "
+                    f"patterns are taken, does not run on what the model gives it ({error}): "
+                    "leave attn.hook_pattern and attn.hook_attn_scores out."
+                ) from error
         if recorded:
             return eager_out, None
         if not watch.changed_rows:

@@ -116,6 +116,8 @@ def _suffix_of(name: str, value: Any, start: int, rows: Tensor | None) -> Any:
         return value
     if name == "cache_position":
         return value[start:]
+    if name not in POSITION_AXES:
+        return value
     pos_axis, row_axis = POSITION_AXES[name]
     length = value.shape[pos_axis]
     part = value.narrow(pos_axis, start, length - start) if length > 1 else value

@@ -178,6 +178,11 @@ def read_handler(
                     f"{name} is computed several times in this run, so what is read is joined and "
                     "has no gradient: read it without grad=True."
                 )
+            if store[name].shape[1:] != value.shape[1:]:
+                raise InterventionError(
+                    f"{name} is computed once for each picture, and pictures of different sizes "
+                    "cannot be joined in one tensor: read it with one picture at a time."
+                )
             value = torch.cat([store[name], value])
         store[name] = value
         copied = recorded and put_back is not None and value is not x

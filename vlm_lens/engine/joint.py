@@ -34,7 +34,7 @@ from vlm_lens.engine.hooks import Firing, HookedRun
 from vlm_lens.engine.joining import CountedOp
 from vlm_lens.engine.logit_head import head_error, logits_error, tolerance
 from vlm_lens.engine.not_replayable import NotReplayable
-from vlm_lens.engine.recorder import all_causal, check_argument
+from vlm_lens.engine.recorder import all_causal, check_argument, is_of_pictures
 from vlm_lens.engine.replay import Replayed, ReplayVariant, planned
 from vlm_lens.engine.start import Start, in_text, start_of
 from vlm_lens.errors import VLMLensError
@@ -272,7 +272,7 @@ class _JointRun:
         if isinstance(value, tuple):
             return tuple(self._argument(name, v, width, stream) for v in value)
         check_argument(name, value)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or is_of_pictures(name, value):
             return value
         if name == "attention_mask":
             return self._mask(value, width, stream)

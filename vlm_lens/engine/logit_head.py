@@ -43,7 +43,7 @@ def with_fitted_head(model: nn.Module, arch: Architecture) -> Architecture:
     Where neither explains its logits, `unknown_head` says so, and logits are refused. A model whose
     code cannot be run in this way (its weights are not there) is left as its config says.
     """
-    probe = _probe(model, arch)
+    probe = None if arch.unknown_head else _probe(model, arch)
     if probe is None:
         return arch
     x, expected = probe
@@ -109,6 +109,8 @@ def _probe(model: nn.Module, arch: Architecture) -> tuple[Tensor, Tensor] | None
                 .logits
             )
     except Exception:  # noqa: BLE001  code that reads more of its text model's output
+        return None
+    if not isinstance(logits, Tensor):
         return None
     return (x, logits) if logits.shape == (*x.shape[:2], arch.cfg.d_vocab) else None
 

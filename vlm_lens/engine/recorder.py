@@ -64,6 +64,9 @@ def record(
             ).logits
         except (AttributeError, IndexError) as error:  # state-space and linear-attention blocks
             raise NotReplayable("some blocks keep a state, not keys and values") from error
+        except (TypeError, ValueError, NotImplementedError) as error:
+            why = f"the model does not run with a plain cache of keys and values ({error})"
+            raise NotReplayable(why) from error
     baseline = recorder.baseline(inputs, logits, cache)
     error = head_error(arch, model, baseline.resid_post[:, -1:], logits[:, -1:])
     if error > tolerance(logits.dtype):
@@ -190,7 +193,9 @@ def all_causal(block: nn.Module) -> bool:
 
 def check_argument(name: str, value: Any) -> None:
     """Refuses an argument of a block that a suffix could not be given its part of."""
-    if isinstance(value, _PLAIN) or (name == "cache_position" and isinstance(value, Tensor)):
+    if isinstance(value, _PLAIN) or is_of_pictures(name, value):
+        return
+    if name == "cache_position" and isinstance(value, Tensor):
         return
     if name not in POSITION_AXES or not _is_tensor_or_tuple(value):
         raise NotReplayable(
@@ -198,6 +203,11 @@ def check_argument(name: str, value: Any) -> None:
         )
     if name == "attention_mask" and isinstance(value, Tensor) and value.dim() != 4:
         raise NotReplayable("this attention implementation takes masks of another form")
+
+
+def is_of_pictures(name: str, value: Any) -> bool:
+    """Whether it is what the whole model read pictures from, which blocks pass on and ignore."""
+    return name.startswith("image_") and isinstance(value, Tensor) and value.dim() == 2
 
 
 def _is_tensor_or_tuple(value: Any) -> bool:

@@ -7,10 +7,13 @@ found; `vlm_lens.testing.conformance` says whether all that is there holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlm_lens.errors import ModelError, PromptError
 from vlm_lens.families.decoder import NO_VISION
@@ -18,8 +21,9 @@ from vlm_lens.families.parts.architecture import Architecture, assemble
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.found import HELP, found_decoder
+from vlm_lens.families.parts.found_tower import FoundTower, Held, found_tower
 from vlm_lens.families.parts.picture import Picture, runs_of
-from vlm_lens.families.parts.towers import describe_tower, layers_read
+from vlm_lens.families.parts.towers import Tower, describe_tower, layers_read
 from vlm_lens.families.parts.views import RowsOfPicturesView
 from vlm_lens.layout.layout import ImageSpace
 from vlm_lens.points.config import VisionConfig
@@ -28,6 +32,8 @@ from vlm_lens.points.sites import InputSite, OutputSite
 
 _NO_OUT = "which of the tower's layers the projector reads is not known; use projector.hook_in."
 _WHY = "the geometry of this model's pictures is not described"
+_PIXELS = ("pixel_values", "flattened_patches")
+_DEEPSTACK = "picture features are added between blocks too, at image positions (DeepStack)"
 
 
 class StructureFamily(Family):
@@ -45,6 +51,7 @@ class StructureFamily(Family):
         self.takes_images = any(
             getattr(config, name, None) is not None for name in ("vision_config", "vq_config")
         )
+        self._tower: FoundTower | None = None
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts that can be told for certain.
@@ -54,40 +61,69 @@ class StructureFamily(Family):
         """
         found = found_decoder(model)
         self.residual_breaks = found.residual_breaks
-        self.adds_between_blocks = bool(found.residual_breaks)
         self.adds_positions = found.adds_positions
         stack = found.decoder.stack
         before: list[Point] = []
         missing, vision = dict(NO_VISION), None
         if self.takes_images:
-            before, missing, vision = self._pictured(model, stack.path, stack.size.d_model)
+            before, missing, vision = self._pictured(model, stack.path, found.decoder.d_word)
+        if found.embeds_in_place:
+            missing["hook_embed"] = "the model adds to it in place."
+        self.adds_between_blocks = self.takes_images or bool(found.residual_breaks)
         first = f"{stack.path}.0"
         site = found.decoder.first_input
-        return assemble(
+        arch = assemble(
             model, self.name, found.decoder, site or InputSite(first), before=before,
             merged_doc="What the first block reads", vision=vision, missing=missing,
             unembed=found.unembed, image_token_id=_image_token(model.config),
         )  # fmt: skip
+        return replace(arch, unknown_head=found.unknown_head)
 
     def _pictured(
         self, model: torch.nn.Module, blocks: str, d_model: int
     ) -> tuple[list[Point], dict[str, str], VisionConfig | None]:
         """The points of tower and projector, what is missing of them, and the tower's sizes."""
-        try:
-            path = _tower_path(model)
-            config = model.config.vision_config
-            tower = describe_tower(model.get_submodule(path), config)
-        except ModelError as error:
-            return [], dict.fromkeys(("vision.*", "projector.*"), _told(error)), None
-        n_read = max(layers_read(model.config, tower.size.n_layers))
-        stack = tower.stack(path, n_read)
-        points, missing = list(tower.points(path, stack)), tower.missing(stack)
-        missing.setdefault("vision.hook_out", _NO_OUT)
-        try:
-            points += _projector_points(model, path, blocks, d_model)
-        except ModelError as error:
-            missing["projector.*"] = _told(error)
-        return points, missing, tower.config(config, n_read)
+        config = _vision_config(model.config)
+        self._tower = found = found_tower(model, config, blocks)
+        if found is None:
+            return _by_names(model, blocks, d_model)
+        points: list[Point] = []
+        missing: dict[str, str] = {}
+        vision = None
+        if found.embeds:
+            missing["hook_embed"] = "pictures pass through the token embedding too."
+        if found.deepstack:
+            self.residual_breaks = self.residual_breaks or _DEEPSTACK
+        self.tower_breaks = found.breaks
+        if found.stack is None:
+            missing["vision.*"] = "no list of blocks of the tower passes a stream on."
+        else:
+            tower = Tower(
+                "", None, found.n_class, found.stack.size, embed="",
+                embed_doc="What the first block reads",
+            )  # fmt: skip
+            points += tower.points("", found.stack)
+            missing |= found.stack.missing() | {"vision.hook_out": _NO_OUT}
+            vision = tower.config(config, found.reads)
+        if found.projector is None:
+            missing["projector.*"] = "no one module gives what stands in the text, once a run."
+        else:
+            points += found.projector_points(d_model)
+            if not any(p.name == "projector.hook_in" for p in points):
+                missing["projector.hook_in"] = (
+                    "its positions are neither the tower's nor those of the projector's output."
+                )
+        return points, missing, vision
+
+    def count_images(self, inputs: Mapping[str, Tensor]) -> int:
+        """How many pictures the tensors name, or how many rows of pixels they hold."""
+        pixels = [inputs[n] for n in _PIXELS if inputs.get(n) is not None]
+        if not self.takes_images or not pixels:
+            return 0
+        for name in ("image_grid_thw", "image_grid_hw", "target_sizes", "spatial_shapes"):
+            if inputs.get(name) is not None:
+                return len(inputs[name])
+        return len(pixels[0])
 
     def pictures(self, batch: PictureBatch) -> list[Picture]:
         """Each picture's image tokens; which patch is where is not known.
@@ -95,32 +131,93 @@ class StructureFamily(Family):
         Raises:
             PromptError: It cannot be told which image tokens belong to which picture.
         """
-        n_rows = len(batch.inputs["pixel_values"])
-        counts = _tokens_by_picture(batch, n_rows)
-        pictures = []
-        for number, n_tokens in enumerate(counts):
-            nowhere = ImageSpace((), (), _WHY)
-            vision = projector = nowhere
-            if n_rows == len(counts):
-                projector = ImageSpace((), ((number, tuple(range(n_tokens))),), _WHY)
-                vision_config = batch.arch.cfg.vision
-                four = batch.inputs["pixel_values"].dim() == 4
-                if four and vision_config and vision_config.patch_size:
-                    (width, height), patch = batch.frame, batch.vision.patch_size
-                    n = batch.vision.n_class_tokens + (height // patch) * (width // patch)
-                    vision = ImageSpace((), ((number, tuple(range(n))),), _WHY)
-            pictures.append(Picture(n_tokens, (), vision, projector, _WHY))
-        return pictures
+        patches = _patches(batch.inputs)
+        counts = _tokens_by_picture(batch, self.count_images(batch.inputs), patches)
+        if self._tower is not None:
+            held = (self._tower.tower_held, self._tower.leaving)
+            spaces = [_spaces(batch, h, counts, patches) for h in held]
+        else:
+            spaces = [_by_rows(batch, counts, tower=t) for t in (True, False)]
+        return [
+            Picture(n, (), vision, projector, _WHY)
+            for n, vision, projector in zip(counts, *spaces, strict=True)
+        ]
 
 
-def _tokens_by_picture(batch: PictureBatch, n_rows: int) -> list[int]:
+def _vision_config(config: Any) -> Any:
+    return getattr(config, "vision_config", None) or getattr(config, "vq_config", None)
+
+
+def _patches(inputs: Mapping[str, Tensor]) -> list[int] | None:
+    """Patches of each picture, where the tensors say so."""
+    for name in ("image_grid_thw", "image_grid_hw", "target_sizes", "spatial_shapes"):
+        if inputs.get(name) is not None:
+            return inputs[name].prod(-1).tolist()
+    return None
+
+
+def _spaces(
+    batch: PictureBatch, held: Held | None, counts: list[int], patches: list[int] | None
+) -> list[ImageSpace]:
+    """Where pictures stand in a tensor of tower or projector; nowhere where it cannot be told."""
+    nowhere = [ImageSpace((), (), _WHY) for _ in counts]
+    if held is None:
+        return nowhere
+    lengths = [held.length(None if patches is None else patches[i]) for i in range(len(counts))]
+    if None in lengths:
+        return nowhere
+    if not held.rows:
+        ends = list(accumulate(lengths))
+        runs = [tuple(range(end - n, end)) for end, n in zip(ends, lengths, strict=True)]
+        return [ImageSpace((), ((0, run),), _WHY) for run in runs]
+    frames = _frames(batch, held, counts, patches)
+    ends = list(accumulate(frames))
+    return [
+        ImageSpace((), tuple((row, tuple(range(length))) for row in range(end - n, end)), _WHY)
+        for end, n, length in zip(ends, frames, lengths, strict=True)
+    ]
+
+
+def _frames(
+    batch: PictureBatch, held: Held, counts: list[int], patches: list[int] | None
+) -> list[int]:
+    """Rows of the tower for each picture: as many as one has, or by its share of image tokens."""
+    pixels = next(batch.inputs[n] for n in _PIXELS if batch.inputs.get(n) is not None)
+    n_frames = pixels.shape[:2].numel() if pixels.dim() == 5 else len(pixels)
+    if patches is not None or n_frames == len(counts):
+        return [held.rows] * len(counts)
+    shares = [n * n_frames // max(sum(counts), 1) for n in counts]
+    return [held.rows * n for n in shares] if sum(shares) == n_frames else [0] * len(counts)
+
+
+def _by_rows(batch: PictureBatch, counts: list[int], *, tower: bool) -> list[ImageSpace]:
+    """Each picture in one row of the tower's or the projector's tensors, where so many are rows."""
+    pixels, nowhere = batch.inputs.get("pixel_values"), ImageSpace((), (), _WHY)
+    if pixels is None or len(pixels) != len(counts):
+        return [nowhere] * len(counts)
+    if not tower:
+        return [ImageSpace((), ((i, tuple(range(n))),), _WHY) for i, n in enumerate(counts)]
+    vision = batch.arch.cfg.vision
+    if pixels.dim() != 4 or vision is None or not vision.patch_size:
+        return [nowhere] * len(counts)
+    (width, height), patch = batch.frame, vision.patch_size
+    n = vision.n_class_tokens + (height // patch) * (width // patch)
+    return [ImageSpace((), ((i, tuple(range(n))),), _WHY) for i in range(len(counts))]
+
+
+def _tokens_by_picture(batch: PictureBatch, n_rows: int, patches: list[int] | None) -> list[int]:
     """How many image tokens each picture has.
 
-    A picture is a run of image tokens, or several where marks stand within it; pictures that follow
-    each other without a mark are told apart where all take the same number.
+    A picture's share is that of its patches, where these are known. Else it is a run of image
+    tokens, or several where marks stand within it; pictures that follow each other without a mark
+    are told apart where all take the same number.
     """
     runs = [len(run) for places in batch.places for run in runs_of(places)]
     total, n = sum(runs), len(runs) if batch.sizes is None else len(batch.sizes)
+    if patches is not None and total:
+        shares = [total * p // sum(patches) for p in patches]
+        if sum(shares) == total:
+            return shares
     if n == len(runs) or not runs:
         return runs
     if n_rows == n and total % n == 0:
@@ -132,6 +229,32 @@ def _tokens_by_picture(batch: PictureBatch, n_rows: int) -> list[int]:
         f"{total} image tokens in {len(runs)} runs cannot be shared out to {n} pictures without "
         f"knowing this model. {HELP}"
     )
+
+
+def _by_names(
+    model: torch.nn.Module, blocks: str, d_model: int
+) -> tuple[list[Point], dict[str, str], VisionConfig | None]:
+    """Points of tower and projector that names and configs tell, where no picture could be run."""
+    try:
+        path = _tower_path(model)
+        config = model.config.vision_config
+        tower = describe_tower(model.get_submodule(path), config)
+        if tower.parts is None:
+            raise ModelError(
+                "the tower is of a type that is not described, and no small picture was found "
+                "that the model reads on this device, which would show its parts."
+            )
+    except ModelError as error:
+        return [], dict.fromkeys(("vision.*", "projector.*"), _told(error)), None
+    n_read = max(layers_read(model.config, tower.size.n_layers))
+    stack = tower.stack(path, n_read)
+    points, missing = list(tower.points(path, stack)), tower.missing(stack)
+    missing.setdefault("vision.hook_out", _NO_OUT)
+    try:
+        points += _projector_points(model, path, blocks, d_model)
+    except ModelError as error:
+        missing["projector.*"] = _told(error)
+    return points, missing, tower.config(config, n_read)
 
 
 def _told(error: ModelError) -> str:

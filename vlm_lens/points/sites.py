@@ -142,6 +142,26 @@ class RowsView:
 
 
 @dataclass(frozen=True)
+class StreamsView:
+    """Several residual streams on an axis of their own, shown side by side: `[rows, pos, all]`.
+
+    Attributes:
+        axis: The axis that counts them.
+    """
+
+    axis: int
+
+    def split(self, x: Tensor, rows: int) -> Tensor:
+        """The streams one after the other along the last axis."""
+        return x.movedim(self.axis, -2).flatten(-2)
+
+    def join(self, value: Tensor, original: Tensor) -> Tensor:
+        """The inverse of `split`, laid out in memory as the original: kernels round by layout."""
+        streams = value.unflatten(-1, (original.shape[self.axis], -1)).movedim(-2, self.axis)
+        return torch.empty_like(original).copy_(streams)
+
+
+@dataclass(frozen=True)
 class ColumnsView:
     """Some columns of the last axis, for a projection that makes two things at once."""
 
@@ -252,6 +272,9 @@ class OutputSite:
 
 def _replace(output: Any, path: tuple[str | int, ...], value: Tensor) -> Any:
     if not path:
+        if isinstance(output, dict):  # a ModelOutput, made for this call alone
+            output[next(iter(output))] = value
+            return output
         return value if isinstance(output, Tensor) else (value, *output[1:])
     key, rest = path[0], path[1:]
     inner = _replace(output[key], rest, value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from vlm_lens.testing.check import check, level_of
 from vlm_lens.testing.conformance import conformance
 from vlm_lens.testing.report import CheckResult, Report
 
-__all__ = ["CheckResult", "Report", "conformance"]
+__all__ = ["CheckResult", "Report", "check", "conformance", "level_of"]

@@ -73,4 +73,7 @@ def conformance(
             results.append(CheckResult(name, FAILED, str(failure)))
         except NotApplicable as reason:
             results.append(CheckResult(name, NOT_APPLICABLE, str(reason)))
+        except Exception as error:  # noqa: BLE001  whatever a model's code raises is a finding
+            told = f"{type(error).__name__}: {str(error)[:200]}"
+            results.append(CheckResult(name, FAILED, f"it raises {told}"))
     return Report(vlm.name, vlm.cfg.family, tuple(results))

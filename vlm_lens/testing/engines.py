@@ -90,15 +90,16 @@ def half_precision(subject: Subject) -> str:
         raise NotApplicable("it takes a copy of the model (cold=True)")
     if not has_plain_weights(vlm.hf_model):
         raise NotApplicable("weights that are quantised or offloaded are not cast")
-    twin = HookedModel(copy.deepcopy(vlm.hf_model).to(torch.bfloat16), vlm.processor)
+    cast = copy.deepcopy(vlm.hf_model).to(torch.bfloat16)
     inputs = {
         k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in prompt.inputs.items()
     }
     try:
         with torch.no_grad():
-            plain = twin.hf_model(**inputs, use_cache=False).logits
+            plain = cast(**inputs, use_cache=False).logits
     except RuntimeError as error:
         raise NotApplicable(f"Hugging Face's own model does not run in bfloat16: {error}") from None
+    twin = HookedModel(cast, vlm.processor)
     known = prompt.texts and vlm.processor is not None and len(prompt.images) == len(prompt.texts)
     try:
         if known:

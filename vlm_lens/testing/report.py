@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_lens.errors import ModelError
@@ -30,11 +32,19 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of every check on one model; prints itself as a table."""
+    """The outcome of every check on one model; prints itself as a table.
+
+    Attributes:
+        model: Its name.
+        family: Its family.
+        results: One for each check.
+        found: What the model shows and lacks, a name and a sentence each, where that was asked.
+    """
 
     model: str
     family: str
     results: tuple[CheckResult, ...]
+    found: tuple[tuple[str, str], ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -66,11 +76,23 @@ class Report:
 
     def __repr__(self) -> str:
         marks = {PASSED: "ok", FAILED: "FAILED", NOT_APPLICABLE: "-"}
-        width = max(len(r.name) for r in self.results)
+        width = max(len(n) for n in [*(r.name for r in self.results), *(n for n, _ in self.found)])
         lines = [f"{self.model} ({self.family})"]
+        lines += [f"  {name:<{width}}  {told}" for name, told in self.found]
         for r in self.results:
             lines.append(f"  {r.name:<{width}}  {marks[r.outcome]:<6}  {r.detail}".rstrip())
         return "\n".join(lines)
 
+    def save_html(self, path: str | Path) -> Path:
+        """Writes the report as one page; returns its path."""
+        title = escape(f"{self.model} ({self.family})")
+        page = f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>"
+        path = Path(path)
+        path.write_text(page + self._repr_html_(), encoding="utf-8")
+        return path
+
     def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False)
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(told)}</td></tr>" for name, told in self.found
+        )
+        return (f"<table>{rows}</table>" if rows else "") + self.to_dataframe().to_html(index=False)

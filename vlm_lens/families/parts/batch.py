@@ -66,7 +66,10 @@ class PictureBatch:
 
     @cached_property
     def places(self) -> list[list[int]]:
-        """The positions of image tokens in each row."""
+        """The positions of image tokens in each row; by a mask, where pictures come with one."""
+        mask = self.inputs.get("image_embeds_position_mask")
+        if mask is not None:
+            return [row.nonzero().flatten().tolist() for row in mask]
         token = self.arch.image_token_id
         return [[i for i, t in enumerate(row) if t == token] for row in self.ids]
 

@@ -19,7 +19,7 @@ from vlm_lens.families.parts.found_block import ATTENTION, MLP, Block, Part
 from vlm_lens.families.parts.found_mlp import mlp_of, place_mlp
 from vlm_lens.families.parts.recording import Mixing, Recording, same
 from vlm_lens.families.parts.stack import SiteMaker
-from vlm_lens.points.sites import FlatView, MidSite, OutputSite, ScaleView, View
+from vlm_lens.points.sites import MidSite, OutputSite, ScaleView
 
 _BRANCHES = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out")
 _NORMS = ("ln1.hook_normalized", "ln2.hook_normalized")
@@ -32,6 +32,8 @@ def describe_block(
     recording: Recording,
     activation: Callable | None,
     scale: float,
+    *,
+    single: bool = False,
 ) -> Block:
     """Finds and proves the parts of one block.
 
@@ -42,11 +44,12 @@ def describe_block(
         recording: A forward of its model.
         activation: The MLP's non-linearity, where it has none of its own.
         scale: What the block multiplies what it adds by, if its config says so.
+        single: Whether tensors of two axes are one sequence, as in a tower that packs pictures.
     """
     found = Block()
     after = recording.calls[path].gave
     parts = [
-        Part(name, block.get_submodule(name), inner)
+        Part(name, block.get_submodule(name), inner, single)
         for name, inner in recording.inside(path)
         if not isinstance(block.get_submodule(name), nn.Dropout | nn.Identity)
     ]
@@ -58,13 +61,16 @@ def describe_block(
     pair = _branches(parts, stream, after, scale)
     if pair is None:
         why = f"no two parts of a {type(block).__name__} make what it adds to the stream"
+        attn = _source(parts, mixings)
+        if attn is not None:
+            place_attention(found, parts, attn, mixings[attn.name])
         found.lack(_BRANCHES + _NORMS + ATTENTION + MLP, f"{why}.")
         return found
     attn_out, mlp_out = pair
     if _mixes(mlp_out.name, mixings) and not _mixes(attn_out.name, mixings):
         attn_out, mlp_out = mlp_out, attn_out
     _place_branches(found, parts, (attn_out, mlp_out), stream, scale)
-    attn = _source(parts, attn_out, mixings)
+    attn = _source(parts, mixings)
     if attn is None:
         found.lack(
             ATTENTION, f"a {type(block).__name__} mixes positions without attention weights."
@@ -110,10 +116,7 @@ def _place_branches(
     found: Block, parts: list[Part], pair: tuple[Part, Part], stream: Tensor, scale: float
 ) -> None:
     def added(part: Part) -> SiteMaker:
-        view: View | None = ScaleView(torch.tensor(scale)) if scale != 1.0 else None
-        if part.call.gave.dim() == 2:
-            view = FlatView(view)
-        return part.leaving(view)
+        return part.leaving(ScaleView(torch.tensor(scale)) if scale != 1.0 else None)
 
     attn_out, mlp_out = pair
     for name, part in (("hook_attn_out", attn_out), ("hook_mlp_out", mlp_out)):
@@ -137,11 +140,13 @@ def _readers(parts: list[Part], value: Tensor) -> list[Part]:
     return [p for p in taking if not any(p.name.startswith(f"{o.name}.") for o in taking)]
 
 
-def _source(parts: list[Part], out: Part, mixings: dict[str, Mixing]) -> Part | None:
+def _source(parts: list[Part], mixings: dict[str, Mixing]) -> Part | None:
     """The attention module whose output, normed or not, the block adds."""
     named = {p.name: p for p in parts}
     for name in sorted(mixings, key=len, reverse=True):
-        if name in named:
+        query, key = mixings[name].query, mixings[name].key
+        crosses = query is not None and key is not None and key.shape[2] != query.shape[2]
+        if name in named and not crosses:
             return named[name]
     return None
 
@@ -153,7 +158,7 @@ def _place_norm(found: Block, parts: list[Part], reader: Part, stream: Tensor, n
         if part is reader or gave is None or part.call.argument(stream) is None:
             continue
         if reader.call.argument(gave) is not None and gave.numel() == stream.numel():
-            found.sites[name] = part.leaving(FlatView() if gave.dim() == 2 else None)
+            found.sites[name] = part.leaving()
             found.first_norm = part.name
             return
     found.lack((name,), f"{reader.name} reads the stream itself.")

@@ -142,6 +142,8 @@ class Decoder:
         logit_scale: What the output layer's result is multiplied by.
         logit_softcap: `c` where logits are `c * tanh(x / c)`.
         barred: Tokens that the model never says: their logits are the lowest number.
+        width: Width of embeddings and of what the output layer reads, where that is not the
+            stream's.
     """
 
     stack: Stack
@@ -150,6 +152,12 @@ class Decoder:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     barred: tuple[int, ...] = ()
+    width: int | None = None
+
+    @property
+    def d_word(self) -> int:
+        """Width of embeddings and of what the output layer reads."""
+        return self.width or self.stack.size.d_model
 
     @property
     def first_input(self) -> Site | None:
@@ -160,12 +168,12 @@ class Decoder:
     def embedding_point(self) -> Point:
         """`hook_embed`: the token embeddings."""
         doc = "Token embeddings, before pictures are placed"
-        return text_point("hook_embed", self.stack.size.d_model, doc, OutputSite(self.embed))
+        return text_point("hook_embed", self.d_word, doc, OutputSite(self.embed))
 
     def closing_points(self, d_vocab: int) -> list[Point]:
         """The points after the last block: the final norm's output and the logits."""
         return [
-            text_point("ln_final.hook_normalized", self.stack.size.d_model,
+            text_point("ln_final.hook_normalized", self.d_word,
                        "What the unembedding reads: the final norm's output",
                        OutputSite(self.norm)),
             text_point("hook_logits", d_vocab, "Logits over the vocabulary",

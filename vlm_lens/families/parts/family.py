@@ -27,6 +27,7 @@ class Family(ABC):
         takes_images: Whether its models read pictures.
         pictures_by_text: Whether its processor wants one list of pictures a text.
         residual_breaks: Why what leaves a block is not what enters the next one, where so.
+        tower_breaks: The same of the tower's blocks.
         not_replayable: Why variants of a run must be computed from the beginning, where so.
         not_continued: Why tokens after the first cannot be generated from a cache, where so.
         adds_between_blocks: Whether its model adds to the residual stream, between blocks, what
@@ -41,6 +42,7 @@ class Family(ABC):
     takes_images: bool = False
     pictures_by_text: bool = False
     residual_breaks: str = ""
+    tower_breaks: str = ""
     not_replayable: str = ""
     not_continued: str = ""
     adds_between_blocks: bool = False

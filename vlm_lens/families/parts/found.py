@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from vlm_lens.errors import ModelError
 from vlm_lens.families.parts.branches import describe_block
 from vlm_lens.families.parts.decoders import DECODERS, Decoder, DecoderNames, find_decoder
-from vlm_lens.families.parts.found_block import Block
-from vlm_lens.families.parts.recording import Recording, record, same
+from vlm_lens.families.parts.found_stack import activation_of, config_value, found_stack
+from vlm_lens.families.parts.probe_pictures import beside_text
+from vlm_lens.families.parts.recording import Recording, record_text, same
 from vlm_lens.families.parts.stack import Stack
 from vlm_lens.points.config import StackConfig
-from vlm_lens.points.sites import InputSite, submodule
+from vlm_lens.points.sites import StreamsView, View, submodule
 
 HELP = (
     "Describe the model in a family of its own: a class with `model_types` and "
@@ -35,12 +35,16 @@ class FoundDecoder:
         unembed: Path of the layer that gives logits.
         residual_breaks: Why what leaves a block is not what enters the next one, where so.
         adds_positions: Whether positions are added to the embeddings before the first block.
+        embeds_in_place: Whether the model writes into what its token embedding gave.
+        unknown_head: Why logits cannot be computed from what leaves the last block, where so.
     """
 
     decoder: Decoder
     unembed: str
     residual_breaks: str = ""
     adds_positions: bool = False
+    unknown_head: str = ""
+    embeds_in_place: bool = False
 
 
 def found_decoder(model: nn.Module) -> FoundDecoder:
@@ -51,29 +55,44 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
             or output layer, or does not run on a few tokens.
     """
     config = model.config.get_text_config(decoder=True)
-    embed = path_of(model, model.get_input_embeddings(), "token embedding")
-    unembed = path_of(model, model.get_output_embeddings(), "output layer")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder with a decoder: what it is asked and what it "
+            "answers stand in two sequences, and points here count those of one."
+        )
+    embed = path_of(model, _embedding(model), "token embedding")
+    unembed = path_of(model, _output_layer(model, config), "output layer")
     if any(p.is_meta for p in model.parameters()):
         return _without_weights(model, config, embed, unembed)
     recording = _recorded(model, config)
-    path = _blocks(model, config, recording)
+    if recording.logits is not None and recording.logits.shape[:2] != (1, _N_TOKENS):
+        raise ModelError(
+            f"{type(model).__name__} gives logits of {recording.logits.shape[1]} positions for "
+            f"{_N_TOKENS} tokens: it is no model that says at each token what comes next. {HELP}"
+        )
+    path = _blocks(model, config, recording, unembed)
     blocks = submodule(model, path)
     ends = [_end(recording, f"{path}.{i}") for i in range(len(blocks))]
     entering, keys = _streams(recording, path, ends)
-    scale = float(getattr(config, "residual_multiplier", None) or 1.0)
-    activation = _activation(config)
+    scale = float(config_value(config, "residual_multiplier") or 1.0)
+    activation = activation_of(config)
     described = [
         describe_block(block, f"{path}.{i}", entering[i], recording, activation, scale)
         for i, block in enumerate(blocks)
     ]
-    stack = _stack(path, config, described, keys, entering[0].shape[-1])
-    norm = _final_norm(recording, path, unembed, ends[-1])
+    embedded = recording.calls[embed].gave
+    view = _streams_view(entering[0], embedded)
+    width = entering[0].numel() // embedded.shape[:-1].numel()
+    stack = found_stack(path, config, described, keys, width, view)
+    norm, joined = _final_norm(recording, path, unembed, ends[-1])
     breaks = [i for i in range(1, len(ends)) if not same(entering[i], ends[i - 1])]
     return FoundDecoder(
-        Decoder(stack, embed, norm),
+        Decoder(stack, embed, norm, width=embedded.shape[-1]),
         unembed,
         residual_breaks=f"the model adds something before block {breaks[0]}" if breaks else "",
-        adds_positions=not same(recording.calls[embed].gave, entering[0]),
+        adds_positions=not same(embedded, entering[0]),
+        unknown_head=joined,
+        embeds_in_place=recording.calls[embed].overwritten,
     )
 
 
@@ -106,24 +125,59 @@ def path_of(model: nn.Module, part: nn.Module | None, what: str) -> str:
     raise ModelError(f"{type(model).__name__} names no {what}. {HELP}")
 
 
+def _embedding(model: nn.Module) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
+def _streams_view(stream: Tensor, embedded: Tensor) -> View | None:
+    """How a stream is shown: as it is, or where there are several of them, side by side.
+
+    Raises:
+        ModelError: It is neither.
+    """
+    if stream.dim() == embedded.dim():
+        return None
+    for axis, size in enumerate(stream.shape):
+        if stream.shape[:axis] + stream.shape[axis + 1 :] == embedded.shape and size > 1:
+            return StreamsView(axis)
+    raise ModelError(
+        f"The blocks pass on {list(stream.shape)} for {list(embedded.shape)} embeddings. {HELP}"
+    )
+
+
+def _output_layer(model: nn.Module, config: Any) -> nn.Module | None:
+    """The layer that gives logits: as the model names it, or one as wide as its vocabulary."""
+    named = model.get_output_embeddings()
+    if named is not None:
+        return named
+    wide = [m for m in model.modules() if isinstance(m, nn.Linear)
+            and m.out_features == config.vocab_size]  # fmt: skip
+    return wide[0] if len(wide) == 1 else None
+
+
 def _recorded(model: nn.Module, config: Any) -> Recording:
-    barred = {v for k, v in vars(model.config).items() if k.endswith("token_id") and v is not None}
-    barred |= {getattr(model.config, n, None) for n in ("image_token_index", "video_token_index")}
-    barred |= {getattr(config, n, None) for n in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    barred = {v for k, v in vars(model.config).items() if k.endswith(("token_id", "token_index"))}
+    barred |= {config_value(config, f"{n}_token_id") for n in ("pad", "bos", "eos")}
     free = [i for i in range(min(config.vocab_size, 64)) if i not in barred][-_N_TOKENS:]
     device = model.get_input_embeddings().weight.device
-    try:
-        return record(model, torch.tensor([free], device=device))
-    except Exception as error:  # whatever a model may raise on text alone
-        raise ModelError(
-            f"{type(model).__name__} does not run on a few tokens of text, so its parts cannot be "
-            f"found: {type(error).__name__}: {str(error)[:200]} {HELP}"
-        ) from error
+    ids, first = torch.tensor([free], device=device), None
+    for more in ({}, *beside_text(model, ids)):
+        try:
+            return record_text(model, ids, **more)
+        except Exception as error:  # noqa: BLE001  whatever a model may raise on text alone
+            first = first or error
+    raise ModelError(
+        f"{type(model).__name__} does not run on a few tokens of text, so its parts cannot be "
+        f"found: {type(first).__name__}: {str(first)[:200]} {HELP}"
+    ) from first
 
 
 def _lists(model: nn.Module, config: Any) -> list[str]:
     """Lists of modules that may be the blocks of the text model: as many as its config has."""
-    n = getattr(config, "num_hidden_layers", None)
+    n = config_value(config, "num_hidden_layers")
     vision = getattr(model.config, "vision_config", None)
     towers = [
         path for path, m in model.named_modules()
@@ -137,13 +191,15 @@ def _lists(model: nn.Module, config: Any) -> list[str]:
     return [p for p in found if not any(p.startswith(f"{o}.") for o in found)]
 
 
-def _blocks(model: nn.Module, config: Any, recording: Recording) -> str:
+def _blocks(model: nn.Module, config: Any, recording: Recording, unembed: str) -> str:
     """The list of blocks: each was called once, and what one gives the next takes."""
     found = []
     for path in _lists(model, config):
         names = [f"{path}.{i}" for i in range(len(submodule(model, path)))]
         if all(n in recording.calls and recording.calls[n].gave is not None for n in names):
             found.append(path)
+    if len(found) > 1:
+        found = [p for p in found if _ends_in_logits(recording, p, unembed)] or found
     if len(found) != 1:
         held = ", ".join(found or _lists(model, config)) or "none"
         raise ModelError(
@@ -151,6 +207,16 @@ def _blocks(model: nn.Module, config: Any, recording: Recording) -> str:
             f"({held}). {HELP}"
         )
     return found[0]
+
+
+def _ends_in_logits(recording: Recording, path: str, unembed: str) -> bool:
+    """Whether a norm reads what leaves the last block, and the output layer reads that norm."""
+    last = max(int(n.rsplit(".", 1)[1]) for n in recording.calls
+               if n.startswith(f"{path}.") and n.count(".") == path.count(".") + 1)  # fmt: skip
+    try:
+        return not _final_norm(recording, path, unembed, _end(recording, f"{path}.{last}"))[1]
+    except ModelError:
+        return False
 
 
 def _end(recording: Recording, block: str) -> Tensor:
@@ -179,70 +245,24 @@ def _streams(
     return entering, keys
 
 
-def _stack(
-    path: str, config: Any, blocks: list[Block], keys: list[int | str], d_model: int
-) -> Stack:
-    def most(values: list[int | None], otherwise: int) -> int:
-        counted = Counter(v for v in values if v)
-        return counted.most_common(1)[0][0] if counted else otherwise
+def _final_norm(recording: Recording, path: str, unembed: str, end: Tensor) -> tuple[str, str]:
+    """The module between the last block and the output layer, and why it does not read the stream.
 
-    n_heads = most([b.n_heads for b in blocks], getattr(config, "num_attention_heads", None) or 1)
-    size = StackConfig(
-        n_layers=len(blocks),
-        d_model=d_model,
-        n_heads=n_heads,
-        n_key_value_heads=most([b.n_key_value_heads for b in blocks], n_heads),
-        d_head=most([b.d_head for b in blocks], d_model // n_heads),
-        d_mlp=most([b.d_mlp for b in blocks], getattr(config, "intermediate_size", None) or 0),
-    )
-    sites, lacks = {}, {}
-    for i, (block, key) in enumerate(zip(blocks, keys, strict=True)):
-        odd = {
-            n for n, mine, usual in (
-                ("attn.hook_q", (block.n_heads, block.d_head), (size.n_heads, size.d_head)),
-                ("attn.hook_attn_scores", block.n_heads or size.n_heads, size.n_heads),
-                ("attn.hook_pattern", block.n_heads or size.n_heads, size.n_heads),
-                ("attn.hook_z", (block.n_heads, block.d_head), (size.n_heads, size.d_head)),
-                ("attn.hook_k", (block.n_key_value_heads, block.d_head),
-                 (size.n_key_value_heads, size.d_head)),
-                ("attn.hook_v", (block.n_key_value_heads, block.d_head),
-                 (size.n_key_value_heads, size.d_head)),
-                ("mlp.hook_pre", block.d_mlp, size.d_mlp),
-                ("mlp.hook_pre_linear", block.d_mlp, size.d_mlp),
-                ("mlp.hook_post", block.d_mlp, size.d_mlp),
-            ) if n in block.sites and mine != usual
-        }  # fmt: skip
-        index, keyword = (key, "hidden_states") if isinstance(key, int) else (99, key)
-        own = {n: site for n, site in block.sites.items() if n not in odd}
-        own["hook_resid_pre"] = lambda b, k=keyword, n=index: InputSite(b, k, n)
-        sites[i] = own
-        lacks[i] = block.lacks | dict.fromkeys(odd, "its sizes differ from those of other blocks.")
-    shared = {
-        n: why for n, why in lacks[0].items() if all(row.get(n) == why for row in lacks.values())
-    }
-    rest = {i: {n: w for n, w in row.items() if n not in shared} for i, row in lacks.items()}
-    return Stack(
-        path, None, size, lacks=shared, layer_sites=sites, layer_lacks=rest,
-        layer_read_only={i: b.read_only for i, b in enumerate(blocks) if b.read_only},
-    )  # fmt: skip
-
-
-def _final_norm(recording: Recording, path: str, unembed: str, end: Tensor) -> str:
-    """The module between the last block and the output layer."""
-    for name, call in recording.calls.items():
-        outside = not name.startswith(f"{path}.") and name != unembed
-        if outside and call.gave is not None and call.argument(end) is not None:
-            return name
+    Where nothing reads what leaves the last block, streams are joined first: it is the module whose
+    output the output layer reads.
+    """
+    outside = {
+        n: c for n, c in recording.calls.items()
+        if not n.startswith(f"{path}.") and n != unembed and c.gave is not None
+    }  # fmt: skip
+    readers = [n for n, c in outside.items() if c.argument(end) is not None]
+    head = recording.calls.get(unembed)
+    last = [n for n, c in outside.items() if head is not None and head.argument(c.gave) is not None]
+    if readers and (readers[0] in last or not last):
+        return readers[0], ""
+    if last:
+        return last[0], "what its final norm reads is not what leaves its last block"
     raise ModelError(f"Nothing reads what leaves {path} as a final norm would. {HELP}")
-
-
-def _activation(config: Any) -> Any:
-    from transformers.activations import ACT2FN
-
-    for name in ("hidden_act", "hidden_activation", "activation_function"):
-        if isinstance(getattr(config, name, None), str):
-            return ACT2FN[getattr(config, name)]
-    return None
 
 
 def _without_weights(model: nn.Module, config: Any, embed: str, unembed: str) -> FoundDecoder:
@@ -253,7 +273,7 @@ def _without_weights(model: nn.Module, config: Any, embed: str, unembed: str) ->
             f"{len(found)} lists of modules of {type(model).__name__} could be its blocks "
             f"({', '.join(found) or 'none'}). {HELP}"
         )
-    n_heads = getattr(config, "num_attention_heads", None) or 1
+    n_heads = config_value(config, "num_attention_heads") or 1
     size = StackConfig(config.num_hidden_layers, config.hidden_size, n_heads, n_heads, 1, 0)
     decoder = Decoder(Stack(found[0], None, size), embed, "")
     return FoundDecoder(decoder, unembed)

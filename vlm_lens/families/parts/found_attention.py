@@ -18,18 +18,21 @@ from vlm_lens.points.sites import (
     View,
 )
 
+_WEIGHTS = ("attn.hook_attn_scores", "attn.hook_pattern")
+
 
 def place_attention(found: Block, parts: list[Part], attn: Part, mixing: Mixing) -> None:
     """Places queries, keys, values, scores, pattern and what heads mix, as far as they are seen."""
     inner = [p for p in parts if p.name.startswith(f"{attn.name}.")]
-    for stage in ("scores", "pattern"):
-        name = "attn.hook_attn_scores" if stage == "scores" else "attn.hook_pattern"
-        found.sites[name] = lambda b, s=stage: AttentionSite(f"{b}.{attn.name}", s)
-    if mixing.mixed is None or mixing.times > 1:
-        why = "its attention mixes several times" if mixing.times > 1 else "what it mixes is hidden"
-        if mixing.times > 1:
-            del found.sites["attn.hook_attn_scores"], found.sites["attn.hook_pattern"]
-        found.lack(ATTENTION, f"{why}.")
+    if mixing.times > 1 or (mixing.mixed is None and mixing.times != 0):
+        found.lack(ATTENTION, "its attention mixes several times.")
+        return
+    if mixing.by_interface and not attn.single:
+        _place_weights(found, attn, "")
+    else:
+        found.lack(_WEIGHTS, "its attention is none of transformers' own functions.")
+    if mixing.mixed is None or mixing.value is None or mixing.query is None:
+        found.lack(ATTENTION, "what it mixes is hidden.")
         return
     n_heads, d_value = mixing.mixed.shape[1], mixing.mixed.shape[-1]
     n_kv, d_head = _repeats(mixing.value), mixing.query.shape[-1]
@@ -40,9 +43,16 @@ def place_attention(found: Block, parts: list[Part], attn: Part, mixing: Mixing)
         return
     flat = mixing.mixed.transpose(1, 2)
     for part in inner:
-        entering = part.entering(flat, HeadView(n_heads, d_head))
-        if entering is not None:
+        key = part.call.argument(flat)
+        if key is None:
+            continue
+        given = part.call.given[key].shape[-2:]
+        apart = given == (n_heads, d_head) and part.call.given[key].dim() == 4
+        entering = part.entering(flat, None if apart else HeadView(n_heads, d_head))
+        if apart or given[-1] == n_heads * d_head:
             found.sites["attn.hook_z"] = entering
+            if attn.single and mixing.by_interface:
+                _place_weights(found, attn, part.name)
             break
     else:
         found.lack(("attn.hook_z",), "what attention gives is changed before it is projected.")
@@ -63,6 +73,15 @@ def place_attention(found: Block, parts: list[Part], attn: Part, mixing: Mixing)
             found.lack((f"attn.hook_{letter}",), why)
 
 
+def _place_weights(found: Block, attn: Part, joined: str) -> None:
+    """Places scores and pattern; `joined` reads the results of chunks, where it attends in some."""
+    found.lacks = {n: why for n, why in found.lacks.items() if n not in _WEIGHTS}
+    for name, stage in zip(_WEIGHTS, ("scores", "pattern"), strict=True):
+        found.sites[name] = lambda b, s=stage: AttentionSite(
+            f"{b}.{attn.name}", s, f"{b}.{joined}" if joined else ""
+        )
+
+
 def _repeats(value: Tensor) -> int:
     """How many different heads values have: grouped heads may be repeated beforehand."""
     n = value.shape[1]
@@ -81,7 +100,7 @@ def _projections(
     start = {"q": 0, "k": heads["q"] * d_head, "v": (heads["q"] + heads["k"]) * d_head}[letter]
     for part in inner:
         gave = part.call.gave
-        if gave is None or gave.dim() != 3 or norm_like(part):
+        if gave is None or gave.dim() != (2 if part.single else 3) or norm_like(part):
             continue
         views: list[View] = []
         if gave.shape[-1] == width:
@@ -92,7 +111,8 @@ def _projections(
                 part_number = "qkv".index(letter)
                 views.append(FusedHeadView(heads["q"], d_head, part_number, heads_first=True))
         for view in views:
-            yield part, view, view.split(gave, len(gave))
+            shown = view.split(gave, len(gave))
+            yield part, view, shown[None] if part.single else shown
 
 
 @dataclass(frozen=True)

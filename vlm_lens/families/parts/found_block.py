@@ -49,24 +49,37 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """A module within a block and its call."""
+    """A module within a block and its call.
+
+    Attributes:
+        name: Its path from the block.
+        module: It.
+        call: Its call.
+        single: Whether tensors of two axes are one sequence, rather than rows one after the other.
+    """
 
     name: str
     module: nn.Module
     call: Call
+    single: bool = False
+
+    def flat(self, value: Tensor, view: View | None = None) -> View | None:
+        """A view for a tensor of the part: with an axis of rows, where it has none."""
+        return FlatView(view, single=self.single) if value.dim() == 2 else view
 
     def entering(self, value: Tensor, view: View | None = None) -> SiteMaker | None:
         """The site of the argument that holds a value."""
         key = self.call.argument(value)
         if key is None:
             return None
-        if view is None and self.call.given[key].dim() == 2:
-            view = FlatView()
+        view = self.flat(self.call.given[key], view)
         index, keyword = (key, "hidden_states") if isinstance(key, int) else (99, key)
         return lambda block: InputSite(f"{block}.{self.name}", keyword, index, view)
 
     def leaving(self, view: View | None = None) -> SiteMaker:
         """The site of what it gives."""
+        if self.call.gave is not None:
+            view = self.flat(self.call.gave, view)
         return lambda block: OutputSite(f"{block}.{self.name}", view=view)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlm_lens.families.parts.found_block import MLP, Block, Part, norm_like
 from vlm_lens.families.parts.recording import same
-from vlm_lens.points.sites import ColumnsView, FlatView, OutputSite, View
+from vlm_lens.points.sites import ColumnsView, OutputSite
 
 
 def mlp_of(parts: list[Part], out: Part, attn: Part | None) -> Part | None:
@@ -53,10 +53,9 @@ def place_mlp(
         return
     [(key, post)] = list(down.call.given.items())[:1]
     found.d_mlp = post.shape[-1]
-    flat = FlatView() if post.dim() == 2 else None
-    found.sites["mlp.hook_post"] = down.entering(post, flat)
+    found.sites["mlp.hook_post"] = down.entering(post)
     for function in [*_activations(mlp.module), *([activation] if activation else [])]:
-        if _place_neurons(found, inner, post, function, flat):
+        if _place_neurons(found, inner, post, function):
             break
     found.lack(MLP, "what enters its non-linearity is not one layer's output.")
 
@@ -68,9 +67,7 @@ def _activations(mlp: nn.Module) -> Iterator[Callable]:
             yield value
 
 
-def _place_neurons(
-    found: Block, inner: list[Part], post: Tensor, function: Callable, flat: View | None
-) -> bool:
+def _place_neurons(found: Block, inner: list[Part], post: Tensor, function: Callable) -> bool:
     width = post.shape[-1]
     layers = [
         p for p in inner if p.call.gave is not None and any(True for _ in p.module.parameters())
@@ -78,7 +75,7 @@ def _place_neurons(
     for part in layers:
         gave = part.call.gave
         if gave.shape[-1] == width and same(_apply(function, gave), post):
-            found.sites["mlp.hook_pre"] = part.leaving(flat)
+            found.sites["mlp.hook_pre"] = part.leaving()
             found.lack(("mlp.hook_pre_linear",), "its MLP has no gate.")
             return True
         if gave.shape[-1] == 2 * width:
@@ -95,8 +92,8 @@ def _place_neurons(
             if other is part or gave.shape[-1] != width or other.call.gave.shape != gave.shape:
                 continue
             if same(_mul(_apply(function, gave), other.call.gave), post):
-                found.sites["mlp.hook_pre"] = part.leaving(flat)
-                found.sites["mlp.hook_pre_linear"] = other.leaving(flat)
+                found.sites["mlp.hook_pre"] = part.leaving()
+                found.sites["mlp.hook_pre_linear"] = other.leaving()
                 return True
     return False
 
@@ -113,19 +110,25 @@ def _mul(a: Any, b: Tensor) -> Tensor | None:
     return a * b if isinstance(a, Tensor) and a.shape == b.shape else None
 
 
+_ROUTERS = ("gate", "router")
 _ROUTER = "mlp.hook_router_logits"
 
 
 def _place_router(found: Block, inner: list[Part], mlp: Part) -> None:
     """The layer that scores the experts: its output counts them."""
+    routers = [n for n, m in mlp.module.named_modules() if n.split(".")[-1] in _ROUTERS
+               and any(True for _ in m.parameters())]  # fmt: skip
+    if len(routers) > 1:
+        found.lack((_ROUTER,), "it has a router for text and one for pictures.")
+        return
     for part in inner:
         name, gave = part.name.rsplit(".", 1)[1], part.call.gave
-        if name in ("gate", "router") and gave is not None and gave.dim() in (2, 3):
+        if name in _ROUTERS and gave is not None and gave.dim() in (2, 3):
             scores = [i for i, x in enumerate(part.call.all) if x is not None and (x < 0).any()]
             if not scores:
                 break
             path = (scores[0],) if part.call.several else ()
-            site = OutputSite(part.name, path, FlatView() if gave.dim() == 2 else None)
+            site = OutputSite(part.name, path, part.flat(gave))
             found.sites[_ROUTER] = lambda b, s=site: replace(s, module=f"{b}.{s.module}")
             if part.call.several:
                 found.read_only[_ROUTER] = "the router has chosen its experts when it gives them"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,8 @@ class Mixing:
         value: Values, likewise.
         mixed: What it gave, `[batch, head, pos, d]`.
         times: How many times its module mixed.
+        by_interface: Whether it was one of transformers' attention functions, in which alone
+            scores and patterns can be shown.
     """
 
     query: Tensor | None = None
@@ -64,6 +67,7 @@ class Mixing:
     value: Tensor | None = None
     mixed: Tensor | None = None
     times: int = 1
+    by_interface: bool = True
 
 
 @dataclass
@@ -73,10 +77,12 @@ class Recording:
     Attributes:
         calls: Path of a module -> its last call, in the order in which they ended.
         attention: Path of a module -> the attention that it called.
+        outputs: Path of a module -> what each of its calls gave, in order.
         logits: What the model gave.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
     attention: dict[str, Mixing] = field(default_factory=dict)
     logits: Tensor | None = None
 
@@ -103,13 +109,38 @@ def tolerance(*tensors: Tensor) -> float:
     return max(_TOLERANCE.get(t.dtype, 1e-4) for t in tensors)
 
 
-@torch.no_grad()
-def record(model: nn.Module, ids: Tensor) -> Recording:
+def record_text(model: nn.Module, ids: Tensor, **more: Tensor) -> Recording:
     """Runs a model on a few tokens without pictures; nothing is left behind.
 
     Args:
         model: The model.
         ids: Tokens, `[1, pos]`.
+        **more: What else its forward asks for.
+    """
+    found, out = record(
+        model,
+        lambda: model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            use_cache=False,
+            return_dict=True,
+            **more,
+        ),
+    )
+    found.logits = getattr(out, "logits", None)
+    return found
+
+
+@torch.no_grad()
+def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Recording, Any]:
+    """Runs a model, or a part of it; nothing is left behind.
+
+    Args:
+        model: The model.
+        run: What runs it.
+
+    Returns:
+        What its modules did, and what `run` gave.
     """
     found, stack = Recording(), []
     handles = []
@@ -124,14 +155,12 @@ def record(model: nn.Module, ids: Tensor) -> Recording:
     try:
         model.eval()
         with _AttentionWatch(found, stack):
-            out = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False,
-                        return_dict=True)  # fmt: skip
+            out = run()
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    found.logits = getattr(out, "logits", None)
-    return found
+    return found, out
 
 
 def _enter(stack: list, path: str) -> Any:
@@ -155,6 +184,8 @@ def _leave(found: Recording, stack: list, path: str) -> Any:
         live = outputs[0] if copies and copies[0] is not None else None
         found.calls.pop(path, None)
         found.calls[path] = Call(given, copies, several, live)
+        if live is not None:
+            found.outputs.setdefault(path, []).append(copies[0])
 
     return hook
 
@@ -184,10 +215,23 @@ class _AttentionWatch(TorchFunctionMode):
                 self._scored[path] = args
         elif func in _SOFTMAX and out.dim() == 4:
             self._softmaxed.add(path)
-            self._found.attention.setdefault(path, Mixing(times=0))
+            self._found.attention.setdefault(path, Mixing(times=0, by_interface=_by_interface()))
         return out
 
     def _note(self, path: str, *tensors: Tensor | None) -> None:
         times = getattr(self._found.attention.get(path), "times", 0) + 1
         copies = (None if x is None else x.clone() for x in tensors)
-        self._found.attention[path] = Mixing(*copies, times=times)
+        self._found.attention[path] = Mixing(*copies, times=times, by_interface=_by_interface())
+
+
+def _by_interface() -> bool:
+    """Whether one of transformers' attention functions is being run."""
+    frame = sys._getframe(1)
+    for _ in range(8):
+        if frame is None:
+            return False
+        if frame.f_code.co_name in ("sdpa_attention_forward", "eager_attention_forward"):
+            # eager attention multiplies by the scale that it is given; sdpa needs none
+            return frame.f_locals.get("scaling") is not None
+        frame = frame.f_back
+    return False

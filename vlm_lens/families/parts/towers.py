@@ -65,7 +65,9 @@ class Tower:
             return
         site: Site = OutputSite(self.path(tower, self.embed))
         if not self.embed:
-            site = InputSite(f"{stack.path}.0", view=RowsOfPicturesView())
+            first = f"{stack.path}.0"
+            make = stack.layer_sites.get(0, {}).get("hook_resid_pre")
+            site = make(first) if make else InputSite(first, view=RowsOfPicturesView())
         yield image_point("vision.hook_embed", self.size.d_model, self.embed_doc, site)
         yield from stack.points()
 
