@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_lens.families.parts.found_block import ATTENTION, Block, Part, norm_like
 from vlm_lens.families.parts.recording import Mixing, same
@@ -27,7 +28,8 @@ def place_attention(found: Block, parts: list[Part], attn: Part, mixing: Mixing)
     if mixing.times > 1 or (mixing.mixed is None and mixing.times != 0):
         found.lack(ATTENTION, "its attention mixes several times.")
         return
-    if mixing.by_interface and not attn.single:
+    shown = mixing.by_interface and _registered(attn.module)
+    if shown and not attn.single:
         _place_weights(found, attn, "")
     else:
         found.lack(_WEIGHTS, "its attention is none of transformers' own functions.")
@@ -51,7 +53,7 @@ def place_attention(found: Block, parts: list[Part], attn: Part, mixing: Mixing)
         entering = part.entering(flat, None if apart else HeadView(n_heads, d_head))
         if apart or given[-1] == n_heads * d_head:
             found.sites["attn.hook_z"] = entering
-            if attn.single and mixing.by_interface:
+            if attn.single and shown:
                 _place_weights(found, attn, part.name)
             break
     else:
@@ -71,6 +73,14 @@ def place_attention(found: Block, parts: list[Part], attn: Part, mixing: Mixing)
         else:
             why = f"no layer of its attention gives {n} heads of {letter} as attention reads them."
             found.lack((f"attn.hook_{letter}",), why)
+
+
+def _registered(module: nn.Module) -> bool:
+    """Whether a module looks its attention function up where all of transformers' models do."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as USUAL
+
+    home = sys.modules[type(module).__module__]
+    return getattr(home, "ALL_ATTENTION_FUNCTIONS", USUAL) is USUAL
 
 
 def _place_weights(found: Block, attn: Part, joined: str) -> None:
