@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vlm_lens import HookedVLM, Prompt
+from vlm_lens.tasks import Task, grid_rows
 from vlm_lens.zoo.induction import DEFAULT, SCALE
 
 RGB = {
@@ -82,3 +84,20 @@ def expected(tokens: list[str], word: str | None) -> np.ndarray:
         logits = SCALE * (codes @ codes[tokens.index(word)].conj()).real
     logits[tokens.index("</s>")] += DEFAULT
     return logits
+
+
+@cache
+def grid_task() -> Task:
+    """`grid-color` with the cell that is asked about first in the name: ask="{input:.2}"."""
+
+    def by_cell(rows, tag):
+        cells = [row.input.split(" in ")[1][:2] for row in rows]
+        return tuple(
+            replace(row, input=f"{cell} of {tag} {n}")
+            for n, (row, cell) in enumerate(zip(rows, cells, strict=True))
+        )
+
+    validation, test = grid_rows("color", validation=20, test=40)
+    return Task(
+        "grid-cells", "The color:", by_cell(validation, "validation"), by_cell(test, "test")
+    )

@@ -15,6 +15,7 @@ from induction_case import (
     chirps,
     drawn,
     full,
+    grid_task,
     model,
     token_list,
     top,
@@ -26,14 +27,18 @@ from vlm_lens import (
     ActivationPatch,
     All,
     At,
+    AttentionKnockout,
     HookedVLM,
+    Images,
     Last,
     Patches,
     Prompt,
     Steer,
     TaskVector,
 )
-from vlm_lens.sweep import Grid
+from vlm_lens.measures import LogitDiff, Prob
+from vlm_lens.prompts.template import RawPrompt
+from vlm_lens.sweep import Grid, Variant
 from vlm_lens.zoo.induction import ANSWER, INDUCTION, PREVIOUS, QUESTION, SCALE, SLOTS
 
 
@@ -203,3 +208,80 @@ def test_steering_by_codes(vlm, tokens, prompt) -> None:
     ):
         edit = Steer(f"blocks.{layer}.hook_resid_post", at=Last(), vector=turn(slot, away, to))
         assert top(vlm, vlm.run(prompt, interventions=edit)) == [said], (slot, layer)
+
+
+# ---------------------------------------------------------------------- the edge that is known
+
+READS = (2, 2)  # block and head of the one edge from the picture to the answer
+CELL = NAMES.index("b3")
+
+
+def test_attention_finds_the_edge(vlm, prompt) -> None:
+    """The head that reads the cell looks at it alone; no other head looks at the picture."""
+    look = vlm.attention(prompt)
+    patch = prompt.layout.image[0].patch(*divmod(CELL, 4))
+    at_cell = look.sel(position=patch).values
+    assert float(at_cell.sel(layer=READS[0], head=READS[1])) > 0.999
+    others = [float(at_cell.sel(layer=n, head=h)) for n, h in HEADS if (n, h) != READS]
+    assert max(others) < 1e-3
+    best = look.of_kind("image").top(1).iloc[0]
+    assert (best["layer"], best["head"], best["patch"]) == (*READS, divmod(CELL, 4))
+
+
+def test_knockout_finds_the_edge(vlm, prompt) -> None:
+    """Of all edges from a patch to the last position, in all heads, the answer needs one."""
+    edits = [
+        Variant(
+            AttentionKnockout(
+                Last(), Patches(0, rows=n // 4, cols=n % 4), layers=layer, heads=head
+            ),
+            {"layer": layer, "head": head, "at": name},
+        )
+        for layer, head in HEADS
+        for n, name in enumerate(NAMES)
+    ]
+    swept = vlm.sweep(prompt, edits, measure=Prob(HERE), progress=False)
+    assert swept.engines == {"replay": len(edits)}
+    for record in swept.records:
+        needed = (record["layer"], record["head"], record["at"]) == (*READS, "b3")
+        assert record["prob"] == pytest.approx(0.0 if needed else 1.0, abs=1e-6), record
+
+
+def test_a_patch_sweep_finds_the_edge(vlm, prompt, donor) -> None:
+    """Of all patches of another picture, one brings its answer; blocks after the edge read none."""
+    points = ["hook_merged", *(f"blocks.{n}.hook_resid_post" for n in range(3))]
+    _, cache = vlm.run_with_cache(donor, names_filter=points)
+    patches = prompt.layout.image[0].positions
+    for point in points:
+        grid = Grid(point, at=list(patches), vectors=cache)
+        found = vlm.sweep(prompt, grid, measure=LogitDiff(THERE, HERE), progress=False).scores()
+        plain = found.about["without intervention"]
+        change = np.array(found.values).reshape(-1) - plain
+        moved = np.flatnonzero(np.abs(change) > 1e-3)
+        assert moved.tolist() == ([] if point == "blocks.2.hook_resid_post" else [CELL]), point
+        if moved.size:
+            assert change[CELL] == pytest.approx(-2 * plain, rel=1e-3)  # the answers change places
+            assert found.top(1)["patch"].iloc[0] == divmod(CELL, 4)
+
+
+def test_on_grid_pictures_the_right_patch_is_looked_at_and_needed(vlm) -> None:
+    """Twenty drawn pictures: largest share at the right patch, no answer without that edge."""
+    task, right, looked, needed, kept = grid_task(), 0, 0, 0, 0
+    for row in task.test[:20]:
+        made = task.query(row, "image")
+        raw = RawPrompt(made.text.replace("<image>", "<image>" + row.input[:2]), made.images)
+        prompt = vlm.prompt(raw)
+        answer = vlm.to_single_token(row.output)
+        right += int(vlm.run(prompt)[0, -1].argmax()) == answer
+        (true,) = row.patches(prompt.layout)
+        found = vlm.attention(prompt, layers=READS[0], heads=READS[1]).of_kind("image")
+        looked += int(found.top(1)["position"].iloc[0]) == true
+        edits = [
+            AttentionKnockout(Last(), true, layers=READS[0]),
+            AttentionKnockout(Last(), Images() - At((true,)), layers=READS[0]),
+        ]
+        swept = vlm.sweep(prompt, edits, measure=Prob(row.output), progress=False)
+        gone, others_gone = (record["prob"] for record in swept.records)
+        needed += gone < 1e-6
+        kept += others_gone > 0.999
+    assert (right, looked, needed, kept) == (20, 20, 20, 20)

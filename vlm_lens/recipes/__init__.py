@@ -9,7 +9,9 @@ from vlm_lens.recipes.back_patching import BackPatching, BackPatchingResult
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
+from vlm_lens.recipes.heads_that_look import HeadsThatLook, HeadsThatLookResult
 from vlm_lens.recipes.image_to_text import ImageToText
+from vlm_lens.recipes.image_token_ablation import ImageTokenAblation, ImageTokenAblationResult
 from vlm_lens.recipes.information_flow import InformationFlow, InformationFlowResult
 from vlm_lens.recipes.instruction_ensemble import EnsembleResult, InstructionEnsemble
 from vlm_lens.recipes.inter_model_transfer import InterModelResult, InterModelTransfer
@@ -42,7 +44,11 @@ __all__ = [
     "ExactRules",
     "FunctionVectors",
     "FunctionVectorsResult",
+    "HeadsThatLook",
+    "HeadsThatLookResult",
     "ImageToText",
+    "ImageTokenAblation",
+    "ImageTokenAblationResult",
     "InformationFlow",
     "InformationFlowResult",
     "InstructionEnsemble",
