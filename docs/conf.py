@@ -20,6 +20,7 @@ html_theme = "furo"
 html_title = "vlm_lens"
 html_show_sphinx = False
 
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 default_role = "code"  # docstrings write `name` for code
 napoleon_google_docstring = True
