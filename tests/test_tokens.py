@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 from tokenizers import Tokenizer, decoders, models, normalizers
@@ -105,6 +107,29 @@ def test_characters_over_several_tokens_are_joined(splitting, text):
     assert not any("\ufffd" in s for s in shown)
     if len(ids) > len(text) + 1:
         assert any("\\x" in s or s.startswith("<0x") for s in shown)
+
+
+NORMALISED = [
+    (normalizers.NFC(), "Cafe\u0301 noir"),  # as macOS writes names of files
+    (normalizers.NFD(), "Zo\u00eb"),
+    (normalizers.NFKC(), "\ufb01sh\uff1a"),  # a ligature, and a colon as wide as a letter
+]
+
+
+@pytest.mark.parametrize("normalizer, text", NORMALISED)
+def test_a_text_that_the_tokenizer_has_normalised_is_found_as_it_was_typed(load, normalizer, text):
+    qwen = load("clip-qwen2")
+    tokenizer = copy.deepcopy(qwen.tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    vlm = HookedVLM(qwen.hf_model, tokenizer)
+    layout = vlm.prompt(f"Q:{text}\nA:{text} B").layout
+    assert text not in "".join(layout.strings)
+    for n in (0, 1):
+        place = layout.span(text, n)
+        shown = tokenizer.decode([layout.token_ids[p] for p in place])
+        assert shown == normalizer.normalize_str(text)
+        assert layout.find(text, n) == place[-1]
+    assert layout.find(normalizer.normalize_str(text)) == place[-1]
 
 
 @pytest.mark.parametrize("text", SPLIT)

@@ -12,12 +12,12 @@ nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 TUTORIALS = sorted((Path(__file__).resolve().parent.parent / "tutorials").glob("*.ipynb"))
-# answers to the exercises of each tutorial that a check must refuse
+# answers to the exercises of each tutorial that a check must refuse, also of wrong kinds
 WRONG = {
     "01_first_look": [
-        "layout.image[0].positions",
-        "torch.zeros(vlm.cfg.n_layers)",
-        "patch(best, torch.zeros(vlm.cfg.d_model))",
+        ("layout.image[0].positions", "8", "'right'", "None", "[[1, 2]].pop"),
+        ("torch.zeros(vlm.cfg.n_layers)", "[0.1, 0.2]", "['a'] * 8", "3", "None", "{'a': 1}"),
+        ("patch(best, torch.zeros(vlm.cfg.d_model))", "[1, 2]", "read", "'currency'", "None"),
     ]
 }
 # what the tutorials say that the model says, where the exercises are solved
@@ -90,12 +90,16 @@ def test_checks_refuse_wrong_answers_and_pass_solutions(path, notebook, tmp_path
     for exercise, check, bad, good in zip(exercises, checks, wrong, solutions, strict=True):
         assert exercise.source.endswith(" = ...")
         body = "\n".join(f"    {line}" for line in check.source.splitlines())
-        exercise.source = (
-            f"{exercise.source.replace('...', bad)}\n"
-            f"try:\n{body}\nexcept AssertionError as error:\n    print('refused:', error)\n{good}"
-        )
+        tries = [
+            f"{exercise.source.replace('...', answer)}\n"
+            f"try:\n{body}\nexcept AssertionError as error:\n    print('refused:', error)\n"
+            for answer in bad
+        ]
+        exercise.source = "".join([*tries, good])
     run(notebook, tmp_path)
-    assert all(printed(cell).startswith("refused: ") for cell in exercises)
+    for cell, bad in zip(exercises, wrong, strict=True):
+        said = printed(cell).splitlines()
+        assert len(said) == len(bad) and all(line.startswith("refused: ") for line in said)
     assert all(printed(cell).startswith("Right") for cell in checks)
     everything = "".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
     assert all(text in everything for text in RIGHT[path.stem])

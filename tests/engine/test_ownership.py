@@ -10,7 +10,17 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import Ablate, All, HookedVLM, Last, Steer
+from vlm_lens import (
+    Ablate,
+    All,
+    AttentionKnockout,
+    Generated,
+    HookedVLM,
+    Images,
+    Last,
+    Mean,
+    Steer,
+)
 from vlm_lens.errors import InterventionError
 
 P = "blocks.0.hook_resid_post"
@@ -44,6 +54,31 @@ def test_eight_threads_get_their_own_results(load):
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(call, [n % 48 for n in range(400)]))
     assert sum(torch.equal(x, expected[n % 48]) for n, x in enumerate(found)) == 400
+
+
+def test_attention_knockouts_means_and_lenses_of_eight_threads_are_their_own(load):
+    vlm = load("clip-llama")
+    prompts = [vlm.prompt(f"<image>{t}", [tiny.noise_picture(i)]) for i, t in enumerate(TEXTS)]
+    lasting = AttentionKnockout(Last() + Generated(), Images())
+    cut = AttentionKnockout(Last(), Images())
+
+    def call(number: int):
+        prompt, kind = prompts[number % 4], number // 4
+        if kind == 0:
+            return torch.from_numpy(vlm.attention(prompt, at=Last()).values.to_numpy())
+        if kind == 1:
+            return vlm.generate(prompt, max_new_tokens=3, interventions=lasting).tokens
+        if kind == 2:
+            windows = cut.each_window(1)
+            return vlm.sweep(prompt, windows, measure="logits", progress=False).stack("logits")
+        if kind == 3:
+            return Mean.of(vlm, [prompt], P).values[P].data
+        return vlm.run_with_cache(prompt, names_filter=P, grad=True)[0].detach()
+
+    expected = [call(n) for n in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(call, [n % 20 for n in range(120)]))
+    assert sum(torch.equal(x, expected[n % 20]) for n, x in enumerate(found)) == 120
 
 
 def test_texts_are_read_by_many_threads(load):

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 from vlm_lens.errors import PositionError
 from vlm_lens.integers import is_integer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXT, SPECIAL, PAD = "text", "special", "pad"
+_FORMS = ("NFC", "NFKC", "NFD", "NFKD")  # in which tokenizers write a text
 
 
 @savable
@@ -252,7 +254,7 @@ class Layout:
             return [i for i, (t, kind) in enumerate(pairs) if t == token and kind != PAD]
         if not isinstance(token, str):
             raise PositionError(f"What is found is a text or a token's id, not {token!r:.60}.")
-        return [self._at(s + len(token) - 1) for s in self._occurrences(token)]
+        return [self._at(end - 1) for _, end in self._occurrences(token)]
 
     def span(self, text: str, n: int | None = None) -> list[int]:
         """The positions of all tokens that hold a part of `text`.
@@ -264,22 +266,27 @@ class Layout:
         Raises:
             PositionError: It does not occur, or occurs more than once and `n` is not given.
         """
-        starts = list(self._occurrences(text))
-        if not starts:
+        found = list(self._occurrences(text))
+        if not found:
             raise PositionError(f"{text!r} does not occur in this prompt. {self._preview()}")
-        if n is None and len(starts) > 1:
+        if n is None and len(found) > 1:
             raise PositionError(
-                f"{text!r} occurs {len(starts)} times in this prompt: say which with n=0, n=-1, ..."
+                f"{text!r} occurs {len(found)} times in this prompt: say which with n=0, n=-1, ..."
             )
         try:
-            start = starts[0 if n is None else n]
+            start, end = found[0 if n is None else n]
         except IndexError:
             raise PositionError(
-                f"{text!r} occurs {len(starts)} times; occurrence {n} was asked."
+                f"{text!r} occurs {len(found)} times; occurrence {n} was asked."
             ) from None
-        return list(range(self._first(start), self._at(start + len(text) - 1) + 1))
+        return list(range(self._first(start), self._at(end - 1) + 1))
 
-    def _occurrences(self, text: str) -> Iterator[int]:
+    def _occurrences(self, text: str) -> Iterator[tuple[int, int]]:
+        """From where to where a text stands, in the form that the tokenizer has made of it.
+
+        Tokens give the text back as the tokenizer has normalised it: an accent that was typed as a
+        character of its own may have become part of its letter.
+        """
         if not self.strings:
             raise PositionError(
                 "This prompt came as tensors without a tokenizer, so its text is not known: "
@@ -287,10 +294,12 @@ class Layout:
             )
         if not text:
             raise PositionError("An empty string has no position.")
-        start = self._text.find(text)
+        forms = dict.fromkeys([text, *(normalize(form, text) for form in _FORMS)])
+        here = next((form for form in forms if form in self._text), text)
+        start = self._text.find(here)
         while start >= 0:
-            yield start
-            start = self._text.find(text, start + 1)
+            yield start, start + len(here)
+            start = self._text.find(here, start + 1)
 
     def _at(self, character: int) -> int:
         return bisect_right(self._starts, character) - 1
