@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     pairs = cell_pairs(4)
     options = {"heads": "each", "at": Last(), "progress": False}
     plain = pairs.patch(model(), Z, **options)
-    sweep, done = "vlm_lens.patching.exact.sweep", []
+    sweep, done = "vlm_lens.patching.parts.sweep", []
 
     def killed(*args, **more):
         done.append(args)
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **more)
 
-    from vlm_lens.patching.exact import sweep as real
+    from vlm_lens.patching.parts import sweep as real
 
     with monkeypatch.context() as patched:
         patched.setattr(sweep, killed)

@@ -76,6 +76,7 @@ class ThreeRuns:
         return self.measure([self.edit(z, self.all, list(mixed), [to_head])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", ("attention", "all"))
 def test_each_path_equals_three_plain_runs(vlm, freeze):
     clean, corrupt = (same_shape if freeze == "all" else other_lengths)(vlm)

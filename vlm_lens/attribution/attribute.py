@@ -30,7 +30,8 @@ from vlm_lens.integers import as_integer
 from vlm_lens.layout.cells import Cell
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.measures.base import Measure
-from vlm_lens.patching.exact import SHARES, Direction, check_apart
+from vlm_lens.patching.exact import SHARES, Direction
+from vlm_lens.patching.parts import check_apart
 from vlm_lens.patching.patch import At, Heads, Plan, plan_patches
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter

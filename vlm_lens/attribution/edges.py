@@ -27,7 +27,7 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.measures.base import Measure
-from vlm_lens.patching.exact import check_apart
+from vlm_lens.patching.parts import check_apart
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.scores.scores import Scores, scores
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,14 +19,10 @@ from vlm_lens.hooked.identity import run_identity
 from vlm_lens.measures import Measure
 from vlm_lens.pairs.pair import Pair, PairError
 from vlm_lens.pairs.scores import PAIR, PairScores
-from vlm_lens.patching.exact import (
-    SHARES,
-    Direction,
-    NoDifference,
-    number,
-    patch_spots,
-)
-from vlm_lens.patching.patch import At, Heads, Plan, plan_patches
+from vlm_lens.pairs.together import Asked
+from vlm_lens.patching.exact import SHARES, Direction
+from vlm_lens.patching.parts import NoDifference, numbers
+from vlm_lens.patching.patch import At, Heads, Plan
 from vlm_lens.points.table import NamesFilter
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.scores.scores import scores
@@ -192,20 +187,23 @@ class Pairs(Sequence[Pair]):
             NoDifference: The measure gives the same on both prompts of every pair.
             VLMLensError: Something does not fit the model or one of the prompts (before any run).
         """
-        asked = _Asked(vlm, points, at, heads, window, direction, measure)
+        asked = Asked(vlm, points, at, heads, window, direction, measure, engine, memory)
         first = self._planned(asked)
-        identity = {} if save is None else run_identity(vlm, pairs=list(self), asked=asked.values())
-        opened = nullcontext() if save is None else _Store(save, identity)
-        found: list[np.ndarray] = []
-        with opened as store:
-            for i, pair in enumerate(tqdm(self.pairs, disable=not progress, unit="pair")):
-                share = store.load(i) if store else None
-                if share is None:
-                    share = asked.shares(pair, engine=engine, memory=memory)
-                    if store:
-                        store.add(i, share)
-                found.append(share)
-        return self._result(asked, first, np.stack(found))
+        opened = nullcontext()
+        if save is not None:
+            opened = _Store(save, run_identity(vlm, pairs=list(self), asked=asked.identity()))
+        bar = tqdm(total=len(self), disable=not progress, unit="pair")
+        with opened as store, bar:
+            found = store.load(len(self)) if store else {}
+            bar.update(len(found))
+            left = [i for i in range(len(self)) if i not in found]
+            for batch in asked.batches(self.pairs, left):
+                shares = asked.shares([self.pairs[i] for i in batch])
+                found.update(zip(batch, shares, strict=True))
+                if store:
+                    store.add(batch, shares)
+                bar.update(len(batch))
+        return self._result(asked, first, np.stack([found[i] for i in range(len(self))]))
 
     def attribute(
         self,
@@ -226,7 +224,7 @@ class Pairs(Sequence[Pair]):
             NoDifference: The measure gives the same on both prompts of every pair.
             VLMLensError: Something does not fit the model, the measure or one of the prompts.
         """
-        asked = _Asked(vlm, points, at, heads, 1, direction, measure)
+        asked = Asked(vlm, points, at, heads, 1, direction, measure)
         first = self._planned(asked)
         found = []
         for i, pair in enumerate(tqdm(self.pairs, disable=not progress, unit="pair")):
@@ -241,7 +239,7 @@ class Pairs(Sequence[Pair]):
                 found.append(first.as_array(np.full(len(first.spots), np.nan)))
         return self._result(asked, first, np.stack(found), METHODS[method])
 
-    def _planned(self, asked: _Asked) -> Plan:
+    def _planned(self, asked: Asked) -> Plan:
         """The first pair's plan, after all have been made and found to have the same axes."""
         first: Plan | None = None
         for i, pair in enumerate(self.pairs):
@@ -257,7 +255,7 @@ class Pairs(Sequence[Pair]):
         return first
 
     def _result(
-        self, asked: _Asked, plan: Plan, shares: np.ndarray, method: str = "activation patching"
+        self, asked: Asked, plan: Plan, shares: np.ndarray, method: str = "activation patching"
     ) -> PairScores:
         unequal = np.flatnonzero(np.isnan(shares.reshape(len(self), -1)).all(1)).tolist()
         if len(unequal) == len(self):
@@ -298,45 +296,6 @@ class Pairs(Sequence[Pair]):
         return "".join(pair._repr_html_() for pair in self.pairs[:2])
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """What is patched in each pair."""
-
-    vlm: HookedModel
-    points: NamesFilter
-    at: At
-    heads: Heads
-    window: int
-    direction: Direction
-    measure: Measure | None
-
-    def plan(self, pair: Pair) -> Plan:
-        """The spots of a pair, whose measure has been found to fit too."""
-        for prompt in (pair.clean, pair.corrupt):
-            (self.measure or pair.measure).bind(self.vlm, self.vlm.as_prompt(prompt))
-        at = self.at(pair) if callable(self.at) else self.at
-        return plan_patches(
-            self.vlm, pair.positions, self.points, at=at, heads=self.heads, window=self.window
-        )
-
-    def shares(self, pair: Pair, *, engine: str, memory: int | None) -> np.ndarray:
-        """The shares of a pair, NaN where there is no difference to share out."""
-        plan = self.plan(pair)
-        try:
-            patched = patch_spots(
-                self.vlm, pair.clean, pair.corrupt, plan.spots,
-                measure=self.measure or pair.measure, positions=pair.positions,
-                direction=self.direction, engine=engine, memory=memory,
-            )  # fmt: skip
-        except NoDifference:
-            return plan.as_array(np.full(len(plan.spots), np.nan))
-        return plan.as_array(patched.share)
-
-    def values(self) -> dict[str, Any]:
-        """What tells it from others, without the model."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "vlm"}
-
-
 @contextmanager
 def _naming(pair: int) -> Iterator[None]:
     """Errors say of which pair they are."""
@@ -347,7 +306,7 @@ def _naming(pair: int) -> Iterator[None]:
 
 
 def _measured(vlm: HookedModel, prompt: Prompt, measure: Measure) -> float:
-    return number(measure.bind(vlm, prompt).of_run(()))
+    return float(numbers(measure.bind(vlm, prompt).of_run(()))[0])
 
 
 class _Store:
@@ -363,14 +322,16 @@ class _Store:
     def __exit__(self, *error: Any) -> None:
         self._folder.close()
 
-    def load(self, pair: int) -> np.ndarray | None:
-        path = self._path(pair)
-        return read_tensors(path)[0]["share"].numpy() if path.exists() else None
+    def load(self, pairs: int) -> dict[int, np.ndarray]:
+        """The shares of finished pairs, by number; refuses a folder that can't take the others."""
+        found = {}
+        for path in self._folder.files("pair-*.safetensors"):
+            found[int(path.stem.removeprefix("pair-"))] = read_tensors(path)[0]["share"].numpy()
+        if len(found) < pairs:
+            self._folder.must_be_writable()
+        return found
 
-    def add(self, pair: int, share: np.ndarray) -> None:
-        self._folder.must_be_writable()
-        about = {"pair": json.dumps(pair)}
-        write_tensors(self._path(pair), {"share": torch.from_numpy(share)}, about)
-
-    def _path(self, pair: int) -> Path:
-        return self._folder.path / f"pair-{pair:06d}.safetensors"
+    def add(self, pairs: Sequence[int], shares: Sequence[np.ndarray]) -> None:
+        for pair, share in zip(pairs, shares, strict=True):
+            held = torch.from_numpy(np.ascontiguousarray(share))
+            write_tensors(self._folder.path / f"pair-{pair:06d}.safetensors", {"share": held})

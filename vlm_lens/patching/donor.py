@@ -30,7 +30,7 @@ class Donor:
     Attributes:
         values: Point name -> `[cells, (heads,) features]`; of patterns `[cells, heads, keys]`.
         cells: `"text"`, `"vision"` or `"projector"` -> cell -> its place in `values`.
-        logits: `[1, positions, d_vocab]` at the last positions of the prompt.
+        logits: `[rows, positions, d_vocab]` at the last positions of the prompt.
     """
 
     values: Mapping[str, Tensor] = field(repr=False)
@@ -69,9 +69,9 @@ def read_donor(
 
     Args:
         vlm: The model.
-        prompt: The prompt, of one row.
+        prompt: The prompt.
         names: The points; none runs the prompt for its logits alone.
-        cells: For each space, the cells.
+        cells: For each space, the cells; a batch keeps whole activations until they are picked.
         n_last: At how many of the last positions logits are kept.
 
     Raises:
@@ -79,14 +79,19 @@ def read_donor(
     """
     if not names:
         return Donor({}, {}, vlm.run(prompt)[:, -n_last:])
+    at = Cells.of(cells) if len(prompt) == 1 else None
     logits, cache = vlm.run_with_cache(
-        prompt, names_filter=list(names), positions=Cells.of(cells), last_logits=n_last
+        prompt, names_filter=list(names), positions=at, last_logits=n_last
     )
     points = vlm.architecture.points
-    values = {
-        name: (value.transpose(1, 2) if "query" in points[name].axes else value)[0]
-        for name, value in cache.items()
-    }
+    values = {}
+    for name, value in cache.items():
+        value = value.transpose(1, 2) if "query" in points[name].axes else value
+        if at is None:
+            rows, places = torch.tensor(cells[points[name].space], device=value.device).T
+            values[name] = value[rows, places]
+        else:
+            values[name] = value[0]
     index = {space: {cell: i for i, cell in enumerate(mine)} for space, mine in cells.items()}
     return Donor(values, index, logits[:, -n_last:])
 

@@ -14,37 +14,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from vlm_lens.engine.baseline import Baseline
-from vlm_lens.engine.replay import Replayed
-from vlm_lens.engine.start import Start
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.interventions.base import Intervention, compose
 from vlm_lens.layout.cells import Cell
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.layout.positions import Position, as_position
-from vlm_lens.measures.base import BoundLogits, BoundMeasure, Measure, Record, at_last
-from vlm_lens.patching.donor import (
-    Donor,
-    PatchingError,
-    Transplant,
-    check_points,
-    read_donor,
-)
+from vlm_lens.measures.base import Measure
+from vlm_lens.patching.donor import PatchingError, check_points
+from vlm_lens.patching.parts import Part, patch_parts
 from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.sweep.run import sweep
-from vlm_lens.sweep.variants import Variant
 
 Direction = Literal["denoise", "noise"]
 SHARES = {"denoise": "recovered share", "noise": "lost share"}
-_LEAST = 1e-5  # of the larger of both measurements: below it their difference is rounding
-
-
-class NoDifference(PatchingError):
-    """Two runs for which a measure gives the same."""
 
 
 @dataclass(frozen=True)
@@ -137,40 +121,18 @@ def patch_spots(
     if not spots:
         raise PatchingError("There is nothing to patch: no spot was given.")
     positions = positions or position_map(clean.layout, corrupt.layout)
-    groups = [(one,) if isinstance(one, Spot) else tuple(one) for one in spots]
     resolver = Resolver(vlm, positions, swap=direction == "denoise")
-    placed = [[(spot, resolver.cells(spot)) for spot in group] for group in groups]
+    groups = [(one,) if isinstance(one, Spot) else tuple(one) for one in spots]
+    parts = [[resolver.part(spot) for spot in group] for group in groups]
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    bound, of_base = measure.bind(vlm, source), measure.bind(vlm, base)
-    donor = read_donor(vlm, source, resolver.names, resolver.donor_cells(), n_last=bound.n_last)
-    there = number(measured(bound, donor, source))
-    variants = [Variant(_transplants(group, donor), {"spot": i}) for i, group in enumerate(placed)]
-    result = sweep(
-        vlm, base, variants, measure=_Against(measure, of_base, there), engine=engine,
-        memory=memory, save=save, progress=progress,
+    found = patch_parts(
+        vlm, base, source, parts, measure=measure, engine=engine, memory=memory, save=save,
+        progress=progress,
     )  # fmt: skip
-    if not result.complete:
-        raise KeyboardInterrupt
-    here = number(result.baseline)
+    here, there = float(found.here[0]), float(found.there[0])
     ends = (there, here) if direction == "denoise" else (here, there)
-    values = np.array([number([record], skip=1) for record in result.records])
     lost = tuple(sum(resolver.lost(spot) for spot in group) for group in groups)
-    return Patched(values, *ends, direction, lost, dict(result.engines))
-
-
-def number(records: Sequence[Record], skip: int = 0) -> float:
-    """The first column of the only record, after so many labels.
-
-    Raises:
-        PatchingError: It is no number.
-    """
-    name, value = list(records[0].items())[skip]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PatchingError(
-            f"What is measured must be a number, and column {name!r} of this measure is "
-            f"{type(value).__name__}: use LogitDiff, Prob, LogProb, KL(to=logits), or a function."
-        )
-    return float(value)
+    return Patched(found.values[0], *ends, direction, lost, found.engines)
 
 
 def check_direction(direction: str) -> None:
@@ -183,41 +145,16 @@ def check_direction(direction: str) -> None:
         raise PatchingError(f"direction is 'denoise' or 'noise', not {direction!r}.")
 
 
-def check_apart(clean: float, corrupt: float) -> None:
-    """Refuses two measurements whose difference is nothing but rounding.
-
-    Raises:
-        NoDifference: They are equal.
-    """
-    if not abs(clean - corrupt) > _LEAST * max(1.0, abs(clean), abs(corrupt)):
-        raise NoDifference(
-            f"The measure gives {clean:.6g} for the clean prompt and {corrupt:.6g} for the corrupt "
-            "one, so there is no difference to share out: take prompts that the model answers "
-            "differently (Pairs.solved(vlm) keeps those), or another measure."
-        )
-
-
-def measured(bound: BoundMeasure, donor: Donor, prompt: Prompt) -> list[Record]:
-    """The measure of a donor's own run."""
-    if isinstance(bound, BoundLogits):
-        return bound.records(at_last(donor.logits, prompt.layouts, bound.n_last))
-    return bound.of_run(())
-
-
-def _transplants(
-    group: Sequence[tuple[Spot, tuple[tuple[Cell, Cell], ...]]], donor: Donor
-) -> Intervention:
-    parts = [Transplant(spot.points, cells, donor, spot.heads) for spot, cells in group]
-    return parts[0] if len(parts) == 1 else compose(parts)
-
-
 class Resolver:
     """Spots as cells of the run that is changed and of the run that gives."""
 
     def __init__(self, vlm: HookedModel, positions: PositionMap, *, swap: bool):
         self._vlm, self._map, self._swap = vlm, positions, swap
-        self.names: list[str] = []
         self._cells: dict[tuple[Position, str], tuple[tuple[Cell, Cell], ...]] = {}
+
+    def part(self, spot: Spot) -> Part:
+        """A spot as cells of both runs."""
+        return Part(spot.points, spot.heads, self.cells(spot))
 
     def cells(self, spot: Spot) -> tuple[tuple[Cell, Cell], ...]:
         """Pairs (cell here, cell of the donor), the same object for the same place."""
@@ -226,8 +163,6 @@ class Resolver:
         if len(spaces) > 1:
             raise PatchingError(f"The points of a spot are of one space, not of {sorted(spaces)}.")
         for point in points:
-            if point.name not in self.names:
-                self.names.append(point.name)
             if "query" in point.axes and not self._same_keys(point.space):
                 raise PatchingError(
                     f"{point.name} has an axis of keys, so it can be patched between prompts of "
@@ -247,48 +182,5 @@ class Resolver:
         space = self._vlm.architecture.points[spot.points[0]].space
         return len(self._map.lost(spot.at, space))
 
-    def donor_cells(self) -> dict[str, list[Cell]]:
-        """For each space, every cell that is asked of the donor, each once."""
-        found: dict[str, dict[Cell, None]] = {}
-        for (_, space), cells in self._cells.items():
-            found.setdefault(space, {}).update((there, None) for _, there in cells)
-        return {space: list(cells) for space, cells in found.items()}
-
     def _same_keys(self, space: str) -> bool:
         return all(a == b for a, b in self._map.cells(space).items()) and self._map.is_whole
-
-
-@dataclass(frozen=True, eq=False)
-class _Against(Measure):
-    """A measure that refuses a plain run in which it gives what another run gave."""
-
-    measure: Measure
-    bound: BoundMeasure
-    other: float
-
-    def bind(self, vlm: HookedModel, prompt: Prompt) -> BoundMeasure:
-        return _BoundAgainst(self.bound, self.other)
-
-    def identity(self) -> str:
-        return self.measure.identity()
-
-
-class _BoundAgainst(BoundMeasure):
-    def __init__(self, bound: BoundMeasure, other: float):
-        self._bound, self._other = bound, other
-        self.columns, self.n_last = bound.columns, bound.n_last
-        self.goes_on, self.cells = bound.goes_on, bound.cells
-
-    def refuses(self, start: Start) -> str:
-        return self._bound.refuses(start)
-
-    def of_plain(self, baseline: Baseline | None) -> list[Record]:
-        found = self._bound.of_plain(baseline) or self._bound.of_run(())
-        check_apart(self._other, number(found))
-        return found
-
-    def of_replay(self, baseline: Baseline, replayed: Replayed) -> list[list[Record]]:
-        return self._bound.of_replay(baseline, replayed)
-
-    def of_run(self, interventions: Any) -> list[Record]:
-        return self._bound.of_run(interventions)

@@ -48,11 +48,9 @@ from vlm_lens.patching.exact import (
     Resolver,
     Spot,
     as_share,
-    check_apart,
     check_direction,
-    measured,
-    number,
 )
+from vlm_lens.patching.parts import check_apart, measured, numbers
 from vlm_lens.patching.patch import At, Heads, plan_patches
 from vlm_lens.patching.receivers import LOGITS, Receiver, read_receivers, z_of
 from vlm_lens.points.table import NamesFilter
@@ -171,6 +169,7 @@ class _Paths:
 
     def prepare(self, spots: Sequence[Spot], ends: Sequence[Receiver]) -> None:
         """Checks everything, then runs both prompts once."""
+        cells: dict[Cell, None] = {}
         for spot in spots:
             point = self._points[spot.points[0]]
             if point.kind not in _SENDERS:
@@ -178,21 +177,21 @@ class _Paths:
                     f"{point.name} is no sender: name attn.hook_z, hook_attn_out, hook_mlp_out or "
                     "hook_merged."
                 )
-            self._resolver.cells(spot)
+            cells.update((there, None) for _, there in self._resolver.cells(spot))
         for end in ends:
             self._cells(end)
         frozen = [n for kind in self._kinds_frozen() for n in self._points.match(kind)]
         base, source = (self._measure.bind(self._vlm, p) for p in (self._base, self._source))
         self._donor = read_donor(
-            self._vlm, self._source, self._resolver.names, self._resolver.donor_cells(),
-            n_last=source.n_last,
+            self._vlm, self._source, list(dict.fromkeys(n for s in spots for n in s.points)),
+            {"text": list(cells)}, n_last=source.n_last,
         )  # fmt: skip
         self._plain = read_donor(
             self._vlm, self._base, frozen, {"text": self._all}, n_last=base.n_last
         )
-        self.there = number(measured(source, self._donor, self._source))
-        self.here = number(measured(base, self._plain, self._base))
-        check_apart(self.here, self.there)
+        self.there = float(numbers(measured(source, self._donor, self._source))[0])
+        self.here = float(numbers(measured(base, self._plain, self._base))[0])
+        check_apart(self.there, self.here)
 
     def chunks(self, spots: Sequence[Spot], ends: Sequence[Receiver]) -> Iterator[list[int]]:
         """Senders by number, as many at a time as their recorded inputs leave memory for."""
@@ -268,8 +267,7 @@ class _Paths:
 
     def _run(self, interventions: Sequence[Intervention]) -> list[float]:
         """The measure under each."""
-        result = self._sweep(interventions, self._measure)
-        return [number([record], skip=1) for record in result]
+        return numbers(self._sweep(interventions, self._measure), labels=1).tolist()
 
     def _recorded(
         self, interventions: Sequence[Intervention], names: tuple[str, ...]
