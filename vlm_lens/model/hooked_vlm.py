@@ -167,6 +167,44 @@ class HookedVLM(HookedModel):
         )  # fmt: skip
 
     @answers_habits
+    def attribute(
+        self,
+        prompt: Promptable,
+        images: Pictures = None,
+        *,
+        answer: str | int | Sequence[int] | None = None,
+        to: str = "patches",
+        method: str = "gradient",
+        steps: int = 16,
+        baseline: str = "mean",
+        of: str = "logit",
+    ) -> Scores:
+        """What each token of an answer hangs on, by gradients; between two prompts: `Pair`.
+
+        Args:
+            prompt: One prompt: a Prompt of one row, text, or a processor's output.
+            images: Pictures, where `prompt` is text.
+            answer: A text, a token id or several; the most likely next token by default.
+            to: `"patches"`, `"pixels"`, or a point with positions.
+            method: `"gradient"` (times input) or `"ig"` (integrated gradients).
+            steps: Of `"ig"`.
+            baseline: From which inputs are counted: `"mean"` of each picture, or `"zero"`.
+            of: `"logit"` or `"logprob"`.
+
+        Returns:
+            Scores by `position`, and by `token` where the answer has several.
+
+        Raises:
+            VLMLensError: Something does not fit the model or the prompt.
+        """
+        from vlm_lens.attribution import attribute_inputs
+
+        return attribute_inputs(
+            self, prompt, images, answer=answer, to=to, method=method, steps=steps,
+            baseline=baseline, of=of,
+        )  # fmt: skip
+
+    @answers_habits
     def decompose(
         self,
         prompt: Promptable,
