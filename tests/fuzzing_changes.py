@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm_lens import (
     Ablate,
     ActivationPatch,
+    AttentionEdit,
     AttentionKnockout,
     Clamp,
     Find,
@@ -27,6 +28,7 @@ from vlm_lens import (
     Project,
     RawPrompt,
     Remove,
+    Resample,
     Scale,
     Steer,
     TaskVector,
@@ -339,10 +341,11 @@ class Changes:
         read = plain_read(self.vlm.hf_model, dict(other.inputs), point)
         taken = [read[0, p] for _, p in spot.at.resolve(other.layout)]
         taken = [t if heads is None else t[heads] for t in taken]
-        return Change(
-            ActivationPatch(point.name, spot.at, values, heads=heads),
-            spot.plain("set", lambda r, i: taken[i]),
-        )
+        plain = spot.plain("set", lambda r, i: taken[i])
+        if spot.equal and self.source.random() < 0.4:
+            drawn = Resample(point.name, spot.at, values, heads, seed=self.source.randrange(9))
+            return Change(drawn, plain)
+        return Change(ActivationPatch(point.name, spot.at, values, heads=heads), plain)
 
     def _from_vector(self, spot: Spot) -> Change:
         other = self._other()
@@ -357,17 +360,27 @@ class Changes:
     # ------------------------------------------------------------------ knockouts
 
     def _knockout(self, point: Point) -> Change | None:
-        """Keys hidden from queries, in one block or in all; `None` where that would cut nothing."""
-        if point.space not in ("text", "vision") or point.pictures_only:
+        """Keys hidden from queries or seen otherwise, in one block or all; `None` if it is nothing.
+
+        Blocks of cross-attention go on seeing the class tokens of a picture.
+        """
+        if point.space not in ("text", "vision"):
             return None
         part = {"text": "language", "vision": "vision"}[point.space]
         spot = self._spot(point)
         keys = self._position(point) - spot.at  # a query goes on seeing itself
-        hidden = [keys.resolve(row.layout, point.space) for row in self.rows]
-        cut = [
-            any(key[0] == query[0] and key < query for key in theirs for query in mine)
-            for theirs, mine in zip(hidden, spot.cells, strict=True)
-        ]
+        space = point.space
+        if point.pictures_only:
+            part, keys, space = "cross", Patches(0, rows=0), "projector"
+        hidden = [keys.resolve(row.layout, space) for row in self.rows]
+        cut = (
+            [True] * len(hidden)
+            if part == "cross"
+            else [
+                any(key[0] == query[0] and key < query for key in theirs for query in mine)
+                for theirs, mine in zip(hidden, spot.cells, strict=True)
+            ]
+        )
         n_heads = spot.n_heads
         heads = None
         if self.source.random() < 0.5:
@@ -376,7 +389,7 @@ class Changes:
         same = [
             p for p in self.vlm.points().values()
             if p.name.endswith("hook_attn_scores") and p.name.split("blocks.")[0] == prefix
-            and p.writable and not p.pictures_only
+            and p.writable and p.pictures_only == point.pictures_only
         ]  # fmt: skip
         chosen = [point] if self.source.random() < 0.5 or prefix not in ("", "vision.") else same
         maskable_here = all(maskable(self.vlm.hf_model, p) for p in chosen)
@@ -386,10 +399,15 @@ class Changes:
         def plain(row: int) -> list[PlainEdit]:
             return [
                 PlainEdit(p, spot.cells[row], "block", heads=heads, keys=hidden[row],
-                          since=spot.since[row])
+                          since=spot.since[row], values=added)
                 for p in chosen
             ]  # fmt: skip
 
         layers = None if chosen is same else (point.layer,)
-        change = Change(AttentionKnockout(spot.at, keys, layers, heads, part), plain)
+        scale = self.source.choice((None, 0.2, 4.0))
+        added = [] if scale is None else [torch.tensor(scale).log()]
+        made: Intervention = AttentionKnockout(spot.at, keys, layers, heads, part)
+        if scale is not None:
+            made = AttentionEdit(spot.at, keys, scale=scale, layers=layers, heads=heads, part=part)
+        change = Change(made, plain)
         return self._lasting(change, spot, "queries")

@@ -33,10 +33,11 @@ class PlainEdit:
         kind: `"set"`, `"add"`, `"scale"`, `"clamp"`, `"remove"`, `"project"`, `"mean"`, `"block"`.
         values: For each cell, what is written, added or multiplied by: it broadcasts to
             `[(heads,) features]`; the least and the largest number of a clamp; the directions
-            `[n, features]` that are removed or projected on.
+            `[n, features]` that are removed or projected on; one number that is added to the scores
+            of keys, minus infinity by default.
         pools: For each cell of a mean, the cells whose mean is written.
         heads: Which heads; all if `None`.
-        keys: Row and position of what the cells, as queries, do not see.
+        keys: Row and position of what the cells, as queries, do not see, or see otherwise.
         since: Every position from this one on is changed as the first cell is.
     """
 
@@ -147,7 +148,7 @@ def _editing(model: nn.Module, edits: Sequence[PlainEdit], readers: Sequence[tup
 
 
 def _masked(edit: PlainEdit, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """An attention module's arguments with minus infinity added to its mask."""
+    """An attention module's arguments with a number added to its mask, minus infinity mostly."""
     called = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     x = called.arguments["hidden_states"]
     rows, length = x.shape[:2]
@@ -159,10 +160,11 @@ def _masked(edit: PlainEdit, module: nn.Module, args: tuple, kwargs: dict) -> tu
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, lowest)
     n_heads = edit.point.sizes[edit.point.axes.index("head")]
     mask = mask.expand(rows, n_heads, length, mask.shape[-1]).clone()
+    added = edit.values[0].item() if edit.values else -torch.inf
     for _, (row, query) in edit.cells_of(x.shape):
         for key_row, key in edit.keys:
             if key_row == row:
-                mask[row, edit.heads or slice(None), query, key] = -torch.inf
+                mask[row, edit.heads or slice(None), query, key] += added
     called.arguments["attention_mask"] = mask
     return called.args, called.kwargs
 
