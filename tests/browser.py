@@ -139,8 +139,16 @@ class Browser:
     def open(self, page: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False,
              fragment: str = "") -> Page:  # fmt: skip
         """A page from a file or an address, loaded."""
-        url = page if isinstance(page, str) else page.resolve().as_uri()
-        return Page(self, url + fragment, width, height, dark)
+        url = (page if isinstance(page, str) else page.resolve().as_uri()) + fragment
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        opened = Page(self, target, url)
+        opened.resize(width, height)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        opened.ask("Emulation.setEmulatedMedia", features=[scheme])
+        opened.ask("Emulation.setFocusEmulationEnabled", enabled=True)
+        opened.ask("Page.navigate", url=url)
+        opened.wait('document.readyState === "complete" && location.href !== "about:blank"')
+        return opened
 
     def ask(self, method: str, session: str | None = None, **params: Any) -> dict:
         """A command's answer."""
@@ -181,22 +189,14 @@ class Browser:
 
 
 class Page:
-    """A tab."""
+    """A tab, or a frame in one."""
 
-    def __init__(self, browser: Browser, url: str, width: int, height: int, dark: bool):
-        self._browser, self.url = browser, url
-        self._target = browser.ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = browser.ask(
-            "Target.attachToTarget", targetId=self._target, flatten=True
-        )["sessionId"]  # fmt: skip
+    def __init__(self, browser: Browser, target: str, url: str):
+        self._browser, self._target, self.url = browser, target, url
+        attached = browser.ask("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
-        self.resize(width, height)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.ask("Emulation.setEmulatedMedia", features=[scheme])
-        self.ask("Emulation.setFocusEmulationEnabled", enabled=True)
-        self.ask("Page.navigate", url=url)
-        self.wait('document.readyState === "complete" && location.href !== "about:blank"')
 
     def __enter__(self) -> Self:
         return self
@@ -215,6 +215,12 @@ class Page:
         if "exceptionDetails" in found:
             raise AssertionError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
+
+    def frame(self) -> Page:
+        """The frame within the page that is a world of its own, as a sandboxed one is."""
+        targets = self._browser.ask("Target.getTargets")["targetInfos"]
+        [target] = [t["targetId"] for t in targets if t["type"] == "iframe"]
+        return Page(self._browser, target, "about:srcdoc")
 
     def wait(self, condition: str, seconds: float = 30) -> None:
         """Until an expression is true."""

@@ -7,6 +7,7 @@ from browser import WIDTHS
 
 from explorer import decoded
 from vlm_lens import HookedVLM, explore
+from vlm_lens.reading.resampled import patch_weights
 from vlm_lens.tasks import Task
 
 
@@ -146,9 +147,35 @@ def test_the_frame_of_a_notebook_shows_the_page(browser, explored, tmp_path):
     path = tmp_path / "exported.html"
     path.write_text(f"<!doctype html><title>x</title><body>{explored._repr_html_()}", "utf-8")
     with browser.open(path) as page:
-        assert page.errors == [] and page.fetched in ([], ["about:srcdoc"])
-        tall = page.js("document.querySelector('iframe').clientHeight")
-        assert tall > 600
+        assert page.js("document.querySelector('iframe').clientHeight") > 600
+        inside = page.frame()
+        inside.wait("document.getElementById('story').innerText.includes('With the vector')")
+        inside.js("document.querySelector('[data-key=strip0]').click()")
+        assert "after block 0" in inside.js("document.getElementById('story').innerText")
+        assert inside.errors == inside.fetched == page.errors == []
+        assert page.fetched in ([], ["about:srcdoc"])
+
+
+def test_latents_share_their_attention_out_to_patches(browser, tmp_path):
+    """A resampler's picture: attention to each latent, times what it has read of the patch."""
+    vlm = HookedVLM.from_pretrained("toy-idefics2")
+    prompt = vlm.prompt(Task.load("country-capital").query("Algeria", "image"))
+    _, cache = vlm.run_with_cache(prompt, names_filter="projector.*hook_pattern")
+    latents = list(prompt.layout.image[0].positions)
+    look = vlm.attention(prompt, layers=3, heads=1).values.to_numpy()[0, 0, latents]
+    weights = patch_weights(cache).flatten(1).numpy()
+    file = explore(vlm, prompt, progress=False).save(tmp_path / "page.html")
+    opacity = "[...document.querySelectorAll('.cell')].map(e => +e.getAttribute('fill-opacity'))"
+    with browser.open(file, fragment="#look=3&head=1") as page:
+        seen = look @ weights
+        assert page.js(opacity) == pytest.approx(0.7 * seen / seen.max(), abs=2e-3)
+        page.point(f"[data-key=token{latents[2]}]")
+        assert page.js(opacity) == pytest.approx(0.7 * weights[2] / weights[2].max(), abs=2e-3)
+        page.point("h1")
+        assert page.js(opacity) == pytest.approx(0.7 * seen / seen.max(), abs=2e-3)
+        page.point(".cell")
+        assert "read most by the latent" in page.js("document.getElementById('told').innerText")
+        assert page.errors == []
 
 
 def test_sinks_are_marked_and_left_out(browser, tmp_path):

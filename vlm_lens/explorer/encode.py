@@ -6,15 +6,16 @@ A number x from 0 to 1 is kept as round(65535 x): off by 8e-6 at the most, two b
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vlm_lens.explorer.view import ModelView, Run, Scene
+from vlm_lens.explorer.view import UNNAMED, ModelView, Run, Scene
 from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, runs, visible
 from vlm_lens.figures.view_parts import drawings
+from vlm_lens.layout.geometry import PatchGrid
 from vlm_lens.layout.layout import TEXT, Layout
 
 UNIT = 65535
@@ -75,7 +76,8 @@ def prompt_text(scene: Scene) -> str:
             parts.append("".join(shown) if pieces else f"[{stop - start} tokens]")
         elif kind.startswith("image"):
             many = len(layout.images) > 1
-            parts.append(f" [{kind}] " if many else f" [picture of {scene.name}] ")
+            told = "picture" if scene.name == UNNAMED else f"picture of {scene.name}"
+            parts.append(f" [{kind}] " if many else f" [{told}] ")
     return " ".join("".join(parts).split())
 
 
@@ -118,27 +120,35 @@ def _drawings(scene: Scene) -> Iterable[dict[str, Any]]:
     for image, numbers in drawings(grids):
         drawn.add(image)
         shown = [grids[image, n] for n in numbers]
-        size = _size(scene, image, shown[0].pixels_of.picture)
-        cells = []
-        for grid in shown:
-            xs, ys = cell_edges(grid)
-            for i, position in enumerate(grid.positions):
-                r, c = divmod(i, grid.cols)
-                box = (xs[c], ys[r], xs[c + 1] - xs[c], ys[r + 1] - ys[r])
-                cells.append([*(round(v, 2) for v in box), position, r, c])
-        x0, y0, x1, y1 = canvas(shown, size)
-        yield {
-            "image": image,
-            "box": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-            "size": list(size),
-            "cells": cells,
-            "tiles": len(numbers) > 1 or numbers[0] > 0,
-        }
+        tiles = len(numbers) > 1 or numbers[0] > 0
+        yield {**_drawing(scene, image, shown), "tiles": tiles}
+    for one in scene.resampled:
+        drawn.add(one.image)
+        latents = {"latents": list(one.positions), "weights": fixed(one.weights)}
+        yield {**_drawing(scene, one.image, [one.grid]), **latents}
     for image in range(len(scene.pictures)):
         if image not in drawn:
-            size = _size(scene, image, (224, 224))
-            yield {"image": image, "box": [0, 0, *size], "size": list(size), "cells": []}
+            yield _drawing(scene, image, [])
 
 
-def _size(scene: Scene, image: int, otherwise: tuple[int, int]) -> tuple[int, int]:
-    return scene.pictures[image].size if image < len(scene.pictures) else otherwise
+def _drawing(scene: Scene, image: int, grids: Sequence[PatchGrid]) -> dict[str, Any]:
+    """A picture and its patches: x, y, width, height, position, row and column of each."""
+    size = (224, 224)
+    if image < len(scene.pictures):
+        size = scene.pictures[image].size
+    elif grids:
+        size = grids[0].pixels_of.picture
+    cells = []
+    for grid in grids:
+        xs, ys = cell_edges(grid)
+        for i, position in enumerate(grid.positions):
+            r, c = divmod(i, grid.cols)
+            box = (xs[c], ys[r], xs[c + 1] - xs[c], ys[r + 1] - ys[r])
+            cells.append([*(round(v, 2) for v in box), position, r, c])
+    x0, y0, x1, y1 = canvas(grids, size)
+    return {
+        "image": image,
+        "box": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+        "size": list(size),
+        "cells": cells,
+    }

@@ -12,7 +12,7 @@ from vlm_lens.errors import VLMLensError
 from vlm_lens.explorer.page import explorer_page
 from vlm_lens.explorer.read import Reader, Writable, attention_blocks
 from vlm_lens.explorer.rows import chosen_rows, task_vectors
-from vlm_lens.explorer.view import ModelView
+from vlm_lens.explorer.view import UNNAMED, ModelView
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.storage.files import write_whole
 from vlm_lens.tasks import Task
@@ -120,7 +120,7 @@ def explore(
     if prompt is None:
         prompts: dict[str, Any] = dict(chosen_rows(vlm, writable, chosen, rows, bar))
     else:
-        prompts = dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}
+        prompts = dict(prompt) if isinstance(prompt, Mapping) else {UNNAMED: prompt}
     return Explorer((model_view(vlm, prompts, writable, images=images, blocks=blocks, bar=bar),))
 
 
@@ -155,7 +155,7 @@ def _about(vlm: HookedVLM) -> str:
     from vlm_lens import zoo
 
     if vlm.name in zoo.names():
-        return "small, ships with the package, trained for demonstration."
+        return "small models in the package, trained for demonstration."
     return ""
 
 

@@ -207,7 +207,7 @@ function explorer(data, load) {
       "aria-pressed": String(b === state.block), onclick: () => { state.block = b; draw(); } },
       make("small", {}, "block " + b), make("span", {}, word(runs[b].words[runs[b].answers[0]]),
         ...(runs[b].right && runs[b].right[0] ? [make("span", { class: "right" }, " \u2713")] : []))));
-    strip.style.setProperty("--columns", fields.length <= 12 ? Math.ceil(fields.length / 2) : 6);
+    strip.style.setProperty("--columns", fields.length <= 4 ? fields.length : fields.length <= 12 ? Math.ceil(fields.length / 2) : 6);
     strip.replaceChildren(...fields);
     rove(strip, fields, Math.max(0, fields.findIndex(f => f.getAttribute("aria-pressed") === "true")), 1);
   }
@@ -219,8 +219,8 @@ function explorer(data, load) {
   }
   let places = new Map(), values = null;
   const nameOf = i => { const [text, kind] = scene().tokens[i]; const cell = cellsAt.get(i);
-    return kind.startsWith("image") ? (cell ? "patch (" + cell[5] + ", " + cell[6] + ")" : "picture token") + " at " + i : "\u201c" + text + "\u201d at " + i; };
-  let cellsAt = new Map();
+    return kind.startsWith("image") ? (cell ? "patch (" + cell[5] + ", " + cell[6] + ")" : scene().drawings.some(d => d.latents) ? "latent" : "picture token") + " at " + i : "\u201c" + text + "\u201d at " + i; };
+  let cellsAt = new Map(), latentCells = [];
   const select = i => { state.at = i; draw(); };
   function place(e, i) {
     places.set(i, [...(places.get(i) || []), e]);
@@ -230,7 +230,28 @@ function explorer(data, load) {
   }
   function light(i, on) {
     for (const e of places.get(i) || []) e.classList.toggle("on", !!on);
+    for (const { rects, latents, weights, base } of latentCells) {  // what a latent has read, while it is pointed at
+      const l = latents.indexOf(i), n = rects.length;
+      if (l >= 0) rects.forEach((e, k) => e.setAttribute("fill-opacity", on ? 0.7 * weights[l * n + k] / Math.max(...weights.subarray(l * n, l * n + n)) : base[k]));
+    }
     $("told").textContent = on ? tell(i) : idle();
+  }
+  function pool(d, svg) {  // patches without tokens: what is looked at of each latent, times what it has read
+    const n = d.cells.length, weights = numbers(d.weights);
+    const seen = d.cells.map((_, k) => values ? d.latents.reduce((t, at, l) => t + values[at] * weights[l * n + k] / UNIT, 0) : 0);
+    const most = Math.max(...seen, 1e-9), base = seen.map(v => (0.7 * v / most).toFixed(3));
+    const rects = d.cells.map((c, k) => {
+      const e = make("rect", { x: c[0], y: c[1], width: c[2], height: c[3], class: "cell", "fill-opacity": base[k] });
+      const best = d.latents.reduce((b, _, l) => weights[l * n + k] > weights[b * n + k] ? l : b, 0);
+      e.addEventListener("pointerenter", () => {
+        for (const twin of places.get(d.latents[best]) || []) twin.classList.add("on");
+        $("told").textContent = "patch (" + c[5] + ", " + c[6] + "), read most by the latent at " + d.latents[best] + (values ? "; it gets " + percent(seen[k]) + " of the attention through its latents" : "") + ".";
+      });
+      e.addEventListener("pointerleave", () => light(d.latents[best], 0));
+      return e;
+    });
+    svg.append(...rects);
+    latentCells.push({ rects, latents: d.latents, weights, base });
   }
   const idle = () => ({
     attention: "Colour: attention from " + nameOf(state.at) + " in head " + state.head + " of block " + state.look
@@ -246,16 +267,18 @@ function explorer(data, load) {
   }
   function drawPrompt() {
     const s = scene(), drawings = s.drawings, run = runAt(state.at);
-    cellsAt = new Map(drawings.flatMap(d => d.cells).map(c => [c[4], c]));
+    latentCells = [];
+    cellsAt = new Map(drawings.filter(d => !d.latents).flatMap(d => d.cells).map(c => [c[4], c]));
     values = state.show === "attention" && run ? attentionOf(run, state.at, state.look, state.head) : null;
     places = new Map();
     // patches are set against patches, the rest against the rest: a token that draws a hundred times
     // what a patch draws would leave every picture blank
     const peak = patches => Math.max(1e-9, ...(values || []).filter((_, i) => cellsAt.has(i) === patches));
     const peaks = [peak(false), peak(true)], shade = i => values ? values[i] / peaks[+cellsAt.has(i)] : 0;
-    $("prompt-about").textContent = drawings.some(d => d.cells.length)
+    $("prompt-about").textContent = cellsAt.size
       ? "Each square of the picture is one patch, and each patch is one token. Select a patch or a token to see where the model looks from it, and what each block would say there."
-      : "Select a token to see where the model looks from it, and what each block would say there." + (s.why.some(Boolean) ? " The picture has no squares: " + s.why.find(Boolean) + "." : "");
+      : "Select a token to see where the model looks from it, and what each block would say there." + (drawings.some(d => d.latents)
+        ? " The picture\u2019s tokens are latents, each a mixture of patches: a patch is coloured by the attention to each latent, times what the latent has read of the patch. Point at a latent to see what it has read." : s.why.some(Boolean) ? " The picture has no squares: " + s.why.find(Boolean) + "." : "");
     radios($("show"), "show", canShow().map(v => ({ value: v, inside: [v] })), state.show, v => { state.show = v; draw(); });
     $("show").prepend(make("legend", {}, "Show"));
     $("show").hidden = canShow().length < 2;
@@ -264,19 +287,31 @@ function explorer(data, load) {
     $("look-value").textContent = state.look;
     $("look-label").hidden = state.show === "patches";
     document.querySelector(".pictures").replaceChildren(...drawings.map(d => drawing(s, d, shade)));
+    const crowded = s.tokens.filter((_, i) => isPicture(i)).length > 160;  // then one field a picture
     const tokens = s.tokens.map(([text, kind], i) => {
+      if (crowded && isPicture(i) && i !== state.at) {
+        if (i && s.tokens[i - 1][1] === kind) return null;
+        let end = i;
+        while (end + 1 < s.tokens.length && s.tokens[end + 1][1] === kind) end += 1;
+        const all = [...Array(end - i + 1).keys()].map(j => i + j);
+        const e = make("span", { class: "token picture run" }, make("small", {}, i + "\u2013" + end),
+          kind + (values ? ", " + percent(all.reduce((t, j) => t + values[j], 0)) : ""));
+        for (const j of all) places.set(j, [...(places.get(j) || []), e]);
+        return e;
+      }
       const picture = kind.startsWith("image"), cell = cellsAt.get(i), sh = 0.85 * shade(i);
       const lensed = state.show === "lens" && picture && runAt(i) ? lensOf(runAt(i), i, state.look) : null;
       const e = make("button", { type: "button", class: "token" + (picture ? " picture" : "") + (i === state.at ? " at" : "") + (s.sinks.includes(i) ? " sink" : ""),
         "data-key": "token" + i, "aria-pressed": String(i === state.at), "aria-label": nameOf(i) + (values ? ", " + percent(values[i]) : "") },
-        make("small", {}, String(i)), lensed ? lensed[0][0] : picture ? (cell ? cell[5] + "," + cell[6] : "img") : text);
+        make("small", {}, String(i)), lensed ? lensed[0][0] : picture ? (cell ? cell[5] + "," + cell[6] : drawings.some(d => d.latents) ? "latent" : "img") : text);
       tint(e, sh);
       place(e, i);
       return e;
-    }).filter((e, i) => s.tokens[i][1] !== "pad");
+    }).filter((e, i) => e && s.tokens[i][1] !== "pad");
     const box = document.querySelector(".tokens");
     box.replaceChildren(...tokens);
-    rove(box, tokens, Math.max(0, tokens.findIndex(e => e.classList.contains("at"))), 1);
+    const chosen = tokens.filter(e => e.tagName === "BUTTON");
+    rove(box, chosen, Math.max(0, chosen.findIndex(e => e.classList.contains("at"))), 1);
     $("told").textContent = idle();
   }
   function drawing(s, d, shade) {
@@ -285,7 +320,8 @@ function explorer(data, load) {
       "aria-label": "picture " + d.image + ", " + (d.cells.length ? d.cells.length + " patches" : "no patches") });
     if (picture) svg.append(make("image", { href: picture.uri, x: 0, y: 0, width: d.size[0], height: d.size[1], preserveAspectRatio: "none",
       class: state.show === "attention" && d.cells.length ? "grey" : undefined }));
-    const words = [], rects = d.cells.map(c => {
+    if (d.latents) pool(d, svg);
+    const words = [], rects = (d.latents ? [] : d.cells).map(c => {
       const e = make("rect", { x: c[0], y: c[1], width: c[2], height: c[3], "fill-opacity": (0.7 * shade(c[4])).toFixed(3), role: "button",
         class: "cell" + (c[4] === state.at ? " at" : "") + (s.sinks.includes(c[4]) ? " sink" : ""), "data-key": "patch" + c[4], "aria-label": nameOf(c[4]) });
       place(e, c[4]);
@@ -298,7 +334,7 @@ function explorer(data, load) {
     });
     svg.append(...rects, ...words);
     const columns = d.cells.length ? Math.max(...d.cells.map(c => c[6])) + 1 : 1;
-    rove(svg, rects, Math.max(0, d.cells.findIndex(c => c[4] === state.at)), columns);
+    if (rects.length) rove(svg, rects, Math.max(0, d.cells.findIndex(c => c[4] === state.at)), columns);
     return make("figure", {}, svg, ...(s.drawings.length > 1 ? [make("figcaption", {}, "picture " + d.image + (d.tiles ? ", its tiles" : ""))] : []));
   }
   function drawAttention() {

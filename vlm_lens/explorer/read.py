@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 
 from vlm_lens.attention.parts import AttentionError, part_of
 from vlm_lens.errors import VLMLensError
-from vlm_lens.explorer.view import Run, Scene
+from vlm_lens.explorer.view import Resampled, Run, Scene
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.layout.layout import PAD
 from vlm_lens.layout.positions import At, Last
 from vlm_lens.lenses import LogitLens
 from vlm_lens.measures.capture import Capture
+from vlm_lens.reading.resampled import patch_weights
 from vlm_lens.tokens import string_token
 
 if TYPE_CHECKING:
@@ -172,8 +174,27 @@ class Reader:
             self.name, self.prompt.layout, plain, written,
             tuple(self.prompt.images[0]) if self.prompt.images else (),
             self.labels([plain, *written.values()]), self.expected(vectors), self.sinks,
-            dict(self.missing),
+            dict(self.missing), self.resampled(),
         )  # fmt: skip
+
+    def resampled(self) -> tuple[Resampled, ...]:
+        """What latents have read of patches, where pictures have latents in place of patches."""
+        images = [i for i in self.prompt.layout.images if not i.text.grids and i.vision.grids]
+        patterns = "projector.*hook_pattern"
+        if not images or not any(fnmatchcase(n, patterns) for n in self.vlm.architecture.points):
+            return ()
+        _, cache = self.vlm.run_with_cache(
+            self.prompt, names_filter=patterns, device="cpu", last_logits=1
+        )
+        found = []
+        for image in images:
+            sequences = [positions for _, positions in image.text.sequences]
+            for number, grid in enumerate(image.vision.grids):
+                weights = patch_weights(cache, image.index, grid=number).flatten(1).numpy()
+                latents = sequences[number] if number < len(sequences) else ()
+                if len(latents) == len(weights):  # tiles may stand with separators in one sequence
+                    found.append(Resampled(image.index, grid, tuple(latents), weights))
+        return tuple(found)
 
     def fits(self) -> bool:
         """Whether the runs with a vector after every block fit into one page or answer."""

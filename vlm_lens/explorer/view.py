@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from vlm_lens.layout.geometry import PatchGrid
 from vlm_lens.layout.layout import Layout
+
+UNNAMED = "prompt"  # a scene to which nobody gave a name
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,23 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
+class Resampled:
+    """What the latents of a resampler have read of the patches of one view of a picture.
+
+    Attributes:
+        image: Which picture of the prompt.
+        grid: The view's patches, as the tower reads them.
+        positions: The latents' positions in the text.
+        weights: Shares, `[latent, patch]`, patches row by row.
+    """
+
+    image: int
+    grid: PatchGrid
+    positions: tuple[int, ...]
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One prompt, run as it is and with each vector after each block.
 
@@ -56,6 +76,7 @@ class Scene:
         labels: Token id -> its text, for every id in the runs.
         expected: Vector -> the right answer under its task, where one is known.
         sinks: The positions that are attention sinks.
+        resampled: What latents have read, where no position has a patch of its own.
         missing: `"attention"` or `"lens"` -> why it could not be read.
     """
 
@@ -68,6 +89,7 @@ class Scene:
     expected: Mapping[str, str] = field(default_factory=dict)
     sinks: tuple[int, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    resampled: tuple[Resampled, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
