@@ -111,7 +111,7 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
         same = (list(self), self.layouts, self.at) == (list(other), other.layouts, other.at)
         return same and all(torch.equal(v, other._values[n]) for n, v in self._values.items())
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str | tuple) and self._points.full_name(name) in self._values

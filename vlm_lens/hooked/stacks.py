@@ -9,7 +9,7 @@ places; a norm applied to a stack includes its weight (there it is folded into t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -213,8 +213,8 @@ class Stacks:
 
         def directions(given: str | int | Sequence[str | int] | Tensor) -> Tensor:
             listed = given.tolist() if isinstance(given, Tensor) else given
-            one = isinstance(listed, str | int)
-            ids = [to_id(t) for t in ([listed] if one else listed)]
+            each: Any = [listed] if isinstance(listed, str | int) else listed
+            ids = [to_id(token) for token in each]
             if len(ids) not in (1, residual_stack.shape[1]):
                 raise StreamError(
                     f"{len(ids)} tokens were given for {residual_stack.shape[1]} rows: give one, "

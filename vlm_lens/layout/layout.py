@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from unicodedata import normalize
 
 from vlm_lens.errors import PositionError
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXT, SPECIAL, PAD = "text", "special", "pad"
-_FORMS = ("NFC", "NFKC", "NFD", "NFKD")  # in which tokenizers write a text
+_Form = Literal["NFC", "NFKC", "NFD", "NFKD"]
+_FORMS: tuple[_Form, ...] = ("NFC", "NFKC", "NFD", "NFKD")  # in which tokenizers write a text
 
 
 @savable

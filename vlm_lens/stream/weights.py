@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from vlm_lens.integers import as_integer
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.sites import FlatView, HeadView, RowsView, View, submodule
 from vlm_lens.stream.refusal import StreamError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def matrix(module: nn.Module, what: str) -> Tensor:
@@ -132,7 +136,7 @@ def _inner(view: View | None) -> View | None:
 class Weights:
     """Names of weights for a described model."""
 
-    hf_model: nn.Module
+    hf_model: PreTrainedModel
     architecture: Architecture
 
     @property
