@@ -18,10 +18,17 @@ WRONG = {
         ("layout.image[0].positions", "8", "'right'", "None", "[[1, 2]].pop"),
         ("torch.zeros(vlm.cfg.n_layers)", "[0.1, 0.2]", "['a'] * 8", "3", "None", "{'a': 1}"),
         ("patch(best, torch.zeros(vlm.cfg.d_model))", "[1, 2]", "read", "'currency'", "None"),
-    ]
+    ],
+    "02_what_a_patch_says": [
+        ("['Cow'] * 7", "8", "'Cow'", "None", "[1, 2]"),
+        ("-1", "'first'", "None", "[0]"),
+    ],
 }
 # what the tutorials say that the model says, where the exercises are solved
-RIGHT = {"01_first_look": ("without: Greece\n", "with:    Athens\n", "Right: Euro\n")}
+RIGHT = {
+    "01_first_look": ("without: Greece\n", "with:    Athens\n", "Right: Euro\n"),
+    "02_what_a_patch_says": ("Right: ['", "Right: "),
+}
 SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.DOTALL)
 
 
