@@ -168,7 +168,8 @@ def page(rows: Sequence[dict[str, Any]], kl: Sequence[dict[str, Any]]) -> str:
                 continue
             row = here[lens]
             cell = f"{row['share']:.2f} ({row['shuffled']:.2f}) at {row['layer']}"
-            line.append(f"**{cell}**" if row["share"] == leads and leads > 0.03 else cell)
+            clear = row["share"] > max(0.03, 2 * row["shuffled"])  # more than the control
+            line.append(f"**{cell}**" if row["share"] == leads and clear else cell)
         lines.append(line)
     parts = [
         "<!-- Written by scripts/docs/lens_reading.py from what it measured: do not edit. -->\n",
