@@ -160,6 +160,9 @@ def test_what_cannot_be_is_refused(clip, bank, asked, tmp_path, load):
             Bank.build(clip, texts, tmp_path / message[:4], progress=False)
     with pytest.raises((FileError, VLMLensError)):
         Bank(tmp_path / "nowhere")
+    with pytest.raises(LensError, match="a Bank or its folder, not list"):
+        LatentLens(bank=["red"])
+    assert LatentLens(bank=str(bank.folder)) == LatentLens(bank=bank)
 
 
 def test_words_stand_in_contexts():

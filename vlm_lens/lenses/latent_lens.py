@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 from vlm_lens.errors import VectorError
@@ -30,15 +31,25 @@ class LatentLens(Lens):
     Each token counts once, by its nearest context and layer, which tables and hover texts name.
 
     Attributes:
-        bank: The bank; see `Bank.build`.
+        bank: The bank, or its folder; see `Bank.build`.
         allow_transfer: Lets a bank of another model of the same width be used.
     """
 
-    bank: Bank = field(kw_only=True)
+    bank: Bank | str | Path = field(kw_only=True)
     allow_transfer: bool = field(kw_only=True, default=False)
 
     measure: ClassVar[str] = "cosine similarity"
     title: ClassVar[str] = "Which word in context each state is nearest to"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.bank, str | Path):
+            object.__setattr__(self, "bank", Bank(Path(self.bank)))
+        if not isinstance(self.bank, Bank):
+            raise LensError(
+                f"bank= is a Bank or its folder, not {type(self.bank).__name__}: "
+                "Bank.build(vlm, texts, folder) makes one."
+            )
 
     def names(self, vlm: HookedModel) -> list[str]:
         """The points that are read.
