@@ -143,7 +143,7 @@ def text(folder: Path) -> list[dict[str, Any]]:
         "LatentLens": LatentLens(SOME, bank=bank),
         "Patchscope": Patchscope(SOME, layer=2, max_new_tokens=3),
     }
-    known = [(s.format(word), Find(word), (word,)) for word in words[:20] for s in SENTENCES]
+    known = [(s.format(word), Find(word), (word,)) for word in words[:10] for s in SENTENCES]
     return _rows(score_reading(vlm, known, lenses), "words in text")
 
 

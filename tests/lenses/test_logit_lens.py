@@ -138,6 +138,17 @@ def test_layers_are_blocks_embed_or_points(clip):
     assert twice.layers == twice.points and twice.top(twice.points[0])
 
 
+def test_several_points_are_read_in_the_order_of_the_forward_pass(clip):
+    prompt = clip.prompt("Q:Greece\nA:")
+    names = ("blocks.1.hook_resid_post", "blocks.0.hook_resid_mid", "blocks.0.hook_resid_post")
+    for points in (names, list(names), names[:2]):
+        seen = LogitLens(points, at=Last()).run(clip, prompt)
+        assert sorted(seen.points) == sorted(points)
+        for point in seen.points:
+            alone = LogitLens(point, at=Last()).run(clip, prompt)
+            assert seen.top(point) == alone.top(point)
+
+
 def test_as_a_table(clip):
     prompt = clip.prompt("Q:Greece\nA:")
     table = LogitLens(at=Last(), k=2, tokens=(9,)).run(clip, prompt).to_dataframe()

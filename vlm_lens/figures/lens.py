@@ -16,8 +16,8 @@ _TOKEN_PX = 58  # width of a column with a token in it
 _LAYER_PX = 30
 _FEW = 14  # up to so many positions, patches too have columns of their own: a page is not wider
 _RUN_PX = (110, 330)  # least and most width of one picture's patches, side by side
-_BAR_PX = 90  # for a colour bar
-_BESIDE_PX = 330  # a picture's width where several stand side by side
+_BAR_PX = 75  # for a colour bar
+_BESIDE_PX = 265  # a picture's width where several stand side by side
 
 
 def lens_figure(words: Words) -> go.Figure:

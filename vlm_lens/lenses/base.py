@@ -121,7 +121,7 @@ class Lens(ABC):
             LensError: The lens was made for another model.
         """
         table = vlm.architecture.points
-        names = table.match(freeze_points(self.points))
+        names = table.match(list(freeze_points(self.points)))
         for name in names:
             if table[name].space != "text" or table[name].sizes[2:] != (vlm.cfg.d_model,):
                 raise PointError(

@@ -120,7 +120,7 @@ class TowerLens(Lens):
             PointError: One that is not as wide as the tower's residual stream.
         """
         table = vlm.architecture.points
-        names = table.match(freeze_points(self.points))
+        names = table.match(list(freeze_points(self.points)))
         width = self.encoder.post_layernorm.weight.shape
         for name in names:
             if table[name].space != "vision" or table[name].sizes[2:] != tuple(width):
