@@ -18,6 +18,7 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import vlm_lens.attention  # noqa: F401  what it imports counts as memory of every way
 from vlm_lens import HookedVLM
 
 WAYS = ("plain", "vlm.attention", "eager", "transformer_lens")
@@ -82,9 +83,9 @@ def main() -> None:
     ways = [way for way in args.ways.split(",") if way in WAYS]
     peaks = {}
     for way in ways:
-        again = [a for a in sys.argv[1:] if not a.startswith("--ways")]
-        done = subprocess.run([sys.executable, __file__, *again, "--memory", way],
-                              capture_output=True, text=True, check=True)  # fmt: skip
+        sizes = [f"--{name}={getattr(args, name)}" for name in ("layers", "width", "positions")]
+        done = subprocess.run([sys.executable, __file__, *sizes, f"--memory={way}"],
+                              stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
         before, after = map(int, done.stdout.split()[-2:])
         peaks[way] = after / 1024
         print(f"{way}: peak {after / 1024:.0f} MB, {(after - before) / 1024:.0f} MB of it in the "

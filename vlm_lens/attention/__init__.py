@@ -1,5 +1,6 @@
 """Where a model looks: rows of its attention patterns as scores, sinks, rollout, relative maps."""
 
+from vlm_lens.attention.generated import generated_attention
 from vlm_lens.attention.read import attention, attention_by_row
 from vlm_lens.attention.relative import relative_attention
 from vlm_lens.attention.rollout import attention_flow, attention_rollout
@@ -14,6 +15,7 @@ __all__ = [
     "attention_rollout",
     "entropy",
     "find_sinks",
+    "generated_attention",
     "on_patches",
     "relative_attention",
 ]
