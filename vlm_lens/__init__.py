@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what _HOMES says, for editors and type checkers
     from vlm_lens.layout.positions import All as All
     from vlm_lens.layout.positions import At as At
     from vlm_lens.layout.positions import Find as Find
+    from vlm_lens.layout.positions import Frames as Frames
     from vlm_lens.layout.positions import Generated as Generated
     from vlm_lens.layout.positions import Images as Images
     from vlm_lens.layout.positions import Last as Last
@@ -95,6 +96,7 @@ _HOMES = {
     "At": "vlm_lens.layout.positions",
     "Find": "vlm_lens.layout.positions",
     "Generated": "vlm_lens.layout.positions",
+    "Frames": "vlm_lens.layout.positions",
     "Images": "vlm_lens.layout.positions",
     "Last": "vlm_lens.layout.positions",
     "Patches": "vlm_lens.layout.positions",

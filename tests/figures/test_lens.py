@@ -10,7 +10,8 @@ from vlm_lens import At, Last, LogitLens, Patches
 from vlm_lens.errors import PointError, PositionError
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageLayout, ImageSpace, Layout
+from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 from vlm_lens.lenses import LensResult, LensRow
 
 TEXT = "Q:<image>\nA:"

@@ -13,7 +13,8 @@ from PIL import Image
 from vlm_lens import HookedVLM
 from vlm_lens.figures.prompt_view import cell_edges, picture_uri, prompt_html, visible
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageLayout, ImageSpace, Layout
+from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 from vlm_lens.prompts.prompt import Prompt
 
 TEXT = "Q:<image>\nA:"

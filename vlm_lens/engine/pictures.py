@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.families import Architecture, Family
-from vlm_lens.layout.layout import ImageLayout, Layout
+from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.pictures import ImageLayout
 
 
 class NotSeparable(VLMLensError):

@@ -25,7 +25,7 @@ from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.stand_ins import standing_in
 from vlm_lens.errors import InterventionError
 from vlm_lens.families import Architecture
-from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.layout.pictures import ImageLayout
 from vlm_lens.ops import Op
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import submodule

@@ -8,7 +8,7 @@ from typing import Any
 from vlm_lens.errors import ModelError
 from vlm_lens.families.by_structure import StructureFamily
 from vlm_lens.families.parts.architecture import Architecture
-from vlm_lens.families.parts.batch import PictureBatch
+from vlm_lens.families.parts.batch import GivenVideo, PictureBatch
 from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.stack import BlockParts, Stack
 
@@ -16,6 +16,7 @@ __all__ = [
     "Architecture",
     "BlockParts",
     "Family",
+    "GivenVideo",
     "PictureBatch",
     "Stack",
     "families",

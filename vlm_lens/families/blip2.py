@@ -16,7 +16,7 @@ from vlm_lens.families.parts.picture import Picture, one_frame
 from vlm_lens.families.parts.projected import ProjectedFamily
 from vlm_lens.families.parts.stack import BlockParts, Stack, stack_size
 from vlm_lens.families.parts.towers import image_point
-from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import AttentionSite, HeadView, InputSite, OutputSite
 from vlm_lens.points.table import PointTable

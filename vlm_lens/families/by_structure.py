@@ -25,7 +25,7 @@ from vlm_lens.families.parts.found_tower import FoundTower, Held, found_tower
 from vlm_lens.families.parts.picture import Picture, runs_of
 from vlm_lens.families.parts.towers import Tower, describe_tower, layers_read
 from vlm_lens.families.parts.views import RowsOfPicturesView
-from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.layout.pictures import ImageSpace
 from vlm_lens.points.config import VisionConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite

@@ -15,7 +15,7 @@ from vlm_lens.families.parts.decoders import DECODERS, Decoder, DecoderNames, fi
 from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.picture import Brackets, Picture, one_frame
 from vlm_lens.families.parts.towers import image_point
-from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.layout.pictures import ImageSpace
 from vlm_lens.points.sites import FeatureMapView, InputSite, MidSite, OutputSite
 
 _TEXT = "model"

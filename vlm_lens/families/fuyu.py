@@ -19,7 +19,7 @@ from vlm_lens.families.parts.pixels import size_entry
 from vlm_lens.families.parts.selection import by_stretches
 from vlm_lens.families.parts.stack import in_one_row
 from vlm_lens.layout.geometry import PixelMap
-from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite
 from vlm_lens.tokens import IMAGE

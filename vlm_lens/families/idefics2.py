@@ -17,7 +17,7 @@ from vlm_lens.families.parts.pixels import Size
 from vlm_lens.families.parts.stack import BlockParts, Stack
 from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.layout.pictures import ImageSpace
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite

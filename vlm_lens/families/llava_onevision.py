@@ -28,7 +28,7 @@ from vlm_lens.families.parts.pixels import (
 )
 from vlm_lens.families.parts.projected import ProjectedFamily
 from vlm_lens.families.parts.selection import by_rows
-from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.layout.pictures import ImageLayout
 
 
 class LlavaOnevisionFamily(ProjectedFamily):
@@ -42,7 +42,7 @@ class LlavaOnevisionFamily(ProjectedFamily):
     ) -> Mapping[str, Any]:
         """Pictures are given text by text: one that is alone is cut into tiles, several are not."""
         nested = [row for row in pictures if row]
-        return processor(text=texts, images=nested, **options)
+        return processor(text=texts, images=nested or None, **options)
 
     def select_pictures(
         self, tensors: Mapping[str, Tensor], pictures: Sequence[ImageLayout], numbers: Sequence[int]

@@ -21,7 +21,7 @@ from vlm_lens.families.parts.pixels import identity_map
 from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack
 from vlm_lens.families.parts.towers import image_point
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.layout.pictures import ImageSpace
 from vlm_lens.points.config import StackConfig, VisionConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import (

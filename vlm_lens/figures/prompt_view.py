@@ -16,7 +16,8 @@ from PIL import Image
 
 from vlm_lens.figures.style import PALETTE, fade
 from vlm_lens.layout.geometry import Box, PatchGrid
-from vlm_lens.layout.layout import PAD, SPECIAL, ImageLayout, Layout
+from vlm_lens.layout.layout import PAD, SPECIAL, Layout
+from vlm_lens.layout.pictures import ImageLayout
 from vlm_lens.pictures import as_read
 
 MAX_ROWS = 3

@@ -26,6 +26,7 @@ from vlm_lens.prompts.chat import Message
 from vlm_lens.prompts.inputs import input_device, input_dtype
 from vlm_lens.prompts.maker import Pictures, Promptable, PromptMaker, Texts
 from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.prompts.videos import Videos
 from vlm_lens.storage.weights import weights_digest
 from vlm_lens.stream.weights import Weights
 from vlm_lens.tokens import string_tokens
@@ -124,7 +125,13 @@ class DescribedModel(Vocabulary, Weights):
 
     @answers_habits
     def prompt(
-        self, text: Texts, images: Pictures = None, *, add_special_tokens: bool = True
+        self,
+        text: Texts,
+        images: Pictures = None,
+        *,
+        videos: Videos = None,
+        fps: float | None = None,
+        add_special_tokens: bool = True,
     ) -> Prompt:
         """Text and pictures as tensors with coordinates.
 
@@ -135,12 +142,19 @@ class DescribedModel(Vocabulary, Weights):
             text: A text or RawPrompt, or a list for a left-padded batch; `<image>` marks each
                 picture's place, on every family.
             images: The pictures, PIL or paths of files, in reading order, or one list a text.
+            videos: The videos, in reading order, each a list of frames (PIL or paths of pictures),
+                all of which are read, or the path of a file that the processor reads; `<video>`
+                marks each one's place.
+            fps: How many frames of the videos a second takes, where that is known: then
+                `layout.video[0].at(2.5)` is the frame at 2.5 seconds.
             add_special_tokens: Whether the tokenizer adds its own, such as `<s>`.
 
         Raises:
             PromptError: Pictures and placeholders do not match, or there is no processor.
         """
-        return self.prompts.from_text(text, images, add_special_tokens=add_special_tokens)
+        return self.prompts.from_text(
+            text, images, videos=videos, fps=fps, add_special_tokens=add_special_tokens
+        )
 
     def chat(
         self,

@@ -61,7 +61,7 @@ def check_fires(points: PointTable, prompt: Prompt, names: Sequence[str]) -> Non
     Raises:
         PromptError: None of the points would fire.
     """
-    if any(layout.images for layout in prompt.layouts):
+    if any(layout.images or layout.videos for layout in prompt.layouts):
         return
     if names and all(points[n].needs_pictures for n in names):
         raise PromptError(f"{names[0]} is computed from pictures, and this prompt has none.")
@@ -75,7 +75,7 @@ def check_fired(
     Raises:
         PointError: A point that this prompt computes did not fire.
     """
-    pictures = any(layout.images for layout in prompt.layouts)
+    pictures = any(layout.images or layout.videos for layout in prompt.layouts)
     due = [n for n in asked if pictures or not points[n].needs_pictures]
     silent = [n for n in due if n not in fired]
     if silent:

@@ -10,162 +10,20 @@ from unicodedata import normalize
 
 from vlm_lens.errors import PositionError
 from vlm_lens.integers import is_integer
-from vlm_lens.layout.geometry import Box, PatchGrid
+from vlm_lens.layout.pictures import (
+    ImageLayout,
+    PicturesOfPrompt,
+    VideoLayout,
+    VideosOfPrompt,
+)
 from vlm_lens.serial import savable
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 TEXT, SPECIAL, PAD = "text", "special", "pad"
 _Form = Literal["NFC", "NFKC", "NFD", "NFKD"]
 _FORMS: tuple[_Form, ...] = ("NFC", "NFKC", "NFD", "NFKD")  # in which tokenizers write a text
-
-
-@savable
-@dataclass(frozen=True)
-class ImageSpace:
-    """One picture in one sequence: the language model's, the tower's or the projector's.
-
-    Attributes:
-        grids: Its patches; one grid for most families, a view of the whole picture and then tiles
-            for others, none where a position holds no single patch.
-        sequences: (row, positions) of everything that belongs to the picture, class tokens and
-            separators included; the row counts on the activation's first axis.
-        why_no_grid: Why there is no grid, if there is none.
-    """
-
-    grids: tuple[PatchGrid, ...] = ()
-    sequences: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    why_no_grid: str = ""
-
-    def grid(self, number: int = 0) -> PatchGrid:
-        """One of the grids, the view of the whole picture first.
-
-        Raises:
-            PositionError: There is no such grid.
-        """
-        if not self.grids:
-            reason = self.why_no_grid or "no position here holds a single patch of the picture"
-            raise PositionError(f"{reason}; address the whole picture with Images().")
-        try:
-            return self.grids[number]
-        except IndexError:
-            raise PositionError(
-                f"This picture has {len(self.grids)} grid(s) of patches; grid {number} was asked."
-            ) from None
-
-    def box(self, x0: float, y0: float, x1: float, y1: float) -> list[tuple[int, int]]:
-        """(row, position) of every patch, in any grid, that overlaps a box of pixels.
-
-        Raises:
-            PositionError: No grid sees anything of the box.
-        """
-        self.grid()
-        found, errors = [], []
-        for grid in self.grids:
-            try:
-                found += [(grid.row, p) for p in grid.box(x0, y0, x1, y1)]
-            except PositionError as error:
-                errors.append(error)
-        if not found:
-            raise errors[0]
-        return found
-
-    def mask(self, mask: np.ndarray, min_share: float = 0.0) -> list[tuple[int, int]]:
-        """(row, position) of every patch, in any grid, of which a mask covers enough.
-
-        Args:
-            mask: `[height, width]` of the picture as given, true inside.
-            min_share: The least share of a patch; 0 for any part of it.
-
-        Raises:
-            PositionError: A mask of another size than the picture, or one that covers so much of
-                no patch.
-        """
-        self.grid()
-        found, most = [], 0.0
-        for grid in self.grids:
-            shares = grid.shares(mask).ravel()
-            most = max(most, float(shares.max()))
-            least = max(min_share - 1e-9, 1e-9)
-            found += [
-                (grid.row, p)
-                for p, share in zip(grid.positions, shares, strict=True)
-                if share >= least
-            ]
-        if not found:
-            seen = ", ".join(f"{v:.0f}" for v in self.grids[0].pixels_of.seen)
-            raise PositionError(
-                f"The mask covers at least {min_share:.0%} of no patch: at most {most:.1%} of one. "
-                f"Of this picture the model sees the box ({seen})."
-            )
-        return found
-
-    def pixels(self, position: int, row: int | None = None) -> Box:
-        """The box of pixels of the patch at a position.
-
-        Raises:
-            PositionError: No patch stands there.
-        """
-        self.grid()
-        for grid in self.grids:
-            if position in grid.positions and row in (None, grid.row):
-                return grid.pixels(position)
-        return self.grids[0].pixels(position)  # raises, and says where patches stand
-
-
-@savable
-@dataclass(frozen=True)
-class ImageLayout:
-    """One picture of a prompt and where its patches stand.
-
-    Attributes:
-        index: Which picture of the prompt, from 0.
-        text: It in the language model's sequence.
-        vision: It in the tower's.
-        projector: It in the projector's output.
-    """
-
-    index: int
-    text: ImageSpace
-    vision: ImageSpace = ImageSpace()
-    projector: ImageSpace = ImageSpace()
-
-    def space(self, name: str) -> ImageSpace:
-        """The picture in `"text"`, `"vision"` or `"projector"`."""
-        return {"text": self.text, "vision": self.vision, "projector": self.projector}[name]
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """All its positions in the language model."""
-        return tuple(p for _, positions in self.text.sequences for p in positions)
-
-    @property
-    def grid(self) -> PatchGrid | None:
-        """Its patches in the language model; `None` where a position has no single patch."""
-        return self.text.grids[0] if self.text.grids else None
-
-    def patch(self, row: int, col: int) -> int:
-        """Position in the language model of one patch, counted from the top left."""
-        return self.text.grid().patch(row, col)
-
-    def box(self, x0: float, y0: float, x1: float, y1: float) -> list[int]:
-        """Positions in the language model of the patches that overlap a box of pixels."""
-        return [position for _, position in self.text.box(x0, y0, x1, y1)]
-
-    def pixels(self, position: int) -> Box:
-        """The box of pixels, in the picture as given, of a position in the language model."""
-        return self.text.pixels(position)
-
-
-class _Images(tuple[ImageLayout, ...]):
-    def __getitem__(self, index):
-        try:
-            return super().__getitem__(index)
-        except IndexError:
-            count = "no picture" if not self else f"{len(self)} picture{'s' * (len(self) > 1)}"
-            raise PositionError(f"This prompt has {count}; image {index} was asked.") from None
 
 
 @savable
@@ -176,9 +34,10 @@ class Layout:
     Attributes:
         token_ids: The token at each position.
         strings: Its text, for example `" Paris"`; empty where there is no tokenizer.
-        kinds: `"text"`, `"special"`, `"pad"`, or `"image 0"`, `"image 1"`, ...
+        kinds: `"text"`, `"special"`, `"pad"`, or `"image 0"`, `"video 0"`, ...
         row: The prompt's row in its batch.
         images: Its pictures.
+        videos: Its videos.
         shifted: How far the row stands to the right of where it was given: padding that a user's
             tensors had after it was moved before it. `At` counts as given.
         pieces: What each token adds to the text, where that is not its string: a character that is
@@ -191,12 +50,14 @@ class Layout:
     row: int = 0
     images: tuple[ImageLayout, ...] = ()
     shifted: int = 0
+    videos: tuple[VideoLayout, ...] = ()
     pieces: tuple[str, ...] = field(default=(), repr=False, compare=False)
     _text: str = field(init=False, repr=False, compare=False)
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "images", _Images(self.images))
+        object.__setattr__(self, "images", PicturesOfPrompt(self.images))
+        object.__setattr__(self, "videos", VideosOfPrompt(self.videos))
         text, starts = "", []
         for string, kind in zip(self.pieces or self.strings, self.kinds, strict=False):
             starts.append(len(text))
@@ -212,6 +73,11 @@ class Layout:
     def image(self) -> tuple[ImageLayout, ...]:
         """The pictures; `layout.image[0].box(...)` gives positions for pixels."""
         return self.images
+
+    @property
+    def video(self) -> tuple[VideoLayout, ...]:
+        """The videos; `layout.video[0].frame(2).patch(1, 3)` is the position of a patch."""
+        return self.videos
 
     @property
     def start(self) -> int:
@@ -352,6 +218,8 @@ class Layout:
                 grid = next((im.grid for im in self.images if f"image {im.index}" == kind), None)
                 size = f", {grid.rows} x {grid.cols} patches" if grid else ""
                 parts.append(f"{position}..{position + run - 1} <{kind}{size}>")
+            elif kind.startswith("video"):
+                parts.append(f"{position}..{position + run - 1} <{kind}>")
             elif kind == PAD:
                 parts.append(f"{position}..{position + run - 1} <padding>")
             else:

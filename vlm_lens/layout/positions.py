@@ -149,6 +149,32 @@ class Images(Position):
 
 @savable
 @dataclass(frozen=True)
+class Frames(Position):
+    """All positions of every video, of one, or of one frame of it: `Frames(0, frame=3)`.
+
+    Frames are counted as given; where the model merges some in time, they stand together.
+    """
+
+    video: int | None = None
+    frame: int | None = None
+
+    def _in_text(self, layout: Layout) -> Iterable[int]:
+        if not layout.video:
+            raise PositionError("This prompt has no video.")
+        videos = layout.video if self.video is None else [layout.video[self.video]]
+        if self.frame is None:
+            return [p for video in videos for p in video.positions]
+        return [p for video in videos for p in video.frame(self.frame).positions]
+
+    def _in_pictures(self, layout: Layout, space: str) -> Pairs:
+        raise PositionError(
+            f"Where the frames of a video stand in the {space}'s sequence is not described: act "
+            "on the language model's points."
+        )
+
+
+@savable
+@dataclass(frozen=True)
 class Text(Position):
     """Every position of text, special tokens included if asked; no picture, no padding."""
 

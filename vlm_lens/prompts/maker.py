@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
-from vlm_lens.families import Architecture, Family, PictureBatch
+from vlm_lens.families import Architecture, Family, GivenVideo, PictureBatch
 from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
 from vlm_lens.locks import lock_of
 from vlm_lens.pictures import as_picture, is_transparent, warn_of
@@ -21,6 +21,7 @@ from vlm_lens.prompts.chat import Message, starts_with_bos, write_chat
 from vlm_lens.prompts.inputs import as_inputs, left_padded
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.prompts.template import RawPrompt
+from vlm_lens.prompts.videos import VIDEO, Videos, clips_of, given, video_options
 from vlm_lens.tokens import IMAGE, string_tokens, text_pieces, tokenizer_of
 
 if TYPE_CHECKING:
@@ -71,9 +72,15 @@ class PromptMaker:
         return self.from_text(given, images)
 
     def from_text(
-        self, text: Texts, images: Pictures = None, *, add_special_tokens: bool = True
+        self,
+        text: Texts,
+        images: Pictures = None,
+        *,
+        videos: Videos = None,
+        fps: float | None = None,
+        add_special_tokens: bool = True,
     ) -> Prompt:
-        """Runs the processor on texts and their pictures, which it gets as they are.
+        """Runs the processor on texts and their pictures and videos, which it gets as they are.
 
         Raises:
             PromptError: Pictures and placeholders do not match, or the processor refuses them.
@@ -87,6 +94,7 @@ class PromptMaker:
             self.family.placeholder(self.processor)  # raises, and says that it takes none
         texts, rows = _texts_and_pictures(text, images)
         flat = [picture for row in rows for picture in row]
+        clips = clips_of(texts, videos)
         if flat:
             warn_of(flat)
             self._warn_of_lost_alpha(flat)
@@ -95,7 +103,11 @@ class PromptMaker:
             options |= self._padding()
         if not add_special_tokens:
             options["add_special_tokens"] = False
-        if flat:
+        if clips:
+            options |= video_options(self.processor, clips, fps)
+            mark = self.family.video_placeholder(self.processor)
+            texts = [t.replace(VIDEO, mark) for t in texts]
+        if flat or clips:
             placeholder = self.family.placeholder(self.processor)
             written = [t.replace(IMAGE, placeholder) for t in texts]
             inputs = self._process(written, rows, options)
@@ -103,7 +115,7 @@ class PromptMaker:
             inputs = self.family.tokenize(self.processor, texts, **options)
         return self.from_tensors(
             dict(inputs), sizes=[p.size for p in flat] or None, texts=tuple(texts),
-            images=tuple(map(tuple, rows)),
+            images=tuple(map(tuple, rows)), videos=[given(clip, fps) for clip in clips],
         )  # fmt: skip
 
     def from_chat(
@@ -127,6 +139,7 @@ class PromptMaker:
         sizes: Sequence[tuple[int, int]] | None = None,
         texts: tuple[str, ...] = (),
         images: tuple[tuple[Image.Image, ...], ...] = (),
+        videos: Sequence[GivenVideo] = (),
     ) -> Prompt:
         """A processor's output, checked and given its layouts.
 
@@ -135,20 +148,21 @@ class PromptMaker:
             sizes: Width and height of each picture as the processor saw it, where known.
             texts: The text of each row, where known.
             images: The pictures of each row, where known.
+            videos: Each video as it was given, where known.
 
         Raises:
             PromptError: Tensors that are no prompt for this model.
         """
         arch, tokenizer = self.architecture, tokenizer_of(self.processor)
         tensors = as_inputs(inputs, self.model, arch)
-        batch = PictureBatch(self.model, arch, tensors, self.processor, sizes)
-        pictures = self.family.image_layouts(batch)
+        batch = PictureBatch(self.model, arch, tensors, self.processor, sizes, videos)
+        pictures, clips = self.family.image_layouts(batch), self.family.video_layouts(batch)
         self._warn_of_length(tensors["input_ids"].shape[1])
         layouts = tuple(
-            _layout(row, ids, _mask(tensors, row), pictures[row], tokenizer)
+            _layout(row, ids, _mask(tensors, row), pictures[row], clips[row], tokenizer)
             for row, ids in enumerate(tensors["input_ids"])
         )
-        return Prompt(tensors, layouts, texts, images, arch.cfg)
+        return Prompt(tensors, layouts, texts, images, tuple(videos), arch.cfg)
 
     def left_padded(self, prompt: Prompt) -> Prompt:
         """The prompt with padding only before its rows, so that all end at the last position.
@@ -161,7 +175,7 @@ class PromptMaker:
         moved = self.from_tensors(
             left_padded(prompt.inputs, after),
             sizes=[p.size for row in prompt.images for p in row] or None,
-            texts=prompt.texts, images=prompt.images,
+            texts=prompt.texts, images=prompt.images, videos=prompt.videos,
         )  # fmt: skip
         layouts = [replace(at, shifted=n) for at, n in zip(moved.layouts, after, strict=True)]
         return replace(moved, layouts=tuple(layouts))
@@ -283,18 +297,23 @@ def _mismatch(placeholders: int, pictures: int) -> str:
     )
 
 
-def _layout(row: int, ids: Tensor, mask: Tensor, pictures: Sequence, tokenizer: Any) -> Layout:
+def _layout(
+    row: int, ids: Tensor, mask: Tensor, pictures: Sequence, videos: Sequence, tokenizer: Any
+) -> Layout:
     special = set(getattr(tokenizer, "all_special_ids", ()) or ())
     kinds = [SPECIAL if int(i) in special else TEXT for i in ids]
     for picture in pictures:
         for position in picture.positions:
             kinds[position] = f"image {picture.index}"
+    for video in videos:
+        for position in video.positions:
+            kinds[position] = f"video {video.index}"
     kinds = [k if m else PAD for k, m in zip(kinds, mask.tolist(), strict=True)]
     token_ids = tuple(ids.tolist())
     strings, pieces = string_tokens(tokenizer, token_ids), text_pieces(tokenizer, token_ids)
     return Layout(
         token_ids, strings, tuple(kinds), row, tuple(pictures),
-        pieces=() if pieces == strings else pieces,
+        videos=tuple(videos), pieces=() if pieces == strings else pieces,
     )  # fmt: skip
 
 

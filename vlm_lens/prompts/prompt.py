@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
+from vlm_lens.families.parts.batch import GivenVideo
 from vlm_lens.layout.layout import Layout
 from vlm_lens.points.config import HookedConfig
 
@@ -21,6 +22,7 @@ class Prompt:
         layouts: The layout of each row.
         texts: The text of each row, where known.
         images: The pictures of each row, where known.
+        videos: What is known of each video, in reading order.
         made_for: The sizes of the model that it was made for.
     """
 
@@ -28,6 +30,7 @@ class Prompt:
     layouts: tuple[Layout, ...]
     texts: tuple[str, ...] = ()
     images: tuple[tuple[Image.Image, ...], ...] = ()
+    videos: tuple[GivenVideo, ...] = ()
     made_for: HookedConfig | None = field(default=None, repr=False)
 
     def __len__(self) -> int:

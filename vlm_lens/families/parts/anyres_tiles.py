@@ -25,7 +25,7 @@ from vlm_lens.families.parts.pixels import (
     window_map,
 )
 from vlm_lens.layout.geometry import PatchGrid, PixelMap, Spans
-from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.layout.pictures import ImageSpace
 
 Shrink = Callable[[int, int], tuple[int, int]]
 

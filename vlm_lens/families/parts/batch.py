@@ -23,6 +23,21 @@ from vlm_lens.points.config import VisionConfig
 HowResized = Callable[[Any, Size, Size], PixelMap]
 
 
+@dataclass(frozen=True)
+class GivenVideo:
+    """What is known of a video as it was given.
+
+    Attributes:
+        size: Width and height of its frames.
+        n_frames: How many it has; `None` where it was given as a file.
+        fps: How many frames a second takes.
+    """
+
+    size: Size | None = None
+    n_frames: int | None = None
+    fps: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class PictureBatch:
     """The pictures of a batch of prompts.
@@ -34,6 +49,7 @@ class PictureBatch:
         processor: The processor, for its resize and crop; without it, and without sizes, pixels are
             those of the frame that the model sees.
         sizes: Width and height of each picture of the batch, as given.
+        videos: Each video of the batch, as given, where known.
     """
 
     model: torch.nn.Module
@@ -41,6 +57,7 @@ class PictureBatch:
     inputs: Mapping[str, Tensor]
     processor: Any = None
     sizes: Sequence[Size] | None = None
+    videos: Sequence[GivenVideo] = ()
 
     @property
     def config(self) -> Any:

@@ -14,7 +14,8 @@ from vlm_lens.errors import PromptError
 from vlm_lens.families.parts.architecture import Architecture
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.picture import Brackets, Picture, place_pictures
-from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.families.parts.videos import video_layouts
+from vlm_lens.layout.pictures import ImageLayout, VideoLayout
 from vlm_lens.tokens import tokenizer_of
 
 
@@ -77,6 +78,18 @@ class Family(ABC):
             return place_pictures(batch, [])
         return place_pictures(batch, self.pictures(batch), self.brackets(batch))
 
+    def video_layouts(self, batch: PictureBatch) -> list[list[VideoLayout]]:
+        """Where the videos stand, for each row of a batch.
+
+        Raises:
+            PromptError: Video tokens and videos do not match.
+        """
+        return video_layouts(batch) if self.takes_images else [[] for _ in batch.ids]
+
+    def video_placeholder(self, processor: Any) -> str:
+        """The text by which this family's processor marks a video's place."""
+        return str(processor.video_token)
+
     def placeholder(self, processor: Any) -> str:
         """The text by which this family's processor marks a picture's place."""
         if self.takes_images:
@@ -92,7 +105,7 @@ class Family(ABC):
     ) -> Mapping[str, Any]:
         """Calls the processor on texts, placeholders already written, and each text's pictures."""
         images = pictures if self.pictures_by_text else [p for row in pictures for p in row]
-        return processor(text=texts, images=images, **options)
+        return processor(text=texts, images=images or None, **options)
 
     def load_processor(self, config: Any, where: str, **hub: Any) -> Any:
         """A processor for checkpoints that transformers has none for; `None`: transformers' own."""

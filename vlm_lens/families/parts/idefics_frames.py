@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlm_lens.families.parts.projected import ProjectedFamily
 from vlm_lens.families.parts.selection import by_rows
-from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.layout.pictures import ImageLayout
 
 
 class IdeficsFamily(ProjectedFamily):

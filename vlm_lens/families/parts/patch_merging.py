@@ -23,7 +23,7 @@ from vlm_lens.families.parts.found import text_model
 from vlm_lens.families.parts.picture import Brackets, Picture, grid, packed_space
 from vlm_lens.families.parts.selection import by_stretches
 from vlm_lens.families.parts.stack import BlockParts, SiteMaker, Stack, in_one_row
-from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.layout.pictures import ImageLayout
 from vlm_lens.points.config import StackConfig, VisionConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import AttentionSite, FusedHeadView, InputSite, OutputSite, Site
@@ -127,6 +127,10 @@ class PatchMergingFamily(Family):
     def placeholder(self, processor: Any) -> str:
         """The processor's image token between the marks of a picture's start and end."""
         return f"<|vision_start|>{processor.image_token}<|vision_end|>"
+
+    def video_placeholder(self, processor: Any) -> str:
+        """The processor's video token between the marks of a picture's start and end."""
+        return self.placeholder(processor).replace(processor.image_token, processor.video_token)
 
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """One row of `image_grid_thw` a picture."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from vlm_lens.errors import PromptError
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageLayout, ImageSpace
+from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 
 Brackets = tuple[Collection[int], Collection[int]]
 

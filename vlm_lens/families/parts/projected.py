@@ -14,7 +14,7 @@ from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.found import text_model
 from vlm_lens.families.parts.selection import by_rows
 from vlm_lens.families.parts.towers import Tower, describe_tower, image_point, layers_read
-from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.layout.pictures import ImageLayout
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite, View
 

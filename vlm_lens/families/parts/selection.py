@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vlm_lens.layout.layout import ImageLayout
+from vlm_lens.layout.pictures import ImageLayout
 
 
 def by_rows(

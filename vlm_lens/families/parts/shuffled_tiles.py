@@ -9,7 +9,7 @@ from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.picture import Picture, grid
 from vlm_lens.families.parts.pixels import Size, stretch_map, window_map
 from vlm_lens.layout.geometry import PatchGrid, PixelMap
-from vlm_lens.layout.layout import ImageSpace
+from vlm_lens.layout.pictures import ImageSpace
 
 
 @dataclass(frozen=True)
