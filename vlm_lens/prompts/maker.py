@@ -76,9 +76,9 @@ class PromptMaker:
         text: Texts,
         images: Pictures = None,
         *,
+        add_special_tokens: bool = True,
         videos: Videos = None,
         fps: float | None = None,
-        add_special_tokens: bool = True,
     ) -> Prompt:
         """Runs the processor on texts and their pictures and videos, which it gets as they are.
 
