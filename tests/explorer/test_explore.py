@@ -7,9 +7,21 @@ from html import unescape
 
 import numpy as np
 import pytest
+import tiny
+from families.every import VLMS
 
 from explorer import decoded
-from vlm_lens import ActivationPatch, All, HookedVLM, Last, LogitLens, VLMLensError, explore
+from vlm_lens import (
+    ActivationPatch,
+    All,
+    HookedVLM,
+    Last,
+    LogitLens,
+    RawPrompt,
+    TaskVector,
+    VLMLensError,
+    explore,
+)
 from vlm_lens.explorer.read import Reader
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.recipes.parts.vector_sources import TaskVectors
@@ -121,6 +133,45 @@ def test_a_text_prompt_and_a_model_without_pictures(load):
     assert decoded.attention(scene["plain"], len(scene["tokens"])).sum(-1) == pytest.approx(
         1, abs=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("paligemma", [16]), ("llava_next", [16, 48]), ("mllama", [0]), ("blip2", [16]),
+     ("idefics2-split", [0])],
+)  # fmt: skip
+def test_every_kind_of_picture(name, drawn, tmp_path):
+    """Attention both ways, tiles, pictures beside the text, and latents."""
+    vlm = VLMS[name].load(tmp_path)
+    prompt = vlm.prompt("Q:<image>\nA:", [tiny.noise_picture(1, (64, 48))])
+    vector = TaskVector.read(vlm, [RawPrompt("<image>B", prompt.images[0])], at=Last())
+    page = explore(vlm, prompt, vectors={"v": vector}, progress=False)
+    [scene] = decoded.data(page.html)["models"][0]["scenes"]
+    assert [len(d["cells"]) for d in scene["drawings"]] == drawn
+    everything = list(range(len(prompt.layout)))
+    for block, run in scene["written"]["v"].items():
+        edit = write(vector, block)
+        theirs = vlm.attention(prompt, at=All(), interventions=edit).values.to_numpy()
+        mine = decoded.attention(run, len(everything))
+        np.testing.assert_allclose(mine, theirs[:, :, run["positions"]], atol=3e-5)
+        same = [p for p in everything if p not in run["positions"]]
+        plain = decoded.attention(scene["plain"], len(everything))
+        np.testing.assert_allclose(plain[:, :, same], theirs[:, :, same], atol=3e-5)
+    both_ways = len(scene["written"]["v"]["0"]["positions"]) > 1
+    assert both_ways == (name == "paligemma")
+
+
+def test_a_vector_is_read_from_what_is_asked(llava, prompt):
+    with pytest.raises(VLMLensError, match="text, image, description, instruction"):
+        explore(llava, prompt, tasks="food-color", source="audio", progress=False)
+    page = explore(llava, {"Algeria": prompt}, tasks=TASK.name, source="instruction", blocks=[4],
+                   progress=False)  # fmt: skip
+    [model] = decoded.data(page.html)["models"]
+    assert "The capital city of the country:" in model["vectors"][0]["about"]
+    value = TaskVectors(llava, "instruction")(TASK, 1)
+    top = llava.run(prompt, interventions=write(value, 4))[0, -1].softmax(-1).max()
+    run = model["scenes"][0]["written"][TASK.name]["4"]
+    assert run["probs"][0] == pytest.approx(float(top), abs=2e-5)
 
 
 def test_rows_are_successes_first_and_a_failure_last():

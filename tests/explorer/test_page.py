@@ -41,9 +41,8 @@ def test_it_fits_and_fetches_nothing(browser, file, width, dark, show):
         assert (max(int(v) for v in ground[4:-1].split(",")) < 60) == dark
 
 
-FOCUSED = (
-    "(e => e.name || e.id || (e.dataset.key || '').replace(/\\d.*/, ''))(document.activeElement)"
-)
+FOCUSED = """(e => e.name || e.id || (e.dataset.key || "").replace(/\\d.*/, "")
+)(document.activeElement)"""
 RING = """(e => [e, e.parentElement].some(x => getComputedStyle(x).outlineStyle !== "none") ||
   e.tagName === "rect" && getComputedStyle(e).stroke === "rgb(255, 213, 0)"
 )(document.activeElement)"""
@@ -83,6 +82,20 @@ def test_every_control_is_reached_by_the_tab_key(browser, file):
         for part in ("scene", "vector", "show", "look", "patch", "token", "head", "block", "strip",
                      "lens"):  # fmt: skip
             assert part in reached, (part, reached)
+
+
+def test_arrows_go_on_through_the_choices(browser, file):
+    """What is drawn anew keeps the place of the keyboard."""
+    with browser.open(file) as page:
+        page.js("document.querySelector('#vectors input').focus()")
+        for vector in ("country-capital", "country-currency", ""):
+            page.press("ArrowRight")
+            assert page.js("document.activeElement.value") == vector
+            assert page.js("document.querySelector('#vectors :checked').value") == vector
+        page.js("document.querySelector('#scenes input').focus()")
+        page.press("ArrowDown")
+        assert page.js("document.querySelector('#scenes :checked').value") == "1"
+        assert page.js("document.activeElement.name") == "scene" and page.errors == []
 
 
 def test_a_token_is_chosen_with_enter_and_lights_its_patch(browser, file, scene):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,10 @@ def explore(
         typer.Option(help="A task whose vector can be written; may be given several times. "
                      "By default the six of the paper."),
     ] = None,
+    source: Annotated[
+        Literal["text", "image", "description", "instruction"],
+        typer.Option(help="What vectors are read from: examples so given, or an instruction."),
+    ] = "text",
     rows: Annotated[int, typer.Option(help="Rows shown of each domain.", min=1)] = 4,
     out: Annotated[
         Path | None, typer.Option(help="Where the page goes; explorer.html by default.")
@@ -62,14 +66,14 @@ def explore(
         names, options = model or _ORGANISMS[: 1 if serve else None], loading(dtype, device)
         given = None if picture is None else {image.name: RawPrompt(text, (picture,))}
         if serve:
-            _serve(names[0], options, given, task, rows, text, port)
+            _serve(names[0], options, given, task, source, rows, text, port)
         else:
-            _write(path, names, options, given, task, rows)
+            _write(path, names, options, given, task, source, rows)
 
 
 def _write(
     path: Path, names: Sequence[str], options: dict[str, Any], given: dict | None,
-    tasks: list[str] | None, rows: int,
+    tasks: list[str] | None, source: Any, rows: int,
 ) -> None:  # fmt: skip
     from vlm_lens.explorer import Explorer, explore
 
@@ -77,15 +81,15 @@ def _write(
     for name in names:
         with screen.status(f"loading {name}"):
             vlm = load(name, **options)
-        views += explore(vlm, given, tasks=tasks or "all", rows=rows).views
+        views += explore(vlm, given, tasks=tasks or "all", source=source, rows=rows).views
     Explorer(tuple(views)).save(path)
     size = path.stat().st_size / 1e6
     screen.print(f"Page: [bold]{path.resolve()}[/] ({size:.1f} MB)", soft_wrap=True)
 
 
 def _serve(
-    name: str, options: dict[str, Any], given: dict | None, tasks: list[str] | None, rows: int,
-    text: str, port: int,
+    name: str, options: dict[str, Any], given: dict | None, tasks: list[str] | None,
+    source: Any, rows: int, text: str, port: int,
 ) -> None:  # fmt: skip
     from vlm_lens.errors import ModelError
     from vlm_lens.explorer.explore import chosen_tasks
@@ -103,7 +107,8 @@ def _serve(
     with listening:
         with screen.status(f"loading {name}"):
             vlm = load(name, **options)
-        service = Service(vlm, given or first_rows(vlm, chosen, rows), chosen, text)
+        prompts = given or first_rows(vlm, chosen, rows)
+        service = Service(vlm, prompts, chosen, text, source)
         address = "http://{}:{}/".format(*listening.getsockname())
         screen.print(f"[bold]{address}[/] on this machine only; Ctrl-C ends it.", soft_wrap=True)
         serve(service, listening)

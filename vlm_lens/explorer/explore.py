@@ -14,6 +14,7 @@ from vlm_lens.explorer.read import Reader, Writable, attention_blocks
 from vlm_lens.explorer.rows import chosen_rows, task_vectors
 from vlm_lens.explorer.view import UNNAMED, ModelView
 from vlm_lens.reading.vectors import TaskVector
+from vlm_lens.recipes.parts.vector_sources import Source
 from vlm_lens.storage.files import write_whole
 from vlm_lens.tasks import Task
 
@@ -80,6 +81,7 @@ def explore(
     *,
     vectors: Mapping[str, TaskVector] | None = None,
     tasks: Sequence[str | Task] | str | None = None,
+    source: Source = "text",
     blocks: Sequence[int] | None = None,
     rows: int = 4,
     progress: bool = True,
@@ -91,8 +93,10 @@ def explore(
         prompt: A prompt of one row, or a mapping of names to prompts; rows of the tasks if None.
         images: Pictures, where `prompt` is text.
         vectors: Name -> a task vector that can be written at the last position.
-        tasks: Tasks whose vectors are read from examples in text, by name or as Task, or
-            `"all"` for the paper's six; with a prompt none by default, without one all.
+        tasks: Tasks whose vectors are read from examples, by name or as Task, or `"all"` for the
+            paper's six; with a prompt none by default, without one all.
+        source: Whether these examples are given by name (`"text"`), `"image"` or
+            `"description"`, or the task by its `"instruction"`.
         blocks: After which blocks vectors are written; all by default.
         rows: How many rows of each domain are shown, where there is no prompt.
         progress: Whether to show a progress bar.
@@ -115,7 +119,7 @@ def explore(
     if tasks is None:
         tasks = "all" if prompt is None and vectors is None else ()
     chosen = chosen_tasks(tasks)
-    writable = task_vectors(vlm, chosen, bar)
+    writable = task_vectors(vlm, chosen, source, bar)
     writable |= {name: Writable(value) for name, value in (vectors or {}).items()}
     if prompt is None:
         prompts: dict[str, Any] = dict(chosen_rows(vlm, writable, chosen, rows, bar))

@@ -149,7 +149,7 @@ function explorer(data, load) {
   }
   function radios(box, name, items, current, pick) {
     box.replaceChildren(...items.map(({ value, inside, label }) => make("label", {},
-      make("input", { type: "radio", name, value, checked: value === current, "aria-label": label, onchange: () => pick(value) }), ...inside)));
+      make("input", { type: "radio", name, value, "data-key": name + "=" + value, checked: value === current, "aria-label": label, onchange: () => pick(value) }), ...inside)));
   }
   // one stop of the tab key for a group; arrows go on inside it
   function rove(box, items, current, columns) {

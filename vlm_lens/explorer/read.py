@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 K = 5  # tokens kept of each distribution
 MOST = 2_000_000  # numbers of attention in one run
-_SAME = 1e-5  # a position whose stream moves by less, of the stream's largest, is as it was
+_SAME = 2e-6  # shares, and streams of their largest, that move by less are as they were
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +135,22 @@ class Reader:
         measure = Capture((*streams, *patterns), self._at(plain.positions))
         read = self.vlm.sweep(self.prompt, edits, measure=measure, progress=False)
         before = torch.stack([read.baseline[0][name] for name in streams])
+        attended = (
+            torch.stack([read.baseline[0][n] for n in patterns]).float() if patterns else None
+        )
         runs = []
         for answered, record in zip(self.answers(vector, blocks), read.records, strict=True):
             after = torch.stack([record[name] for name in streams])  # [block, position, d_model]
-            moved = (after - before).abs().amax((0, 2)) > _SAME * before.abs().amax()
+            moved = ((after - before).abs() > _SAME * before.abs().amax(-1, keepdim=True)).any(0)
+            moved = moved.any(-1)
+            if patterns:
+                shares = torch.stack([record[name] for name in patterns]).float()
+                moved |= ((shares - attended).abs() > _SAME).any(0).any(0).any(-1)
             moved[plain.positions.index(self.prompt.layout.last)] = True
             here = moved.nonzero()[:, 0]
             found = replace(answered, positions=tuple(plain.positions[i] for i in here.tolist()))
             if patterns:
-                shares = torch.stack([record[name][:, here] for name in patterns])
-                found = replace(found, attention=shares.float().numpy())
+                found = replace(found, attention=shares[:, :, here].numpy())
             if plain.lens_ids is not None:
                 decoded = self._decoded(after[:, here])
                 found = replace(found, lens_ids=decoded[0], lens_probs=decoded[1])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 
+from vlm_lens.errors import VLMLensError
 from vlm_lens.explorer.read import Writable
 from vlm_lens.recipes.parts.predict import first_tokens
 from vlm_lens.recipes.parts.scoring import score
-from vlm_lens.recipes.parts.vector_sources import TaskVectors
+from vlm_lens.recipes.parts.vector_sources import Source, TaskVectors
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -24,33 +25,47 @@ _TRIED = 24  # test rows of a task of which the shown ones are chosen
 
 
 def task_vectors(
-    vlm: HookedVLM, tasks: Sequence[Task], progress: Progress = lambda items, what: items
+    vlm: HookedVLM,
+    tasks: Sequence[Task],
+    source: Source = "text",
+    progress: Progress = lambda items, what: items,
 ) -> dict[str, Writable]:
-    """The vector of each task, read from examples in text of its validation rows.
+    """The vector of each task, read from examples of its validation rows.
 
     Args:
         vlm: The model.
         tasks: The tasks.
+        source: Whether the examples are given by name, picture or description, or the task by its
+            instruction.
         progress: What the tasks are passed through, with a word for what is done.
+
+    Raises:
+        VLMLensError: No such source.
     """
-    return {task.name: task_vector(vlm, task) for task in progress(tasks, "task vectors")}
+    if source not in get_args(Source):
+        raise VLMLensError(f"source is one of {', '.join(get_args(Source))}, not {source!r}.")
+    listed = progress(tasks, "task vectors")
+    return {task.name: task_vector(vlm, task, source) for task in listed}
 
 
-def task_vector(vlm: HookedVLM, task: Task) -> Writable:
+def task_vector(vlm: HookedVLM, task: Task, source: Source) -> Writable:
     """The vector of one task; see `task_vectors`."""
     return Writable(
-        TaskVectors(vlm, "text", batch_size=16)(task, 1),
-        told(task),
+        TaskVectors(vlm, source, batch_size=16)(task, 1),
+        told(task, source),
         partial(_judge, vlm, task),
         {row.input: row.output for row in task.test},
     )
 
 
-def told(task: Task) -> str:
+def told(task: Task, source: Source) -> str:
     """What a task's vector is read from, to follow "the vector was"."""
+    if source == "instruction":
+        return f"read from the instruction \u201c{task.instruction}\u201d"
     first = task.validation[0]
+    given = {"text": "in text", "image": "as pictures", "description": "as descriptions"}[source]
     return (
-        f"read from {len(task.validation)} prompts with examples in text, such as "
+        f"read from {len(task.validation)} prompts with examples {given}, such as "
         f"{first.input} \N{RIGHTWARDS ARROW} {first.output}"
     )
 

@@ -17,6 +17,7 @@ from vlm_lens.explorer.page import filled, source
 from vlm_lens.explorer.read import Reader, Writable, attention_blocks
 from vlm_lens.explorer.rows import task_vector, told
 from vlm_lens.explorer.view import Run
+from vlm_lens.recipes.parts.vector_sources import Source
 from vlm_lens.tasks import Task
 
 if TYPE_CHECKING:
@@ -41,12 +42,18 @@ class Service:
         prompts: Name -> a prompt of one row.
         tasks: Tasks whose vectors can be written.
         text: What stands in the field for a prompt of one's own.
+        source: What the vectors are read from; see `task_vectors`.
     """
 
     def __init__(
-        self, vlm: HookedVLM, prompts: Mapping[str, Any], tasks: Sequence[Task], text: str
+        self,
+        vlm: HookedVLM,
+        prompts: Mapping[str, Any],
+        tasks: Sequence[Task],
+        text: str,
+        source: Source = "text",
     ):
-        self.vlm, self.text = vlm, text
+        self.vlm, self.text, self.source = vlm, text, source
         self._readers = {
             name: Reader(vlm, vlm.as_prompt(prompt), name) for name, prompt in prompts.items()
         }
@@ -62,7 +69,9 @@ class Service:
             "about": "",
             "blocks": self.vlm.cfg.n_layers,
             "attentionBlocks": list(attention_blocks(self.vlm)),
-            "vectors": [{"name": n, "about": told(task)} for n, task in self._tasks.items()],
+            "vectors": [
+                {"name": n, "about": told(task, self.source)} for n, task in self._tasks.items()
+            ],
             "scenes": [
                 encode_pending(name, reader.prompt.images[0] if reader.prompt.images else ())
                 for name, reader in self._readers.items()
@@ -108,7 +117,7 @@ class Service:
         with self._running:
             reader = self._reader(asked)
             if name not in self._vectors:
-                self._vectors[name] = task_vector(self.vlm, known)
+                self._vectors[name] = task_vector(self.vlm, known, self.source)
             vector, plain = self._vectors[name], self._plain_of(reader)
             blocks = range(self.vlm.cfg.n_layers)
             if reader.fits():
