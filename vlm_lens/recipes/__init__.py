@@ -26,6 +26,7 @@ from vlm_lens.recipes.parts.judges import Case, Endpoint, ExactRules, Wanted
 from vlm_lens.recipes.parts.method_recipe import MethodRecipe, MethodResult, side_by_side
 from vlm_lens.recipes.parts.override_result import OverrideItem, OverrideResult
 from vlm_lens.recipes.phase_analysis import PhaseAnalysis, PhaseResult
+from vlm_lens.recipes.projecting_away import ProjectingAway, ProjectingAwayResult
 from vlm_lens.recipes.prompt_cost import CostResult, PromptCost
 from vlm_lens.recipes.qualitative import Qualitative, QualitativeResult
 from vlm_lens.recipes.task_override import TaskOverride
@@ -66,6 +67,8 @@ __all__ = [
     "OverrideResult",
     "PhaseAnalysis",
     "PhaseResult",
+    "ProjectingAway",
+    "ProjectingAwayResult",
     "PromptCost",
     "Qualitative",
     "QualitativeResult",
