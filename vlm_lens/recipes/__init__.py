@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from vlm_lens.recipes.back_patching import BackPatching, BackPatchingResult
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
+from vlm_lens.recipes.circuit_faithfulness import CircuitFaithfulness, CircuitResult
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
+from vlm_lens.recipes.heads_of_pairs import (
+    AttributionPatching,
+    DirectLogitAttribution,
+    HeadsResult,
+    PairPatching,
+    PairRecipe,
+    heads_side_by_side,
+)
 from vlm_lens.recipes.heads_that_look import HeadsThatLook, HeadsThatLookResult
 from vlm_lens.recipes.image_to_text import ImageToText
 from vlm_lens.recipes.image_token_ablation import ImageTokenAblation, ImageTokenAblationResult
@@ -34,17 +43,22 @@ from vlm_lens.recipes.task_space import TaskSpace, TaskSpaceResult
 from vlm_lens.recipes.top_decodings import TopDecodings, TopDecodingsResult
 
 __all__ = [
+    "AttributionPatching",
     "BackPatching",
     "BackPatchingResult",
     "Case",
+    "CircuitFaithfulness",
+    "CircuitResult",
     "Control",
     "CostResult",
     "CrossModalPatch",
+    "DirectLogitAttribution",
     "Endpoint",
     "EnsembleResult",
     "ExactRules",
     "FunctionVectors",
     "FunctionVectorsResult",
+    "HeadsResult",
     "HeadsThatLook",
     "HeadsThatLookResult",
     "ImageToText",
@@ -65,6 +79,8 @@ __all__ = [
     "NoisyResult",
     "OverrideItem",
     "OverrideResult",
+    "PairPatching",
+    "PairRecipe",
     "PhaseAnalysis",
     "PhaseResult",
     "ProjectingAway",
@@ -82,5 +98,6 @@ __all__ = [
     "TopDecodingsResult",
     "TransferResult",
     "Wanted",
+    "heads_side_by_side",
     "side_by_side",
 ]
