@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
-
-import torch
+from typing import Any
 
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Target
 from vlm_lens.interventions.edges import AttentionEdges
+from vlm_lens.interventions.values import freeze_number, number_of
 from vlm_lens.layout.positions import Position
 from vlm_lens.ops import SHARE, WEIGH, Op
 from vlm_lens.serial import savable
@@ -34,7 +33,8 @@ class AttentionEdit(AttentionEdges):
         queries: Which positions look; `Last() + Generated()` for the last one and all new tokens.
         keys: At which positions of the same prompt (in the tower: picture).
         value: The weight that each of the keys gets.
-        scale: What the weight of each key is multiplied by; one of the two is given.
+        scale: What the weight of each key is multiplied by; one of the two is given. A tensor of
+            one number where it is learned, and so `value`.
         layers: Which blocks; all by default.
         heads: Which heads (of the queries); all by default.
         part: `"language"`, `"vision"` or `"cross"`; see `AttentionKnockout`.
@@ -43,8 +43,8 @@ class AttentionEdit(AttentionEdges):
 
     queries: Position
     keys: Position
-    value: float | None = None
-    scale: float | None = None
+    value: float | Any = None
+    scale: float | Any = None
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     part: str = "language"
@@ -55,9 +55,8 @@ class AttentionEdit(AttentionEdges):
         if (self.value is None) == (self.scale is None):
             raise InterventionError("AttentionEdit takes value= or scale=, one of the two.")
         name = "scale" if self.value is None else "value"
-        given = getattr(self, name)
-        if not isinstance(given, Real) or not math.isfinite(given):
-            raise InterventionError(f"{name}= is a finite number, not {given!r}.")
+        frozen = freeze_number(getattr(self, name), name)
+        given = float(number_of(frozen).detach())
         most = 1 if name == "value" else math.inf
         if self.renormalise and not 0 <= given <= most:
             raise InterventionError(
@@ -65,7 +64,7 @@ class AttentionEdit(AttentionEdges):
                 + ("a weight from 0 to 1" if name == "value" else "a factor of 0 or more")
                 + ", or renormalise=False."
             )
-        object.__setattr__(self, name, float(given))
+        object.__setattr__(self, name, frozen)
 
     def lower(self, target: Target) -> list[Op]:
         """One `share` op a block (without renormalising a `weigh` op), one more for new tokens.
@@ -77,7 +76,7 @@ class AttentionEdit(AttentionEdges):
         """
         kind = SHARE if self.renormalise else WEIGH
         if self.value is None:
-            given = {"times": torch.full((1, 1, 1), self.scale)}
+            given = {"times": number_of(self.scale).reshape(1, 1, 1)}
         else:
-            given = {"to": torch.full((1, 1, 1), self.value)}
+            given = {"to": number_of(self.value).reshape(1, 1, 1)}
         return list(self.edges(target, "hook_pattern", kind, **given))

@@ -77,9 +77,21 @@ class Project(_Subspace):
 
 
 def _orthonormal(directions: Tensor) -> Tensor:
-    """A basis of what some directions span, `[rank, d]`, in float64."""
-    _, sizes, basis = torch.linalg.svd(directions.double(), full_matrices=False)
+    """A basis of what some directions span, `[rank, d]`, in float64.
+
+    Where the directions are learned it is that of a QR decomposition, whose derivative is defined
+    where directions are equally long, too; they must then not depend on each other.
+    """
+    wide = directions.double()
+    _, sizes, basis = torch.linalg.svd(wide.detach(), full_matrices=False)
     rank = int((sizes > sizes[0] * 1e-10).sum()) if float(sizes[0]) > 0 else 0
     if not rank:
         raise InterventionError("The directions are zero, so there is nothing to project on.")
-    return basis[:rank]
+    if not directions.requires_grad:
+        return basis[:rank]
+    if rank < len(directions):
+        raise InterventionError(
+            f"{len(directions)} directions that are learned span {rank} dimensions only, where "
+            "there is no gradient: start from directions that do not depend on each other."
+        )
+    return torch.linalg.qr(wide.mT)[0].mT

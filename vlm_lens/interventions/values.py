@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import ModelFacts, Target
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.point import Point
-from vlm_lens.serial import FrozenTensor, as_frozen
+from vlm_lens.serial import FrozenTensor, LearnedTensor, as_frozen
 
 
 @runtime_checkable
@@ -53,6 +54,32 @@ def freeze_value(value: Any, points: tuple[str, ...], at: Position) -> Any:
         f"A value is a number, a tensor, a TaskVector, a VectorEnsemble or an ActivationCache, not "
         f"{type(value).__name__}."
     )
+
+
+def freeze_number(value: Any, name: str) -> float | LearnedTensor:
+    """A number as a float; a tensor of one number that requires grad stays what it is.
+
+    Raises:
+        InterventionError: It is no finite number.
+    """
+    if isinstance(value, LearnedTensor):
+        return value
+    if isinstance(value, FrozenTensor):  # read from a file, after it was learned
+        value = value.data
+    single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    if single and value.requires_grad and value.isfinite().all():
+        return LearnedTensor(value)
+    real = single or (isinstance(value, Real) and not isinstance(value, bool))
+    if not real or not math.isfinite(value):
+        raise InterventionError(f"{name}={value!r:.60} is no factor: give a finite number.")
+    return float(value)
+
+
+def number_of(value: float | LearnedTensor) -> Tensor:
+    """A frozen number as a tensor of no axis, with its graph where it is learned."""
+    if isinstance(value, LearnedTensor):
+        return value.data.reshape(())
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def checked(value: Tensor) -> Tensor:
