@@ -12,6 +12,7 @@ vectors hold. With `contrast="entity"` the question is the same and the entity d
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -116,37 +117,43 @@ class PairRecipe(TaskRecipe):
         """Checks that a model that is to see pictures can."""
         self.must_see(vlm, "modality")
 
-    def heads(self, found: dict[str, np.ndarray], notes: tuple[str, ...]) -> HeadsResult:
-        """A result of `[pair, layer, head]` by task."""
-        rows = []
-        for name, values in found.items():
-            rows += _rows(name, [values])
+
+@dataclass(frozen=True)
+class _HeadsRecipe(PairRecipe):
+    def measure(self, vlm: HookedVLM) -> HeadsResult:
+        """The share of each head."""
+        drawn, notes = self.drawn(vlm)
+        found = {}
+        for name, pairs in self.progress(list(drawn.items()), type(self).__name__):
+            shares = self.shares(vlm, pairs)
+            found[name] = shares[~np.isnan(shares).any((1, 2))]  # pairs without a difference
+        rows = [row for name, values in found.items() for row in _rows(name, [values])]
         if len(found) > 1:
             rows += _rows(MEAN, list(found.values()))
         columns = ["task", "layer", "head", "share", "low", "high"]
         return HeadsResult(pd.DataFrame(rows, columns=columns), {}, {}, notes)
 
+    @abstractmethod
+    def shares(self, vlm: HookedVLM, pairs: Pairs) -> np.ndarray:
+        """`[pair, layer, head]`."""
+
 
 @dataclass(frozen=True)
-class PairPatching(PairRecipe):
+class PairPatching(_HeadsRecipe):
     """Puts each head's clean output at the last position into the corrupt run, exactly.
 
     Attributes:
         tasks: As for `PairRecipe`, and so the other fields.
     """
 
-    def measure(self, vlm: HookedVLM) -> HeadsResult:
+    def shares(self, vlm: HookedVLM, pairs: Pairs) -> np.ndarray:
         """The recovered share of each head."""
-        drawn, notes = self.drawn(vlm)
-        found = {}
-        for name, pairs in self.progress(list(drawn.items()), "patching"):
-            shares = pairs.patch(vlm, _Z, heads="each", at=Last(), progress=False)
-            found[name] = _known(shares.values.to_numpy())
-        return self.heads(found, notes)
+        found = pairs.patch(vlm, _Z, heads="each", at=Last(), progress=False)
+        return found.values.to_numpy()
 
 
 @dataclass(frozen=True)
-class AttributionPatching(PairRecipe):
+class AttributionPatching(_HeadsRecipe):
     """Estimates what PairPatching measures, by two forwards and one backward a pair.
 
     Attributes:
@@ -157,16 +164,10 @@ class AttributionPatching(PairRecipe):
 
     method: str = "gradient"
 
-    def measure(self, vlm: HookedVLM) -> HeadsResult:
+    def shares(self, vlm: HookedVLM, pairs: Pairs) -> np.ndarray:
         """The estimated share of each head."""
-        drawn, notes = self.drawn(vlm)
-        found = {}
-        for name, pairs in self.progress(list(drawn.items()), "gradients"):
-            shares = pairs.attribute(
-                vlm, _Z, heads="each", at=Last(), method=self.method, progress=False
-            )
-            found[name] = _known(shares.values.to_numpy())
-        return self.heads(found, notes)
+        options = {"method": self.method, "progress": False}
+        return pairs.attribute(vlm, _Z, heads="each", at=Last(), **options).values.to_numpy()
 
     def validate(self) -> None:
         """Checks the fields."""
@@ -176,7 +177,7 @@ class AttributionPatching(PairRecipe):
 
 
 @dataclass(frozen=True)
-class DirectLogitAttribution(PairRecipe):
+class DirectLogitAttribution(_HeadsRecipe):
     """What each head adds to the logit difference of a pair's two answers, by itself.
 
     Of the clean prompt, at its last position, as a share of the whole difference; see
@@ -186,13 +187,9 @@ class DirectLogitAttribution(PairRecipe):
         tasks: As for `PairRecipe`, and so the other fields.
     """
 
-    def measure(self, vlm: HookedVLM) -> HeadsResult:
+    def shares(self, vlm: HookedVLM, pairs: Pairs) -> np.ndarray:
         """The direct share of each head."""
-        drawn, notes = self.drawn(vlm)
-        found = {}
-        for name, pairs in self.progress(list(drawn.items()), "decomposition"):
-            found[name] = np.stack([_direct(vlm, pair) for pair in pairs])
-        return self.heads(found, notes)
+        return np.stack([_direct(vlm, pair) for pair in pairs])
 
 
 class HeadsResult(Result):
@@ -260,11 +257,6 @@ def _column(name: str, result: Result | pd.DataFrame) -> pd.Series:
         names = table["task"].unique()
         table = table[table["task"] == (MEAN if MEAN in names else names[0])]
     return table.set_index(["layer", "head"])[number].sort_index()
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    """The pairs that have shares."""
-    return values[~np.isnan(values).any((1, 2))]
 
 
 def _direct(vlm: HookedVLM, pair: Pair) -> np.ndarray:
