@@ -29,8 +29,15 @@ FOR_ALL = (
 )  # not one entry a place
 
 
+_FAR = torch.finfo(torch.bfloat16).max
+
+
 class IncompleteMean(ValueError):
     """A mean over places of which this call computes only some."""
+
+
+class TooLarge(ValueError):
+    """A value beyond what the activation's dtype holds."""
 
 
 class NoKeyLeft(ValueError):
@@ -94,6 +101,7 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
     Raises:
         IncompleteMean: Some of the places of a mean lie outside this activation.
         NoKeyLeft: A query would see no key.
+        TooLarge: A finite value would be infinite in the activation's dtype.
     """
     rows, positions, places = _places(op, x, offset)
     if rows.numel() == 0:
@@ -182,7 +190,11 @@ def _by_value(op: Op, current: Tensor, places: Tensor) -> Tensor:
 
 def _at_places(op: Op, name: str, current: Tensor, places: Tensor) -> Tensor:
     """A tensor of an op that has an entry for each place, or one for all."""
-    value = op.tensors[name].to(current.device, current.dtype, non_blocking=True)
+    given, most = op.tensors[name], torch.finfo(current.dtype).max
+    # bfloat16 reaches as far as float32; float16 does not
+    if op.kind != CLAMP and most < _FAR and ((given.abs() > most) & given.isfinite()).any():
+        raise TooLarge(f"{str(current.dtype).removeprefix('torch.')}, up to {most:.0f}")
+    value = given.to(current.device, current.dtype, non_blocking=True)
     return value[places] if len(value) > 1 else value
 
 

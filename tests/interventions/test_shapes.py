@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from typecheck import unchecked
 
-from vlm_lens import Ablate, ActivationPatch, All, At, Last, Steer, Text
+from vlm_lens import (
+    Ablate,
+    ActivationPatch,
+    All,
+    At,
+    Clamp,
+    HookedVLM,
+    Last,
+    Scale,
+    Steer,
+    Text,
+)
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import freeze_heads
 
@@ -127,6 +139,24 @@ def test_values_that_hold_nan_are_refused(clip, batch, no_forward):
     for value in (cache, float("nan"), torch.full((32,), float("nan"))):
         with pytest.raises(InterventionError, match="holds NaN"):
             clip.run(batch, interventions=ActivationPatch(P, Last(), value))
+
+
+def test_values_that_half_precision_does_not_hold_are_refused():
+    vlm = HookedVLM(tiny.build("llama").to(torch.float16), tiny.reader("llama"))
+    prompt, wide = vlm.prompt("Q:Peru\nA:"), torch.full((vlm.cfg.d_model,), 1e5)
+    for edit in (
+        ActivationPatch(P, Last(), wide),
+        Steer(P, Last(), wide / 2, scale=4.0),
+        Scale(P, Last(), -1e6),
+    ):
+        with pytest.raises(InterventionError, match="float16, up to 65504"):
+            vlm.run(prompt, interventions=edit)
+        with pytest.raises(InterventionError, match="bfloat16 or float32"):
+            vlm.sweep(prompt, [edit], progress=False)
+    assert vlm.run(prompt, interventions=ActivationPatch(P, Last(), wide / 2)).isfinite().all()
+    assert vlm.run(prompt, interventions=Clamp(P, Last(), high=1e6)).isfinite().all()
+    vlm.hf_model.to(torch.bfloat16)
+    assert vlm.run(prompt, interventions=ActivationPatch(P, Last(), wide)).isfinite().all()
 
 
 def test_scales_and_heads_that_are_none(clip):

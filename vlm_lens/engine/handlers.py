@@ -14,7 +14,7 @@ from vlm_lens.engine.hooks import Firing, Handler
 from vlm_lens.engine.ownership import calling
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Composed, Intervention, Target
-from vlm_lens.ops import IncompleteMean, NoKeyLeft, Op, apply_op
+from vlm_lens.ops import IncompleteMean, NoKeyLeft, Op, TooLarge, apply_op
 from vlm_lens.points.point import Point
 from vlm_lens.serial import LearnedTensor
 
@@ -137,6 +137,11 @@ def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None
             f"A mean at {op.point} cannot be taken in this run, which computes the positions of "
             f"the prompt in pieces ({error}): leave prefill_chunk_size and last_logits out, or "
             "give the mean as a value, Mean.of(vlm, prompts, points)."
+        ) from None
+    except TooLarge as error:
+        raise InterventionError(
+            f"A value at {op.point} is larger than this model's numbers can be ({error}), so it "
+            "would be infinite: make it smaller, or load the model in bfloat16 or float32."
         ) from None
     except NoKeyLeft as error:
         raise InterventionError(
