@@ -44,7 +44,9 @@ def test_scores_by_token_and_patch(clip, sae, weights, tmp_path):
     assert table.loc[0, ["position", "feature"]].tolist() == [row, feature]
     one = found.sel(feature=int(feature))
     assert type(one) is Scores and one.top(1).loc[0, "position"] == row
-    assert "feature" in repr(found)
+    shown = repr(found).splitlines()
+    assert shown[0] == f"Scores(activation: position {len(x)}, feature {len(active)})"
+    assert len(shown) < 16 and str(feature) in shown[3]
     best.save(tmp_path / "kept")
     again = FeatureScores.load(tmp_path / "kept")
     assert again.values.equals(best.values)

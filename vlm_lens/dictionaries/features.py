@@ -27,7 +27,7 @@ Chosen = Sequence[SupportsIndex] | SupportsIndex | None
 _BLOCK = 1024  # places that are encoded together
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureScores(Scores):
     """Scores by `position` and `feature`; `top` chooses features."""
 

@@ -8,6 +8,7 @@ one block, is taken out of the positions of the picture wherever they point alon
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,9 @@ from vlm_lens.measures import Prob
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.tasks import Row, Task, TaskError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["ProjectingAway", "ProjectingAwayResult"]
 
@@ -112,6 +116,13 @@ class ProjectingAwayResult(Result):
     `tables["objects"]` has every object, `tables["confidence"]` the internal confidence of the
     object shown and of one that is not; `values["auc"]` says how well it tells them apart.
     """
+
+    def plots(self) -> dict[str, go.Figure]:
+        """The probability against the block, a line a direction."""
+        figures = super().plots()
+        title = {"title_text": "probability of the object's name", "range": [0, 1.05]}
+        figures["figure"].update_yaxes(**title)
+        return figures
 
 
 def _name_states(vlm: HookedVLM, task: Task, row: Row) -> Tensor:
