@@ -57,3 +57,20 @@ def test_what_a_result_does_not_have_is_refused(clip, asked):
         seen.scores("best")
     with pytest.raises(PositionError, match="row 3"):
         seen.scores(row=3)
+
+
+def test_blocks_of_positions_change_nothing(clip, asked, monkeypatch):
+    """What does not fit into memory at once is read in parts."""
+    from vlm_lens.lenses import EmbeddingLens, base
+
+    for lens in (LogitLens(k=3, tokens=(7,)), EmbeddingLens(k=3, tokens=(7,))):
+        whole = lens.run(clip, asked).rows[0]
+        with monkeypatch.context() as patched:
+            patched.setattr(base, "_CELLS", 4 * clip.cfg.d_vocab)
+            parts = lens.run(clip, asked).rows[0]
+        assert torch.equal(parts.top_ids, whole.top_ids)
+        assert torch.equal(parts.token_ranks, whole.token_ranks)
+        for name in ("top_probs", "token_probs", "entropy", "kl"):
+            mine, theirs = getattr(parts, name), getattr(whole, name)
+            if theirs is not None:
+                torch.testing.assert_close(mine, theirs)

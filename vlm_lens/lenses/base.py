@@ -12,8 +12,8 @@ called. All that differs between lenses is in two methods: `names` and `read`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,8 @@ from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.lenses.result import LensResult, LensRow
 from vlm_lens.tokens import string_token
+
+_CELLS = 1 << 24  # positions x entries in memory at a time
 
 
 class LensError(VLMLensError):
@@ -227,6 +229,29 @@ def ranked(values: Float[Tensor, "positions entries"], k: int, tokens: Sequence[
     return Reading(top.indices.cpu(), top.values.cpu(), mine.cpu(), ranks.cpu())
 
 
+def in_blocks(read: Callable[[States], Reading], states: States, width: int) -> Reading:
+    """A reading made of parts, so that positions x entries fit into memory.
+
+    Args:
+        read: Reads some states.
+        states: All of them.
+        width: How many entries there are.
+    """
+    size, n = max(1, _CELLS // width), len(states.values)
+    parts = []
+    for start in range(0, n, size):
+        part = slice(start, start + size)
+        logits = None if states.logits is None else states.logits[part]
+        parts.append(read(States(states.values[part], states.point, states.kinds[part], logits)))
+    if len(parts) == 1:
+        return parts[0]
+    joined: dict[str, Any] = {"labels": {k: v for one in parts for k, v in one.labels.items()}}
+    for name in (f.name for f in fields(Reading) if f.name != "labels"):
+        found = [getattr(one, name) for one in parts]
+        joined[name] = None if found[0] is None else torch.cat(found)
+    return Reading(**joined)
+
+
 def _row(
     layout: Layout, positions: list[int], in_rows: tuple[int, ...], readings: list[Reading]
 ) -> LensRow:
@@ -248,4 +273,4 @@ def _row(
     )
 
 
-__all__ = ["Lens", "LensError", "Reading", "States", "ranked"]
+__all__ = ["Lens", "LensError", "Reading", "States", "in_blocks", "ranked"]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.lenses.base import Lens, Reading, States, ranked
+from vlm_lens.lenses.base import Lens, Reading, States, in_blocks, ranked
 
 _BLOCK = 1 << 14  # rows of the embedding in memory at a time, beside their cosines
 
@@ -29,7 +29,11 @@ class EmbeddingLens(Lens):
 
     def read(self, vlm: HookedModel, states: States, tokens: Sequence[int]) -> Reading:
         """The tokens with the nearest embeddings."""
-        return ranked(cosines(vlm, states.values), self.k, tokens)
+
+        def read(part: States) -> Reading:
+            return ranked(cosines(vlm, part.values), self.k, tokens)
+
+        return in_blocks(read, states, vlm.cfg.d_vocab)
 
 
 def cosines(

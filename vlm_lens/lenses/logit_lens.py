@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.lenses.base import Lens, LensError, Reading, States, ranked
+from vlm_lens.lenses.base import Lens, LensError, Reading, States, in_blocks, ranked
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class VocabularyLens(Lens):
 
     def read(self, vlm: HookedModel, states: States, tokens: Sequence[int]) -> Reading:
         """The most likely tokens."""
+        return in_blocks(lambda part: self._read(vlm, part, tokens), states, vlm.cfg.d_vocab)
+
+    def _read(self, vlm: HookedModel, states: States, tokens: Sequence[int]) -> Reading:
         logits = decoded(vlm, self.transform(states.values, states.point, states.kinds)).float()
         logprobs = logits.log_softmax(-1)
         probs = logprobs.exp()
