@@ -45,13 +45,19 @@ def runner(way: str, args: argparse.Namespace):
         prompt = vlm.as_prompt({"input_ids": ids, "attention_mask": mask})
         return lambda: vlm.attention(prompt)
     if way == "transformer_lens":
-        from transformer_lens.model_bridge import TransformerBridge
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-        bridge = TransformerBridge.boot_transformers(
-            "llama", hf_model=model, tokenizer=None, device="cpu"
+        model.set_attn_implementation("eager")  # without it the bridge's patterns are not formed
+        bridge = build_bridge_from_module(
+            model, "LlamaForCausalLM", hf_config=model.config, dtype=model.dtype, device=ids.device
         )
         names = lambda name: name.endswith("hook_pattern")  # noqa: E731
-        return lambda: bridge.run_with_cache(ids, names_filter=names)
+
+        def bridged():
+            with torch.no_grad():
+                return bridge.run_with_cache(ids, names_filter=names)
+
+        return bridged
 
     @torch.no_grad()
     def plain():
