@@ -141,3 +141,53 @@ def test_a_mean_of_which_a_part_is_elsewhere_is_refused():
     assert apply_op(op, x) == (x, 0)  # its place is elsewhere too
     with pytest.raises(IncompleteMean, match="positions 0 to 4, and this call computes 3 to 5"):
         apply_op(op, x, offset=3)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    activations(heads=True), places, some_heads, st.sampled_from([SET, ADD]), st.integers(0, 3),
+    st.sets(st.integers(0, LENGTH - 1), min_size=1), st.one_of(st.none(), st.integers(0, 9)),
+)  # fmt: skip
+def test_an_activation_of_some_positions_is_that_part_of_the_whole(
+    x, pairs, heads, kind, offset, kept, since
+):
+    """Rows of attention: only those that are needed are computed."""
+    value = torch.randn(1 if since is not None else len(pairs), 1, WIDTH)
+    rows, positions = ((), ()) if since is not None else zip(*pairs, strict=True)
+    op = Op("p", kind, rows, positions, tuple(heads), {"value": value}, since)
+    whole, _ = apply_op(op, x, offset)
+    local = sorted(kept)
+    held = [offset + p for p in local]
+    found, written = apply_op(op, x[:, local], offset, held, offset + LENGTH)
+    assert torch.equal(found, whole[:, local])
+    assert (written == 0) == torch.equal(found, x[:, local])
+
+
+@pytest.mark.parametrize("held", [None, (1, 4)])
+def test_keys_are_hidden_and_weighed_by_a_naive_loop(held):
+    """Two rows of five positions; keys of the row of the query only."""
+    scores = torch.randn(2, 5, 2, 5, generator=torch.Generator().manual_seed(0))
+    pattern = scores.softmax(-1)
+    keys = torch.tensor([[0, 0], [0, 2], [1, 3]])
+    places = ((0, 1, 1), (4, 1, 4))
+    index = range(5) if held is None else list(held)
+
+    def both(kind, x, **tensors):
+        op = Op("p", kind, *places, (1,), {"keys": keys, **tensors})
+        part = x if held is None else x[:, list(held)]
+        return apply_op(op, part, 0, held, None if held is None else 5)[0]
+
+    hidden, times, to = scores.clone(), pattern.clone(), pattern.clone()
+    for row, query in zip(*places, strict=True):
+        mine = [int(k) for r, k in keys if r == row]
+        hidden[row, query, 1, mine] = -torch.inf
+        times[row, query, 1, mine] *= 3
+        times[row, query, 1] /= times[row, query, 1].sum()
+        rest = [k for k in range(5) if k not in mine]
+        to[row, query, 1, rest] *= (1 - 0.1 * len(mine)) / to[row, query, 1, rest].sum()
+        to[row, query, 1, mine] = 0.1
+    index = list(index)
+    assert torch.equal(both("block", scores), hidden[:, index])
+    three, tenth = torch.full((1, 1, 1), 3.0), torch.full((1, 1, 1), 0.1)
+    torch.testing.assert_close(both("share", pattern, times=three), times[:, index])
+    torch.testing.assert_close(both("share", pattern, to=tenth), to[:, index])

@@ -6,6 +6,7 @@ and tested against each other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -86,13 +87,22 @@ class Op:
     crossing: bool = False
 
 
-def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
+def apply_op(
+    op: Op,
+    x: Tensor,
+    offset: int = 0,
+    held: Sequence[int] | None = None,
+    length: int | None = None,
+) -> tuple[Tensor, int]:
     """The activation after an op; the one given is left as it is.
 
     Args:
         op: What to change.
         x: The activation, `[rows, positions, (heads,) features]`.
         offset: Position in the whole sequence of the activation's first position.
+        held: Which positions of the whole sequence the activation holds, in increasing order, where
+            they are not one after another from `offset` on.
+        length: Positions of the whole sequence so far, where `held` does not say it.
 
     Returns:
         The changed activation and how many elements were written; `x` itself and 0 where none of
@@ -103,7 +113,7 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
         NoKeyLeft: A query would see no key.
         TooLarge: A finite value would be infinite in the activation's dtype.
     """
-    rows, positions, places = _places(op, x, offset)
+    rows, positions, places = _places(op, x, offset, held)
     if rows.numel() == 0:
         return x, 0
     if op.kind == MEAN:
@@ -118,7 +128,7 @@ def apply_op(op: Op, x: Tensor, offset: int = 0) -> tuple[Tensor, int]:
         new = _means(op.tensors["pool"], x, offset)[op.tensors["takes"].to(x.device)[places]]
         new = new[:, list(op.heads)] if op.heads is not None else new
     elif op.kind in EDGES:
-        length = 0 if op.crossing else offset + x.shape[1]
+        length = 0 if op.crossing else offset + x.shape[1] if held is None else length or 0
         meant = _meant(op.tensors["keys"], current, rows, length)
         if op.kind == BLOCK:
             new = _blocked(meant, current, rows)
@@ -258,8 +268,12 @@ def _precise(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _places(op: Op, x: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+def _places(
+    op: Op, x: Tensor, offset: int, held: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, local positions and place numbers of the op's places that lie in this activation."""
+    if held is not None:
+        return _places_held(op, x, torch.tensor(held, dtype=torch.long, device=x.device))
     length = x.shape[1]
     if op.since is not None:
         first = max(op.since - offset, 0)
@@ -272,6 +286,20 @@ def _places(op: Op, x: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
     found = [op.rows[i] for i in places], [op.positions[i] - offset for i in places], places
     rows, local, places = torch.tensor(found, dtype=torch.long).to(x.device, non_blocking=True)
     return rows, local, places
+
+
+def _places_held(op: Op, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where the activation holds only some positions."""
+    if op.since is not None:
+        new = (held >= op.since).nonzero().flatten()
+        pairs = torch.cartesian_prod(torch.arange(x.shape[0], device=x.device), new)
+        pairs = pairs.view(-1, 2)
+        return pairs[:, 0], pairs[:, 1], torch.zeros_like(pairs[:, 0])
+    wanted = torch.tensor(op.positions, dtype=torch.long, device=x.device)
+    local = torch.searchsorted(held, wanted).clamp(max=max(len(held) - 1, 0))
+    here = held[local] == wanted if len(held) else torch.zeros_like(wanted, dtype=torch.bool)
+    places = here.nonzero().flatten()
+    return torch.tensor(op.rows, device=x.device)[places], local[places], places
 
 
 def _check_whole(positions: Tensor, offset: int, length: int) -> None:

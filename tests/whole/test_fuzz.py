@@ -24,13 +24,13 @@ def test_random_changes_equal_plain_hooks(index):
 _APPLY, _MEANS, _PLACES = ops.apply_op, ops._means, ops._places
 
 
-def _late(op: ops.Op, x: torch.Tensor, offset: int = 0):
-    return _APPLY(op, x, offset - 1)
+def _late(op: ops.Op, x: torch.Tensor, offset: int = 0, *more):
+    return _APPLY(op, x, offset - 1, *more)
 
 
-def _twice(op: ops.Op, x: torch.Tensor, offset: int = 0):
+def _twice(op: ops.Op, x: torch.Tensor, offset: int = 0, *more):
     tensors = {k: 2 * v for k, v in op.tensors.items()} if op.kind == ops.ADD else op.tensors
-    return _APPLY(replace(op, tensors=tensors), x, offset)
+    return _APPLY(replace(op, tensors=tensors), x, offset, *more)
 
 
 def _mixed(pool: torch.Tensor, x: torch.Tensor, offset: int):
@@ -38,14 +38,18 @@ def _mixed(pool: torch.Tensor, x: torch.Tensor, offset: int):
     return found.mean(0, keepdim=True).expand_as(found)
 
 
-def _seen(keys: torch.Tensor, scores: torch.Tensor, rows: torch.Tensor, length: int):
+def _seen(hidden: torch.Tensor, scores: torch.Tensor, rows: torch.Tensor):
     return scores
 
 
-def _at_next(op: ops.Op, x: torch.Tensor, offset: int):
+def _as_before(op: ops.Op, meant: torch.Tensor, pattern: torch.Tensor, *more):
+    return pattern
+
+
+def _at_next(op: ops.Op, x: torch.Tensor, offset: int, *more):
     """New tokens are changed from the second one on."""
     late = op if op.since is None else replace(op, since=op.since + 1)
-    return _PLACES(late, x, offset)
+    return _PLACES(late, x, offset, *more)
 
 
 def _in_half(x: torch.Tensor) -> torch.dtype:
@@ -60,6 +64,7 @@ def _in_half(x: torch.Tensor) -> torch.dtype:
         ("vlm_lens.engine.handlers.apply_op", _twice),
         ("vlm_lens.ops._means", _mixed),
         ("vlm_lens.ops._blocked", _seen),
+        ("vlm_lens.ops._weighed", _as_before),
         ("vlm_lens.ops._places", _at_next),
         ("vlm_lens.ops._precise", _in_half),
     ),

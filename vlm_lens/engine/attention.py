@@ -6,8 +6,8 @@ attention runs beside the one that the model uses, on the same queries, keys and
 changes nothing. After a write, queries whose scores or pattern changed take eager attention's
 result; every other query keeps what it had, bit for bit.
 
-Where only some queries are read, only their rows are computed: a row of scores needs its own query
-and all keys, so that on a long prompt reading the last position costs next to nothing.
+Where only some queries are read or changed, only their rows are computed: a row of scores needs its
+own query and all keys, so that on a long prompt the last position costs next to nothing.
 
 Where gradients are recorded, the layers asked take eager attention's result for every query,
 because what is shown must be what the model goes on with.
@@ -41,7 +41,7 @@ class Tap:
         show: `(stage, activation, rows) -> replacement`, or `None` to leave it; the stage is
             `"scores"` or `"pattern"`, and `rows` says which queries the activation holds, `None`
             for all.
-        rows: `(number of queries) -> the queries that are read`; `None` for all of them.
+        rows: `(number of queries) -> the queries that are read or changed`; `None` for all.
     """
 
     show: Callable[[str, Tensor, Sequence[int] | None], Tensor | None]
@@ -153,7 +153,7 @@ def _wrap(base: Callable | None) -> Callable:
             return eager_out, None
         if not watch.changed_rows:
             return out
-        return (torch.where(watch.changed(), eager_out, out[0]), *out[1:])
+        return (watch.merged(eager_out, out[0]), *out[1:])
 
     return attention
 
@@ -202,7 +202,7 @@ class ChunkedTap:
             return out.reshape(joined.shape)
         if not watch.changed_rows:
             return None
-        return torch.where(watch.changed(), out, joined.view_as(out)).reshape(joined.shape)
+        return watch.merged(out, joined.view_as(out)).reshape(joined.shape)
 
 
 def _eager_of(module: nn.Module) -> Callable | None:
@@ -266,16 +266,25 @@ class _SoftmaxWatch(TorchFunctionMode):
         scores = self._show("scores", args[0])
         return self._show("pattern", func(scores, *args[1:], **kwargs))
 
-    def changed(self) -> Tensor:
-        """Queries whose scores or pattern a tap has changed, `[batch, query, head, 1]`."""
-        return torch.stack(self.changed_rows).any(0).transpose(1, 2).unsqueeze(-1)
+    def merged(self, eager: Tensor, plain: Tensor) -> Tensor:
+        """What attention gives: eager's result for the queries that a tap has changed.
+
+        Args:
+            eager: Its result for the queries shown, `[batch, query, head, d_head]`.
+            plain: The result of the attention that the model uses, for every query.
+        """
+        changed = torch.stack(self.changed_rows).any(0).transpose(1, 2).unsqueeze(-1)
+        if self.rows is None:
+            return torch.where(changed, eager, plain)
+        merged = plain.clone()
+        merged[:, self.rows] = torch.where(changed, eager, plain[:, self.rows])
+        return merged
 
     def _show(self, stage: str, x: Tensor) -> Tensor:
-        if self.rows is not None:  # reads alone
-            self.tap.show(stage, x[:, :, self.rows] if self.whole else x, self.rows)
-            return x
-        new = self.tap.show(stage, x, None)
+        part = self.whole and self.rows is not None
+        shown = x[:, :, self.rows] if part else x
+        new = self.tap.show(stage, shown, self.rows)
         if new is None:
             return x
-        self.changed_rows.append((new != x).any(-1))
-        return new
+        self.changed_rows.append((new != shown).any(-1))
+        return x.index_copy(2, torch.tensor(self.rows, device=x.device), new) if part else new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
@@ -119,7 +120,9 @@ def check_gets_gradient(interventions: Composed, grad: bool | None) -> None:
 
 def op_handler(op: Op, counter: Counter) -> Handler:
     """The handler that applies an op and counts what it wrote."""
-    return Handler(partial(_apply, op, counter))
+    if op.since is not None:
+        return Handler(partial(_apply, op, counter), queries=range(op.since, sys.maxsize))
+    return Handler(partial(_apply, op, counter), queries=frozenset(op.positions))
 
 
 def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None:
@@ -131,7 +134,9 @@ def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None
             f"run has {x.shape[-1]}."
         )
     try:
-        new, written = apply_op(op, x.transpose(1, 2) if pattern else x, firing.offset)
+        new, written = apply_op(
+            op, x.transpose(1, 2) if pattern else x, firing.offset, firing.queries, firing.length
+        )
     except IncompleteMean as error:
         raise InterventionError(
             f"A mean at {op.point} cannot be taken in this run, which computes the positions of "

@@ -15,7 +15,7 @@ handler writes, `x` itself goes on, bit for bit.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -43,11 +43,13 @@ class Firing:
         offset: Position in the whole sequence of the activation's first position: 0 in a plain
             forward, the number of cached tokens when generating.
         queries: The positions of the queries that scores or a pattern hold; `None` for all.
+        length: With `queries`: positions of the whole sequence so far.
     """
 
     point: Point
     offset: int
     queries: tuple[int, ...] | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,13 @@ class Handler:
     Attributes:
         call: `(activation, firing) -> replacement`, or `None` to leave it.
         writes: Whether it may replace the activation's values.
-        queries: Of scores and patterns, the positions of the queries that it reads; others need
-            not be computed. `None` for all.
+        queries: Of scores and patterns, the positions of the queries that it reads or writes;
+            others need not be computed. `None` for all.
     """
 
     call: Callable[[Tensor, Firing], Tensor | None]
     writes: bool = True
-    queries: frozenset[int] | None = None
+    queries: Container[int] | None = None
 
 
 _FIRST, _USUAL, _LAST = 0, 1, 2  # in which order a module's actions run
@@ -194,16 +196,15 @@ class HookedRun:
         return taps, actions
 
     def _rows_read(self, stages: Mapping[str, Point]) -> Callable[[int], list[int] | None]:
-        """Which queries the handlers of a module's scores and pattern read; see `Tap`."""
-        handlers = [h for point in stages.values() for h in self._handlers[point.name]]
-        if any(h.writes or h.queries is None for h in handlers):
+        """Which queries the handlers of a module's scores and pattern need; see `Tap`."""
+        needed = [h.queries for point in stages.values() for h in self._handlers[point.name]]
+        if any(queries is None for queries in needed):
             return lambda n_queries: None
-        positions = sorted({p for h in handlers for p in h.queries or ()})
         in_text = next(iter(stages.values())).space == "text"
 
         def rows(n_queries: int) -> list[int]:
             offset = self._offset if in_text else 0
-            return [p - offset for p in positions if 0 <= p - offset < n_queries]
+            return [i for i in range(n_queries) if any(i + offset in q for q in needed)]
 
         return rows
 
@@ -276,7 +277,11 @@ class HookedRun:
         return output if changed else None
 
     def _fire(
-        self, point: Point, x: Tensor, queries: tuple[int, ...] | None = None
+        self,
+        point: Point,
+        x: Tensor,
+        queries: tuple[int, ...] | None = None,
+        length: int | None = None,
     ) -> Tensor | None:
         """Shows a point's activation to its handlers; what goes on, `None` for `x` itself."""
         self.fired.add(point.name)
@@ -285,7 +290,7 @@ class HookedRun:
         recorded = torch.is_grad_enabled() and value.is_floating_point()
         if recorded:  # a tensor of its own, because x may also be read elsewhere
             value = value.view_as(value) if x.requires_grad else value.detach().requires_grad_()
-        firing = Firing(point, self._offset_of(point, value), queries)
+        firing = Firing(point, self._offset_of(point, value), queries, length)
         written = False
         for handler in self._handlers[point.name]:
             self._owner.in_handler = True
@@ -320,7 +325,9 @@ class HookedRun:
             return None
         offset = self._offset if stages[stage].space == "text" else 0
         queries = None if rows is None else tuple(row + offset for row in rows)
-        return self._fire(stages[stage], x, queries)
+        known = stages[stage].space == "text" and self._length is not None
+        length = offset + self._length if known else x.shape[-1]
+        return self._fire(stages[stage], x, queries, length)
 
 
 class _MidWrite:
