@@ -37,6 +37,7 @@ def test_it_fits_and_fetches_nothing(browser, file, width, dark, show):
         assert page.wider_than_screen <= 0
         assert page.narrow_cells == [] and page.out_of_reach == []
         assert page.faint == [] and page.cut == []
+        assert page.js(FADED) == 0  # four heads and two columns fit at every width
         ground = page.js("getComputedStyle(document.body).backgroundColor")
         assert (max(int(v) for v in ground[4:-1].split(",")) < 60) == dark
 
@@ -46,6 +47,8 @@ FOCUSED = """(e => e.name || e.id || (e.dataset.key || "").replace(/\\d.*/, "")
 RING = """(e => [e, e.parentElement].some(x => getComputedStyle(x).outlineStyle !== "none") ||
   e.tagName === "rect" && getComputedStyle(e).stroke === "rgb(255, 213, 0)"
 )(document.activeElement)"""
+FADED = """[...document.querySelectorAll("*")].filter(
+  e => getComputedStyle(e).maskImage !== "none").length"""
 SHADES = """[...document.querySelectorAll(".cell")].map(
   e => [+e.dataset.key.slice(5), +e.getAttribute("fill-opacity")])"""
 

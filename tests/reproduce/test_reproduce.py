@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from browser import WIDTHS
 from typer.testing import CliRunner
 
 from scripts.docs import paper_numbers
@@ -39,6 +40,18 @@ def everything(checkpoints, data, tmp_path_factory) -> tuple[Path, str]:
         "--data", data, "--tasks", TASKS, "--seeds", 1, "--out", out,
     )  # fmt: skip
     return out, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [WIDTHS["phone"], WIDTHS["desktop"]])
+def test_the_report_is_read_at_every_width(browser, everything, width):
+    with browser.open(everything[0] / "report.html", width=width, dark=width > 600) as page:
+        page.wait("document.querySelector('.main-svg')")
+        page.settle(20)
+        assert page.errors == [] and page.fetched == []
+        assert page.wider_than_screen <= 0 and page.cut == []
+        assert page.narrow_cells == [] and page.faint == []
+        assert width < 600 or page.out_of_reach == []
 
 
 @pytest.mark.slow

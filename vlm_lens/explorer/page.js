@@ -398,7 +398,7 @@ function explorer(data, load) {
   $("block").addEventListener("input", e => { state.block = +e.target.value; draw(); });
   $("look").addEventListener("input", e => { state.look = +e.target.value; draw(); });
   $("sinks").addEventListener("change", e => { state.sinks = !e.target.checked; draw(); });
-  const edge = box => box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+  const edge = box => box.classList.toggle("fades", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
   const sized = new ResizeObserver(all => all.forEach(({ target }) => edge(target.closest(".scroll"))));
   for (const box of document.querySelectorAll(".scroll")) {  // what goes on to the right fades out there
     sized.observe(box);

@@ -47,7 +47,8 @@ tr.mark td { background: linear-gradient(var(--mark), var(--mark)) var(--page); 
 td .soft { font-size: 12px }
 td img { display: block; border-radius: 4px; max-height: 56px; width: auto }
 td.right { color: var(--accent); font-weight: 600 }
-td.wrap { white-space: normal; overflow-wrap: break-word; max-width: 70ch }
+td.wrap { white-space: normal; overflow-wrap: break-word; max-width: 70ch;
+  min-width: calc(12ch + 16px) }
 td.name { min-width: min(21ch, 40vw) }
 summary { cursor: pointer; color: var(--accent); margin: 10px 0 }
 pre, code { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, monospace }
