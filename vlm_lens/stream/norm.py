@@ -97,7 +97,8 @@ class HeldNorms(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        halves = func in _POWERS and isinstance(args[1], float) and args[1] == -0.5
+        power = args[1] if len(args) > 1 else kwargs.get("exponent")
+        halves = func in _POWERS and isinstance(power, float) and power == -0.5
         if halves or func in _INVERSE_ROOTS:
             return out.detach()
         if func in _NORMS and out.requires_grad:
