@@ -106,3 +106,7 @@ RANDOM_KEYS = "random"
 CUT_EDGES = (
     ("input", "last"), ("question", "last"), ("input", "question"), (RANDOM_KEYS, "last"),
 )  # fmt: skip
+
+# Pair patching: its controls.
+RANDOM_PLACES = "random positions"
+OTHER_ANSWERS = "random answers"

@@ -1,4 +1,4 @@
-"""What cutting attention does to the answer, by block: one line an edge."""
+"""What cutting or patching does to the answer, by block: one line an edge or a place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ if TYPE_CHECKING:
 __all__ = ["flow_figure"]
 
 
-def flow_figure(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
-    """Relative change of the answer's probability against the block in the window's middle.
+def flow_figure(
+    table: pd.DataFrame,
+    *,
+    title: str,
+    subtitle: str,
+    x: str = "block in the middle of the window (0-based)",
+    y: str = "change of the answer's probability",
+) -> go.Figure:
+    """A share against the block, a line for each edge or place.
 
     Args:
-        table: Columns `edge`, `layer`, `change`, `low`, `high`.
+        table: Columns `edge`, `layer`, `change`, `low`, `high`; edges that begin with `random` are
+            controls.
         title: What is shown.
         subtitle: What is counted.
+        x: The title of the axis of blocks.
+        y: The title of the axis of shares.
     """
     fig = go.Figure()
     colours = list(PALETTE.values())
@@ -45,8 +55,7 @@ def flow_figure(table: pd.DataFrame, *, title: str, subtitle: str) -> go.Figure:
             line={"color": colour, "width": 2, "dash": "dot" if control else "solid"},
             hovertemplate=f"<b>{edge}</b>, block %{{x}}: %{{y:.3f}}<extra></extra>",
         )
-    style(fig, title=title, subtitle=subtitle, x="block in the middle of the window (0-based)",
-          y="change of the answer's probability", height=430)  # fmt: skip
+    style(fig, title=title, subtitle=subtitle, x=x, y=y, height=430)
     fig.add_hline(y=0, line={"color": GREY, "width": 1})
     fig.update_layout(legend={"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0})
     fig.update_yaxes(tickformat="+.0%")

@@ -19,6 +19,7 @@ _TITLES = {
     "position": "position and token",
     "query": "query position and token",
     "kind": "kind of position",
+    "receiver": "receiver of the path",
 }
 # which axis runs to the right: the rightmost named here that is there
 _ACROSS = ("kind", "head", "feature", "layer", "query", "position")

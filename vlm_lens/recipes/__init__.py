@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vlm_lens.recipes.back_patching import BackPatching, BackPatchingResult
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
+from vlm_lens.recipes.causal_tracing import CausalTracing, CausalTracingResult
 from vlm_lens.recipes.circuit_faithfulness import CircuitFaithfulness, CircuitResult
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
@@ -47,6 +48,8 @@ __all__ = [
     "BackPatching",
     "BackPatchingResult",
     "Case",
+    "CausalTracing",
+    "CausalTracingResult",
     "CircuitFaithfulness",
     "CircuitResult",
     "Control",
