@@ -275,7 +275,9 @@ class _SoftmaxWatch(TorchFunctionMode):
         """
         changed = torch.stack(self.changed_rows).any(0).transpose(1, 2).unsqueeze(-1)
         if self.rows is None:
-            return torch.where(changed, eager, plain)
+            merged = torch.where(changed, eager, plain)
+            # laid out in memory as the model expects it, which may take views of it
+            return merged.contiguous() if plain.is_contiguous() else merged
         merged = plain.clone()
         merged[:, self.rows] = torch.where(changed, eager, plain[:, self.rows])
         return merged

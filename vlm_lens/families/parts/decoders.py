@@ -142,8 +142,8 @@ class Decoder:
         logit_scale: What the output layer's result is multiplied by.
         logit_softcap: `c` where logits are `c * tanh(x / c)`.
         barred: Tokens that the model never says: their logits are the lowest number.
-        width: Width of embeddings and of what the output layer reads, where that is not the
-            stream's.
+        width: Width of embeddings, where that is not the stream's.
+        d_final: Width of the final norm's output, likewise.
     """
 
     stack: Stack
@@ -153,10 +153,11 @@ class Decoder:
     logit_softcap: float | None = None
     barred: tuple[int, ...] = ()
     width: int | None = None
+    d_final: int | None = None
 
     @property
     def d_word(self) -> int:
-        """Width of embeddings and of what the output layer reads."""
+        """Width of embeddings."""
         return self.width or self.stack.size.d_model
 
     @property
@@ -173,7 +174,7 @@ class Decoder:
     def closing_points(self, d_vocab: int) -> list[Point]:
         """The points after the last block: the final norm's output and the logits."""
         return [
-            text_point("ln_final.hook_normalized", self.d_word,
+            text_point("ln_final.hook_normalized", self.d_final or self.stack.size.d_model,
                        "What the unembedding reads: the final norm's output",
                        OutputSite(self.norm)),
             text_point("hook_logits", d_vocab, "Logits over the vocabulary",

@@ -85,9 +85,20 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
     width = entering[0].numel() // embedded.shape[:-1].numel()
     stack = found_stack(path, config, described, keys, width, view)
     norm, joined = _final_norm(recording, path, unembed, ends[-1])
+    if len(recording.outputs[norm]) > 1:
+        raise ModelError(
+            f"{norm}, which the output layer reads, runs several times in {type(model).__name__}, "
+            f"so what it gives at the end cannot be told from the rest. {HELP}"
+        )
     breaks = [i for i in range(1, len(ends)) if not same(entering[i], ends[i - 1])]
     return FoundDecoder(
-        Decoder(stack, embed, norm, width=embedded.shape[-1]),
+        Decoder(
+            stack,
+            embed,
+            norm,
+            width=embedded.shape[-1],
+            d_final=recording.calls[norm].gave.shape[-1],
+        ),
         unembed,
         residual_breaks=f"the model adds something before block {breaks[0]}" if breaks else "",
         adds_positions=not same(embedded, entering[0]),
@@ -255,8 +266,12 @@ def _final_norm(recording: Recording, path: str, unembed: str, end: Tensor) -> t
         n: c for n, c in recording.calls.items()
         if not n.startswith(f"{path}.") and n != unembed and c.gave is not None
     }  # fmt: skip
-    readers = [n for n, c in outside.items() if c.argument(end) is not None]
     head = recording.calls.get(unembed)
+    if head is not None and head.argument(end) is not None:
+        raise ModelError(
+            f"The output layer reads what leaves {path} itself, with no norm between. {HELP}"
+        )
+    readers = [n for n, c in outside.items() if c.argument(end) is not None]
     last = [n for n, c in outside.items() if head is not None and head.argument(c.gave) is not None]
     if readers and (readers[0] in last or not last):
         return readers[0], ""

@@ -37,7 +37,8 @@ def place_mlp(
         gave = part.call.gave
         if gave is None or part.name.startswith(f"{mlp.name}.") or part is mlp:
             continue
-        if mlp.call.argument(gave) is not None and norm_like(part):
+        wide = mlp.call.gave is None or gave.shape[-1] == mlp.call.gave.shape[-1]
+        if mlp.call.argument(gave) is not None and norm_like(part) and wide:
             if part.name != found.first_norm:
                 found.sites["ln2.hook_normalized"] = part.leaving()
             break
