@@ -18,13 +18,12 @@ CELLS = [f"{column}{row}" for row in "1234" for column in "abcd"]
 
 
 def colours(n: int) -> list[Counterfactual]:
-    """A question about one of two cells, to be answered with what the source is answered."""
+    """A question about a cell, to be answered with what the source is answered."""
     draw = random.Random(1)
 
     def asked() -> tuple[str, str]:
-        names, colors = draw.sample(CELLS, 2), draw.sample(COLORS, 2)
-        said = zip(names, colors, strict=True)
-        return "".join(f"Q:{a}\nA:{b}\n\n" for a, b in said) + f"Q:{names[0]}\nA:", colors[0]
+        name, color = draw.choice(CELLS), draw.choice(COLORS)
+        return f"Q:{name}\nA:{color}\n\nQ:{name}\nA:", color
 
     made = []
     for _ in range(n):
@@ -36,14 +35,14 @@ def colours(n: int) -> list[Counterfactual]:
 @pytest.mark.slow
 def test_finds_the_coordinate_that_is_written_down():
     vlm = HookedVLM.from_pretrained("toy-induction")
-    found = das(vlm, colours(80), "blocks.2.hook_resid_post", k=4, steps=80, lr=0.1,
+    found = das(vlm, colours(80), "blocks.2.hook_resid_post", k=4, steps=60, lr=0.1,
                 progress=False)  # fmt: skip
     table = found.table.accuracy
     assert found.accuracy > 0.9
     assert table["whole space"] == 1.0
-    assert table["random subspace"] < 0.3 and table["no interchange"] < 0.3
-    assert table["arbitrary labels"] < 0.45  # the answers are five colours
-    assert table["re-initialised model"] < 0.3
+    assert max(table["random subspace"], table["no interchange"]) < found.chance + 0.1
+    assert table["arbitrary labels"] < found.chance + 0.2
+    assert table["re-initialised model"] < found.chance + 0.1
     eye = torch.eye(288)
     overlap = {name: found.subspace.overlap(eye[slot]) for name, slot in SLOTS.items()}
     by_chance = 46 / 288
