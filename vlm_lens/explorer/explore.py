@@ -159,7 +159,7 @@ def _about(vlm: HookedVLM) -> str:
     from vlm_lens import zoo
 
     if vlm.name in zoo.names():
-        return "small models in the package, trained for demonstration."
+        return "small, trained for demonstration, in the package."
     return ""
 
 
