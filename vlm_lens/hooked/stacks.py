@@ -235,8 +235,8 @@ class Stacks:
         owner = self.owner() if self.owner is not None else None
         if owner is None:
             raise StreamError(
-                "The model of this cache is gone, and its weights are needed for this: keep the "
-                "HookedVLM while you work with the cache."
+                "The model of this cache is gone (or it was read from a file), and its weights are "
+                "needed for this: keep the HookedVLM while you work with what it has read."
             )
         return owner
 

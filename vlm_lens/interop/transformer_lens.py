@@ -185,7 +185,9 @@ def from_cache(cache: TheirCache, vlm: HookedModel, prompt: Prompt) -> Activatio
                 f"{name} in the cache has {value.shape[0]} rows of {value.shape[1]} positions and "
                 f"the prompt {wanted[0]} of {wanted[1]}: give the prompt that the bridge ran."
             )
-    return ActivationCache(values, table, prompt.layouts, source=vlm.facts_later())
+    return ActivationCache(
+        values, table, prompt.layouts, source=vlm.facts_later(), owner=vlm.parts_later()
+    )
 
 
 class CacheOfVLM(TheirCache):
