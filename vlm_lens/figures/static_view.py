@@ -67,8 +67,9 @@ def draw(
     drawn = list(drawings(grids))
     lines = _lines(tokens, colours)
     rows = len(drawn)
-    fig = Figure(figsize=(7.2, 3.2 * rows + 0.32 * len(lines) + 0.6), layout="constrained")
-    ratios = [3.2] * rows + ([0.32 * len(lines) + 0.1] if lines else [])
+    ratios = [_height([grids[image, n] for n in numbers]) for image, numbers in drawn]
+    ratios += [0.32 * len(lines) + 0.1] if lines else []
+    fig = Figure(figsize=(7.2, sum(ratios) + 0.6), layout="constrained")
     layout = fig.add_gridspec(len(ratios), 2, height_ratios=ratios)
     for i, (image, numbers) in enumerate(drawn):
         plain, heat = fig.add_subplot(layout[i, 0]), fig.add_subplot(layout[i, 1])
@@ -76,7 +77,9 @@ def draw(
         here = [c for c in cells if c.image == image and c.grid in mine]
         picture = pictures[image] if image < len(pictures) else None
         _picture(plain, heat, picture, mine, here, colours)
-        plain.set_title(f"image {image}", fontsize=9, loc="left")
+        many = sum(1 for i, _ in grids if i == image) > 1
+        which = (": the whole picture" if 0 in numbers else ": its tiles") if many else ""
+        plain.set_title(f"image {image}{which}", fontsize=9, loc="left")
         heat.set_title(f"strongest of all patches: {largest:.3g}", fontsize=9, loc="left")
     if lines:
         below = fig.add_subplot(layout[rows, :])
@@ -89,6 +92,12 @@ def draw(
     fig.suptitle(title, fontsize=10)
     fig.savefig(path, dpi=150)
     return path
+
+
+def _height(grids: Sequence[PatchGrid]) -> float:
+    """Inches for a drawing of some grids, half a page wide, and its title."""
+    x0, y0, x1, y1 = canvas(grids, grids[0].pixels_of.picture)
+    return min(max(3.4 * (y1 - y0) / (x1 - x0), 1.2), 4.5) + 0.3
 
 
 def _picture(
