@@ -232,8 +232,9 @@ class HookedModel(DescribedModel):
         cache = None
         if read:
             cache = ActivationCache(
-                reader.values(), table, prompt.layouts, at=at, source=self.facts_later()
-            )
+                reader.values(), table, prompt.layouts, at=at, source=self.facts_later(),
+                owner=self.parts_later(),
+            )  # fmt: skip
         found = logits.values().get("hook_logits")
         return Generation(tokens, self._decoded(tokens), cache, found)
 
