@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -59,6 +60,8 @@ def video_layouts(batch: PictureBatch) -> list[list[VideoLayout]]:
     Raises:
         PromptError: Video tokens and the tensors of videos do not match.
     """
+    if PIXELS not in inspect.signature(batch.model.forward).parameters:
+        return [[] for _ in batch.ids]
     token = video_token(batch.config)
     places = [[i for i, t in enumerate(row) if t == token] for row in batch.ids]
     found, shapes = sum(map(len, places)), list(_shapes(batch, sum(map(len, places))))
