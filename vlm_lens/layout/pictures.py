@@ -234,15 +234,16 @@ class VideoLayout:
         Raises:
             PositionError: It is not known how many frames a second takes, or the video is shorter.
         """
-        if any(f.seconds is None for f in self.frames):
+        spans = [f.seconds for f in self.frames if f.seconds is not None]
+        if len(spans) < len(self.frames):
             raise PositionError(
                 "It is not known how many frames of this video a second takes: give it, "
                 "vlm.prompt(text, videos=[...], fps=...)."
             )
-        for frame in self.frames:
-            if frame.seconds[0] <= seconds < frame.seconds[1]:
+        for frame, (begin, end) in zip(self.frames, spans, strict=True):
+            if begin <= seconds < end:
                 return frame
-        last = self.frames[-1].seconds[1] if self.frames else 0
+        last = spans[-1][1] if spans else 0
         raise PositionError(
             f"Video {self.index} is {last:g} seconds long; second {seconds:g} was asked."
         )
