@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -60,9 +61,11 @@ def model(request, load) -> HookedVLM:
 
 
 @pytest.fixture
-def clip(load) -> HookedVLM:
-    """The tiny LLaVA with a CLIP tower and a Llama."""
-    return load("clip-llama")
+def clip(load) -> Iterator[HookedVLM]:
+    """The tiny LLaVA with a CLIP tower and a Llama; gradients of a test are gone after it."""
+    vlm = load("clip-llama")
+    yield vlm
+    vlm.hf_model.zero_grad(set_to_none=True)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from vlm_lens.engine.hooks import Firing, Handler
 from vlm_lens.engine.ownership import calling
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Composed, Intervention, Target
-from vlm_lens.ops import IncompleteMean, NoKeyLeft, Op, TooLarge, apply_op
+from vlm_lens.ops import SET, IncompleteMean, NoKeyLeft, Op, TooLarge, apply_op
 from vlm_lens.points.point import Point
 from vlm_lens.serial import LearnedTensor
 
@@ -122,6 +122,10 @@ def op_handler(op: Op, counter: Counter) -> Handler:
     """The handler that applies an op and counts what it wrote."""
     if op.since is not None:
         return Handler(partial(_apply, op, counter), queries=range(op.since, sys.maxsize))
+    if op.kind == SET:
+        # rows computed alone differ in the last bits from those that were read with all the others,
+        # and what was read and is written back must change nothing
+        return Handler(partial(_apply, op, counter))
     return Handler(partial(_apply, op, counter), queries=frozenset(op.positions))
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vlm_lens.layout.positions import Images, Patches, Position
 from vlm_lens.prompts.template import QUESTION_ANSWER, RawPrompt, Template
 from vlm_lens.tasks.rows import Row, TaskError
+
+if TYPE_CHECKING:  # positions need torch, and a table of a task does not
+    from vlm_lens.layout.positions import Position
 
 __all__ = ["contents"]
 
@@ -26,6 +29,8 @@ def contents(
     Raises:
         TaskError: A row without a picture, or one whose answer hangs on several boxes.
     """
+    from vlm_lens.layout.positions import Images, Patches
+
     found: list[tuple[RawPrompt, Position, tuple[str, ...]]] = []
     for row in rows:
         prompt = template.build((), row.given("image"))

@@ -65,6 +65,9 @@ def video_layouts(batch: PictureBatch) -> list[list[VideoLayout]]:
     token = video_token(batch.config)
     places = [[i for i, t in enumerate(row) if t == token] for row in batch.ids]
     found, shapes = sum(map(len, places)), list(_shapes(batch, sum(map(len, places))))
+    pictures = {getattr(batch.config, n, None) for n in ("image_token_id", "image_token_index")}
+    if not shapes and token in pictures:  # one token for both, as in Molmo 2: these are pictures
+        return [[] for _ in batch.ids]
     if found and not shapes:
         raise PromptError(
             f"The prompt holds {found} video tokens but no {PIXELS}: give the videos, "
