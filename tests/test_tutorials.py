@@ -23,11 +23,16 @@ WRONG = {
         ("['Cow'] * 7", "8", "'Cow'", "None", "[1, 2]"),
         ("-1", "'first'", "None", "[0]"),
     ],
+    "03_why_this_answer": [
+        ("(99, 0)", "3", "'block 3'", "None", "[2, 2]"),
+        ("0.0", "'much'", "None", "[1.0]"),
+    ],
 }
 # what the tutorials say that the model says, where the exercises are solved
 RIGHT = {
     "01_first_look": ("without: Greece\n", "with:    Athens\n", "Right: Euro\n"),
     "02_what_a_patch_says": ("Right: ['", "Right: "),
+    "03_why_this_answer": ("Right: (", "Right: "),
 }
 SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.DOTALL)
 
