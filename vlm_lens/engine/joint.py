@@ -19,7 +19,7 @@ where something else is not understood, `NotReplayable` says so, and variants ar
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -54,14 +54,14 @@ def outline(model: nn.Module, arch: Architecture, inputs: Mapping[str, Tensor]) 
 
 
 def fitting(
-    run: Baseline, inputs: Mapping[str, Tensor], ops: Sequence[Sequence[Op]], n_last: int
+    run: Baseline, inputs: Mapping[str, Tensor], ops: Iterable[Sequence[Op]], n_last: int
 ) -> list[Start] | None:
     """Where variants start that can run in the run itself; `None` if one cannot, or too many are.
 
     Args:
         run: The outline of the run.
         inputs: The prompt.
-        ops: The ops of each variant.
+        ops: The ops of each variant; no more of them are made than could fit.
         n_last: How many of the last positions give logits.
     """
     if _refused.get(run.model, {}).get("pixel_values" in inputs):

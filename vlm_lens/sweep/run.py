@@ -218,7 +218,7 @@ class _Runner:
         if measure.goes_on or measure.cells or not isinstance(measure, BoundLogits):
             return None
         run = outline(self.vlm.hf_model, self.vlm.architecture, inputs)
-        starts = fitting(run, inputs, [self.lowered[number] for number in todo], measure.n_last)
+        starts = fitting(run, inputs, (self.lowered[number] for number in todo), measure.n_last)
         if starts is None:
             return None
         variants = [
