@@ -156,7 +156,7 @@ def last_token(vlm, inputs, vector, clock, others: bool) -> None:
     }
     if others:
         ways |= nnsight_way(model, inputs, vector, n, last)
-        ways |= bridge_way(model, inputs, vector, n, last)
+        ways |= bridge_way(vlm, inputs, vector, n, last)
     clock.compare(ways, f"(a) last token, each of {n} layers", "one plain forward")
 
 
@@ -175,17 +175,9 @@ def nnsight_way(model, inputs, vector, n: int, last: int) -> dict:
     return {"nnsight, one trace per layer": run}
 
 
-def bridge_way(model, inputs, vector, n: int, last: int) -> dict:
+def bridge_way(vlm, inputs, vector, n: int, last: int) -> dict:
     """One `run_with_hooks` of TransformerLens's bridge per layer, on a copy of the model."""
-    import copy
-
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    twin = copy.deepcopy(model)
-    bridge = build_bridge_from_module(
-        twin, "LlavaForConditionalGeneration", hf_config=twin.config, dtype=twin.dtype,
-        device=inputs["input_ids"].device,
-    )  # fmt: skip
+    bridge = vlm.to_bridge()
 
     def change(x, hook):
         x = x.clone()
