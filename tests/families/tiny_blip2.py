@@ -15,7 +15,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXTS = {
     "opt": {
         "model_type": "opt", "vocab_size": 264, **SIZES, "ffn_dim": 40, "word_embed_proj_dim": 32,
-        "max_position_embeddings": 128, "pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2,
+        "max_position_embeddings": 512, "pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2,
     },
     "t5": {
         "model_type": "t5", "vocab_size": 264, "d_model": 32, "num_layers": 1, "num_heads": 4,

@@ -221,6 +221,7 @@ class HookedModel(DescribedModel):
         if self._active or len(composed) or read or scores:
             settings.check_places()
         settings.check_values()
+        self.prompts.check_length(prompt.inputs, settings.max_new_tokens - 1)
         readers = reader.handlers()
         for name, more in logits.handlers().items():
             readers.setdefault(name, []).extend(more)

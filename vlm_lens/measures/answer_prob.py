@@ -49,11 +49,14 @@ class AnswerProb(Measure):
 
         Raises:
             MeasureError: Another number of answers than rows, or no such tokens.
+            PromptError: The model cannot number so many positions.
         """
         answers = per_row(self.answer, len(prompt))
         if any(isinstance(answer, AnyOf) for answer in answers):
             raise MeasureError("AnswerProb follows one answer a row: measure each of AnyOf(...).")
-        return _BoundAnswer(self, vlm, prompt, [answer_ids(vlm, answer) for answer in answers])
+        ids = [answer_ids(vlm, answer) for answer in answers]
+        vlm.prompts.check_length(prompt.inputs, max(map(len, ids)) - 1)
+        return _BoundAnswer(self, vlm, prompt, ids)
 
 
 class _BoundAnswer(BoundMeasure):

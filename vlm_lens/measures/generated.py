@@ -29,7 +29,12 @@ class GeneratedTokens(Measure):
     max_new_tokens: int = 1
 
     def bind(self, vlm: HookedModel, prompt: Prompt) -> BoundMeasure:
-        """This measure on a model and a prompt."""
+        """This measure on a model and a prompt.
+
+        Raises:
+            PromptError: The model cannot number so many positions.
+        """
+        vlm.prompts.check_length(prompt.inputs, self.max_new_tokens - 1)
         return _BoundGeneration(self, vlm, prompt)
 
 

@@ -157,12 +157,42 @@ class PromptMaker:
         tensors = as_inputs(inputs, self.model, arch)
         batch = PictureBatch(self.model, arch, tensors, self.processor, sizes, videos)
         pictures, clips = self.family.image_layouts(batch), self.family.video_layouts(batch)
-        self._warn_of_length(tensors["input_ids"].shape[1])
+        self.check_length(tensors)
         layouts = tuple(
             _layout(row, ids, _mask(tensors, row), pictures[row], clips[row], tokenizer)
             for row, ids in enumerate(tensors["input_ids"])
         )
         return Prompt(tensors, layouts, texts, images, tuple(videos), arch.cfg)
+
+    def check_length(self, inputs: Mapping[str, Tensor], n_new: int = 0) -> None:
+        """Warns of more positions than the model was made for; refuses more than it can number.
+
+        Args:
+            inputs: A prompt's tensors.
+            n_new: How many tokens the model reads after it.
+
+        Raises:
+            PromptError: The model looks positions up in a table, which ends before the prompt.
+        """
+        given, length = inputs.get("position_ids"), inputs["input_ids"].shape[1]
+        if given is not None and given.numel():
+            length = int(given.max()) + 1
+        what = f"This prompt has {length} positions"
+        most, config = self.architecture.n_positions, self.model.config
+        if most is not None and length + n_new > most:
+            new = f" and {n_new} new tokens are read after it" if n_new else ""
+            fix = f"generate at most {most - length + 1} tokens, " if most - length >= 0 else ""
+            raise PromptError(
+                f"{what}{new}, and {self.architecture.cfg.model_name} has a table of {most}, "
+                f"beyond which it cannot run: {fix}shorten the text, or take fewer pictures."
+            )
+        made_for = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if not n_new and isinstance(made_for, int) and length > made_for:
+            warnings.warn(
+                f"{what}, and the model was made for {made_for}: what it gives beyond them means "
+                "little. Shorten the text, or take fewer or smaller pictures.",
+                stacklevel=4,
+            )
 
     def left_padded(self, prompt: Prompt) -> Prompt:
         """The prompt with padding only before its rows, so that all end at the last position.
@@ -206,17 +236,6 @@ class PromptMaker:
                 "This model's processor drops transparency: it reads the colours stored beneath "
                 "what is transparent, often black. Put the picture over a ground first: "
                 "vlm_lens.pictures.as_read(picture) puts it over white.",
-                stacklevel=4,
-            )
-
-    def _warn_of_length(self, length: int) -> None:
-        config: Any = self.model.config
-        most = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if isinstance(most, int) and length > most:
-            warnings.warn(
-                f"This prompt has {length} positions, and the model was made for {most}: what it "
-                "gives beyond them means little. Shorten the text, or take fewer or smaller "
-                "pictures.",
                 stacklevel=4,
             )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_lens.errors import ModelError
 from vlm_lens.families.parts.decoders import Decoder, text_point
+from vlm_lens.families.parts.position_table import table_of_positions
 from vlm_lens.points.config import HookedConfig, VisionConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, Site, submodule
@@ -30,6 +31,7 @@ class Architecture:
         unembed: Path of the layer that gives logits.
         image_token_id: The token that stands for a patch of a picture, if any.
         unknown_head: Why logits cannot be computed from the final norm's output, where so.
+        n_positions: How many positions the text model has a table for; `None` where it has none.
     """
 
     cfg: HookedConfig
@@ -38,6 +40,7 @@ class Architecture:
     unembed: str
     image_token_id: int | None = None
     unknown_head: str = ""
+    n_positions: int | None = None
 
     def logits(self, model: torch.nn.Module, x: Tensor) -> Tensor:
         """What the model's output layer makes of `x`, scaled and capped as the model does.
@@ -111,4 +114,7 @@ def assemble(
         vision=vision,
         **asdict(size),
     )
-    return Architecture(cfg, PointTable(points, missing), decoder, unembed, image_token_id)
+    return Architecture(
+        cfg, PointTable(points, missing), decoder, unembed, image_token_id,
+        n_positions=table_of_positions(model, decoder.embed, decoder.stack.path),
+    )  # fmt: skip
