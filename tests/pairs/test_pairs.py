@@ -9,7 +9,7 @@ from induction_case import NAMES, drawn, full, model
 from pairs.pairs_of_cells import cell_pair, cell_pairs
 from vlm_lens import Images, Last, LogitDiff, Text, VLMLensError
 from vlm_lens.pairs import Each, Pair, PairError, Pairs, PairScores
-from vlm_lens.patching import NoDifference
+from vlm_lens.patching import NoDifference, Receiver
 from vlm_lens.zoo.induction import ANSWER
 
 Z = "blocks.*.attn.hook_z"
@@ -129,6 +129,85 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     assert third.values.identical(again.values)
     with pytest.raises(VLMLensError, match="another asked"):
         pairs.patch(model(), Z, save=tmp_path / "run", direction="noise", **options)
+
+
+def text_pairs() -> Pairs:
+    """`x y z q x` goes on with y, and `z y x q x` with q, whichever words they are."""
+    words = ("x y z q", "a b c d", "b d a x", "q c y z")
+    made = []
+    for one in words:
+        x, y, z, q = one.split()
+        texts = (f"{x} {y} {z} {q} {x}", f"{z} {y} {x} {q} {x}")
+        made.append(Pair(*map(model().prompt, texts), f" {y}", f" {q}"))
+    return Pairs(tuple(made), "texts")
+
+
+PATHS = {
+    "receivers": [*(Receiver(f"blocks.2.attn.hook_{kind}", 0) for kind in "qkv"), "logits"],
+    "freeze": "attention", "heads": "each", "progress": False,
+}  # fmt: skip
+
+
+def test_the_paths_of_toy_induction_and_no_others_are_found():
+    pairs = text_pairs()
+    found = pairs.patch_paths(model(), Z, **PATHS)
+    assert found.axes == ("pair", "layer", "head", "receiver")
+    for i in (0, 3):
+        alone = pairs[i].patch_paths(model(), Z, **PATHS)
+        assert found.sel(pair=i).values.to_numpy() == pytest.approx(
+            alone.values.to_numpy(), abs=1e-5, nan_ok=True
+        )
+    table = found.statistics()
+    ways = {(row["layer"], row["head"], row["receiver"]) for _, row in table.head(2).iterrows()}
+    assert ways == {(1, 0, "blocks.2.attn.hook_k head 0"), (2, 0, "logits")}
+    assert table["mean"][:2].to_numpy() == pytest.approx([1, 1], abs=1e-5)
+    assert (table["low"][:2] > 0.999).all() and (table["p"][:2] == 2 / 2**4).all()
+    assert (table["p"][2:] == 1).all()
+    assert len(table) == 9 + 3 * 6  # block 2 sends to no input of block 2
+
+
+def test_a_killed_run_of_paths_goes_on(tmp_path, monkeypatch):
+    pairs, folder = text_pairs(), tmp_path / "run"
+    plain = pairs.patch_paths(model(), Z, **PATHS)
+    done: list[Pair] = []
+    real = Pair.patch_paths
+
+    def killed(pair, *args, **options):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(pair)
+        return real(pair, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pair, "patch_paths", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pairs.patch_paths(model(), Z, save=folder, **PATHS)
+    assert len(list(folder.glob("pair-*"))) == 2
+    again = pairs.patch_paths(model(), Z, save=folder, **PATHS)
+    assert again.values.identical(plain.values)
+    monkeypatch.setattr(Pair, "patch_paths", None)
+    assert pairs.patch_paths(model(), Z, save=folder, **PATHS).values.identical(plain.values)
+    for options in ({"freeze": "all"}, {"direction": "denoise"}, {"receivers": "logits"}):
+        with pytest.raises(PairError, match="another asked"):
+            pairs.patch_paths(model(), Z, save=folder, **{**PATHS, **options})
+    with pytest.raises(PairError, match="patched paths"):
+        pairs.patch(model(), Z, save=folder, progress=False)
+
+
+def test_paths_that_do_not_fit_are_refused_before_any_run(no_forward):
+    no_forward(model())
+    for options, match in (
+        ({"freeze": "nothing"}, "freeze is"),
+        ({"direction": "both"}, "direction"),
+        ({"heads": [5]}, "has heads 0..2"),
+        ({"receivers": "blocks.0.hook_resid_pre"}, "no receiver's input"),
+        ({"measure": LogitDiff(" x", " x")}, "both begin with"),
+        ({"at": Images()}, "Pair 0"),
+    ):
+        with pytest.raises(VLMLensError, match=match):
+            text_pairs().patch_paths(model(), Z, **{**PATHS, **options})
+    with pytest.raises(VLMLensError, match="no sender"):
+        text_pairs().patch_paths(model(), "blocks.*.hook_resid_pre", **{**PATHS, "heads": None})
 
 
 def test_what_does_not_fit_is_refused_before_any_run(no_forward):

@@ -190,3 +190,37 @@ def test_what_does_not_fit_is_refused_before_any_run(clip, no_forward):
         with pytest.raises(VLMLensError, match=match):
             patch_paths(clip, clean, corrupt, **{**good, **options})
     assert issubclass(PatchingError, VLMLensError)
+
+
+def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+    vlm = model()
+    clean, corrupt = vlm.prompt("x y z q x"), vlm.prompt("z y x q x")
+    options = {
+        "senders": Z, "heads": "each", "at": "each", "freeze": "all",
+        "receivers": ["logits", Receiver("blocks.2.attn.hook_k", 0)],
+        "measure": LogitDiff(" y", " q"),
+    }  # fmt: skip
+    plain = patch_paths(vlm, clean, corrupt, **options)
+    done = []
+
+    def killed(spots):
+        if done:
+            raise KeyboardInterrupt
+        done.append(spots)
+
+    from vlm_lens.patching.path import _Paths
+
+    real = _Paths.measured
+    with monkeypatch.context() as patched:
+        patched.setattr(_Paths, "measured", lambda self, s: (killed(s), real(self, s))[1])
+        with pytest.raises(KeyboardInterrupt):
+            patch_paths(vlm, clean, corrupt, save=tmp_path / "run", **options)
+    kept = list((tmp_path / "run").glob("sender-*"))
+    assert len(kept) == len(done[0]) < plain.values.size // 2
+    again = patch_paths(vlm, clean, corrupt, save=tmp_path / "run", **options)
+    assert again.values.to_numpy() == pytest.approx(plain.values.to_numpy(), abs=1e-6, nan_ok=True)
+    monkeypatch.setattr(_Paths, "measured", None)
+    third = patch_paths(vlm, clean, corrupt, save=tmp_path / "run", **options)
+    assert third.values.identical(again.values)
+    with pytest.raises(PatchingError, match="another"):
+        patch_paths(vlm, corrupt, clean, save=tmp_path / "run", **options)

@@ -14,12 +14,14 @@ from vlm_lens.layout.cells import Cells
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.measures import LogitDiff, LogProb, Measure
 from vlm_lens.measures.answers import Answer
+from vlm_lens.measures.base import BoundMeasure
 from vlm_lens.pairs.changed import changed_cells
 from vlm_lens.pairs.show import as_html, as_text
 from vlm_lens.patching.exact import Direction
 from vlm_lens.patching.patch import At as Places
 from vlm_lens.patching.patch import Heads, patch
-from vlm_lens.patching.path import Freeze, patch_paths
+from vlm_lens.patching.path import patch_paths
+from vlm_lens.patching.path_plan import Freeze
 from vlm_lens.patching.receivers import LOGITS, Receiver
 from vlm_lens.points.table import NamesFilter
 from vlm_lens.prompts.prompt import Prompt
@@ -107,9 +109,23 @@ class Pair:
         Raises:
             MeasureError: They begin with the same token, or are no answers to this model.
         """
-        for prompt in (self.clean, self.corrupt):
-            self.measure.bind(vlm, vlm.as_prompt(prompt))
+        self.bind(vlm)
         return self
+
+    def bind(
+        self, vlm: HookedModel, measure: Measure | None = None
+    ) -> tuple[BoundMeasure, BoundMeasure]:
+        """A measure of both prompts, which says first if it does not fit one of them.
+
+        Args:
+            vlm: The model.
+            measure: `pair.measure` by default.
+
+        Raises:
+            VLMLensError: It does not fit the model or a prompt.
+        """
+        bound = (measure or self.measure).bind
+        return bound(vlm, vlm.as_prompt(self.clean)), bound(vlm, vlm.as_prompt(self.corrupt))
 
     def flipped(self) -> Pair:
         """The same pair with clean and corrupt changed over.
@@ -187,6 +203,7 @@ class Pair:
         direction: Direction = "noise",
         measure: Measure | None = None,
         memory: int | None = None,
+        save: str | Path | None = None,
         progress: bool = True,
     ) -> Scores:
         """The share of the difference that goes from each sender to each receiver.
@@ -206,6 +223,7 @@ class Pair:
             direction: `"noise"` (the lost share) or `"denoise"` (the recovered share).
             measure: What the difference is of; `pair.measure` by default.
             memory: Bytes that recorded inputs, and variants running together, may take.
+            save: A folder for finished senders; a run that was killed goes on from there.
             progress: Whether to show a progress bar.
 
         Returns:
@@ -220,7 +238,7 @@ class Pair:
             vlm, self.clean, self.corrupt, senders=senders, receivers=receivers, freeze=freeze,
             heads=heads, at=at(self) if callable(at) else at, direction=direction,
             measure=measure or self.measure, positions=self.positions, memory=memory,
-            progress=progress,
+            save=save, progress=progress,
         )  # fmt: skip
 
     def attribute(

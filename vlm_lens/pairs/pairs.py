@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from vlm_lens.attribution.attribute import METHODS, STEPS
@@ -20,14 +19,15 @@ from vlm_lens.measures import Measure
 from vlm_lens.pairs.pair import Pair, PairError
 from vlm_lens.pairs.scores import PAIR, PairScores
 from vlm_lens.pairs.together import Asked
-from vlm_lens.patching.exact import SHARES, Direction
+from vlm_lens.patching.exact import SHARES, Direction, check_direction
 from vlm_lens.patching.parts import NoDifference, numbers
 from vlm_lens.patching.patch import At, Heads, Plan
+from vlm_lens.patching.path_plan import Freeze, plan_paths
+from vlm_lens.patching.receivers import LOGITS, Receiver
 from vlm_lens.points.table import NamesFilter
 from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.scores.scores import scores
-from vlm_lens.storage.files import read_tensors, write_tensors
-from vlm_lens.storage.folder import RunFolder
+from vlm_lens.scores.scores import Scores, scores
+from vlm_lens.storage.arrays import ArrayFolder, collect
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,22 +188,76 @@ class Pairs(Sequence[Pair]):
             VLMLensError: Something does not fit the model or one of the prompts (before any run).
         """
         asked = Asked(vlm, points, at, heads, window, direction, measure, engine, memory)
-        first = self._planned(asked)
-        opened = nullcontext()
-        if save is not None:
-            opened = _Store(save, run_identity(vlm, pairs=list(self), asked=asked.identity()))
-        bar = tqdm(total=len(self), disable=not progress, unit="pair")
-        with opened as store, bar:
-            found = store.load(len(self)) if store else {}
-            bar.update(len(found))
-            left = [i for i in range(len(self)) if i not in found]
-            for batch in asked.batches(self.pairs, left):
-                shares = asked.shares([self.pairs[i] for i in batch])
-                found.update(zip(batch, shares, strict=True))
-                if store:
-                    store.add(batch, shares)
-                bar.update(len(batch))
-        return self._result(asked, first, np.stack([found[i] for i in range(len(self))]))
+        first = self._planned(asked.plan)
+        shares = self._finished(
+            vlm, lambda left: asked.batches(self.pairs, left),
+            lambda batch: asked.shares([self.pairs[i] for i in batch]),
+            holds="patched pairs", asked=asked.identity(), save=save, progress=progress,
+        )  # fmt: skip
+        return self._result(vlm, first, shares, direction, measure)
+
+    def patch_paths(
+        self,
+        vlm: HookedModel,
+        senders: NamesFilter,
+        *,
+        receivers: Receiver | str | Sequence[Receiver | str] = LOGITS,
+        freeze: Freeze,
+        heads: Heads = None,
+        at: At = None,
+        direction: Direction = "noise",
+        measure: Measure | None = None,
+        memory: int | None = None,
+        save: str | Path | None = None,
+        progress: bool = True,
+    ) -> PairScores:
+        """`Pair.patch_paths` of each pair, with what that says of their mean.
+
+        Pairs for which the measure gives the same on both prompts are left out, and said.
+
+        Args:
+            vlm: The model.
+            senders: As for `Pair.patch_paths`.
+            receivers: As for `Pair.patch_paths`.
+            freeze: As for `Pair.patch_paths`.
+            heads: As for `Pair.patch_paths`.
+            at: As for `patch`.
+            direction: As for `Pair.patch_paths`.
+            measure: What the differences are of; each pair's own by default.
+            memory: As for `Pair.patch_paths`.
+            save: A folder for finished pairs; a run that was killed goes on from there.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Scores with the axis `pair` in front; `statistics()` gives mean, interval and p-value of
+            each path.
+
+        Raises:
+            NoDifference: The measure gives the same on both prompts of every pair.
+            VLMLensError: Something does not fit the model or one of the prompts (before any run).
+        """
+        check_direction(direction)
+        how = {"receivers": receivers, "freeze": freeze, "heads": heads}
+
+        def plan(pair: Pair) -> Plan:
+            pair.bind(vlm, measure)
+            place = at(pair) if callable(at) else at
+            return plan_paths(vlm, pair.positions, senders, at=place, **how)
+
+        def paths(pair: Pair) -> Scores:
+            return pair.patch_paths(
+                vlm, senders, at=at, direction=direction, measure=measure, memory=memory,
+                progress=False, **how,
+            )  # fmt: skip
+
+        first = self._planned(plan)
+        shares = self._finished(
+            vlm, lambda left: ([i] for i in left),
+            lambda batch: [self._shares(batch[0], paths, first)],
+            holds="patched paths", asked=(senders, at, direction, measure, how), save=save,
+            progress=progress,
+        )  # fmt: skip
+        return self._result(vlm, first, shares, direction, measure, "path patching")
 
     def attribute(
         self,
@@ -224,27 +278,50 @@ class Pairs(Sequence[Pair]):
             NoDifference: The measure gives the same on both prompts of every pair.
             VLMLensError: Something does not fit the model, the measure or one of the prompts.
         """
-        asked = Asked(vlm, points, at, heads, 1, direction, measure)
-        first = self._planned(asked)
-        found = []
-        for i, pair in enumerate(tqdm(self.pairs, disable=not progress, unit="pair")):
-            try:
-                with _naming(i):
-                    one = pair.attribute(
-                        vlm, points, at=at, heads=heads, method=method, steps=steps,
-                        direction=direction, measure=measure,
-                    )  # fmt: skip
-                found.append(one.values.to_numpy())
-            except NoDifference:
-                found.append(first.as_array(np.full(len(first.spots), np.nan)))
-        return self._result(asked, first, np.stack(found), METHODS[method])
+        first = self._planned(Asked(vlm, points, at, heads, 1, direction, measure).plan)
 
-    def _planned(self, asked: Asked) -> Plan:
+        def attributed(pair: Pair) -> Scores:
+            return pair.attribute(
+                vlm, points, at=at, heads=heads, method=method, steps=steps,
+                direction=direction, measure=measure,
+            )  # fmt: skip
+
+        numbers = tqdm(range(len(self)), disable=not progress, unit="pair")
+        shares = np.stack([self._shares(i, attributed, first) for i in numbers])
+        return self._result(vlm, first, shares, direction, measure, METHODS[method])
+
+    def _finished(
+        self,
+        vlm: HookedModel,
+        batches: Callable[[list[int]], Iterable[Sequence[int]]],
+        shares: Callable[[Sequence[int]], list[np.ndarray]],
+        *,
+        holds: str,
+        asked: Any,
+        save: str | Path | None,
+        progress: bool,
+    ) -> np.ndarray:
+        """The shares of all pairs, batch by batch; finished ones are kept in a folder."""
+        store = None
+        if save is not None:
+            identity = run_identity(vlm, pairs=list(self), asked=asked)
+            store = ArrayFolder(save, identity, unit="pair", holds=holds, error=PairError)
+        return collect(len(self), batches, shares, unit="pair", store=store, progress=progress)
+
+    def _shares(self, pair: int, share: Callable[[Pair], Scores], plan: Plan) -> np.ndarray:
+        """What one pair gives; NaN where it has no difference to share out."""
+        try:
+            with _naming(pair):
+                return share(self.pairs[pair]).values.to_numpy()
+        except NoDifference:
+            return np.full([len(c) for c in plan.axes.values()], np.nan)
+
+    def _planned(self, plan_of: Callable[[Pair], Plan]) -> Plan:
         """The first pair's plan, after all have been made and found to have the same axes."""
         first: Plan | None = None
         for i, pair in enumerate(self.pairs):
             with _naming(i):
-                plan = asked.plan(pair)
+                plan = plan_of(pair)
             first = first or plan
             if (plan.axes, plan.rows) != (first.axes, first.rows):
                 raise PairError(
@@ -255,7 +332,13 @@ class Pairs(Sequence[Pair]):
         return first
 
     def _result(
-        self, asked: Asked, plan: Plan, shares: np.ndarray, method: str = "activation patching"
+        self,
+        vlm: HookedModel,
+        plan: Plan,
+        shares: np.ndarray,
+        direction: Direction,
+        measure: Measure | None,
+        method: str = "activation patching",
     ) -> PairScores:
         unequal = np.flatnonzero(np.isnan(shares.reshape(len(self), -1)).all(1)).tolist()
         if len(unequal) == len(self):
@@ -269,15 +352,15 @@ class Pairs(Sequence[Pair]):
             shares,
             {PAIR: range(len(self)), **plan.axes},
             plan.rows if plan.space != "text" else None,
-            name=SHARES[asked.direction],
+            name=SHARES[direction],
             layout=clean.layout if single else None,
             pictures=clean.images[0] if single and clean.images else (),
             space=plan.space,
             about={
-                "method": f"{method} ({asked.direction})",
-                "model": asked.vlm.name,
+                "method": f"{method} ({direction})",
+                "model": vlm.name,
                 **plan.about,
-                "measure": "each pair's own" if asked.measure is None else repr(asked.measure),
+                "measure": "each pair's own" if measure is None else repr(measure),
                 "pairs": f"{len(self)}{f' of {self.name}' if self.name else ''}",
                 **({} if self.seed is None else {"seed": self.seed}),
                 **({"shown on": "the clean prompt of pair 0"} if single else {}),
@@ -307,31 +390,3 @@ def _naming(pair: int) -> Iterator[None]:
 
 def _measured(vlm: HookedModel, prompt: Prompt, measure: Measure) -> float:
     return float(numbers(measure.bind(vlm, prompt).of_run(()))[0])
-
-
-class _Store:
-    """A folder of finished pairs."""
-
-    def __init__(self, folder: str | Path, identity: Mapping[str, str]):
-        self._folder = RunFolder(folder, identity, holds="patched pairs", error=PairError)
-
-    def __enter__(self) -> _Store:
-        self._folder.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._folder.close()
-
-    def load(self, pairs: int) -> dict[int, np.ndarray]:
-        """The shares of finished pairs, by number; refuses a folder that can't take the others."""
-        found = {}
-        for path in self._folder.files("pair-*.safetensors"):
-            found[int(path.stem.removeprefix("pair-"))] = read_tensors(path)[0]["share"].numpy()
-        if len(found) < pairs:
-            self._folder.must_be_writable()
-        return found
-
-    def add(self, pairs: Sequence[int], shares: Sequence[np.ndarray]) -> None:
-        for pair, share in zip(pairs, shares, strict=True):
-            held = torch.from_numpy(np.ascontiguousarray(share))
-            write_tensors(self._folder.path / f"pair-{pair:06d}.safetensors", {"share": held})

@@ -39,7 +39,7 @@ class PairScores(Scores):
             permutations: How many choices of signs are drawn where there are more than 12 pairs.
             seed: The seed of both.
 
-        Shares below 1e-5 are rounding, and count as 0 for p.
+        Shares below 1e-5 are rounding, and count as 0 for p. Cells without scores are left out.
 
         Returns:
             A column for each axis; `mean`, `low` and `high`; `p`, of the sign-flip permutation test
@@ -53,11 +53,13 @@ class PairScores(Scores):
         from scipy.stats import false_discovery_control
 
         values = self._by_pair()
+        there = ~np.isnan(values).any(0)  # no path leads to a receiver before its sender
+        values = values[:, there]
         low, high = bootstrap_interval(values, level=level, resamples=resamples, seed=seed)
         real = np.where(np.abs(values) < ROUNDING, 0, values)
         p = sign_flip_p(real, permutations=permutations, seed=seed)
         mean = self.mean(PAIR)
-        index = np.unravel_index(np.arange(values.shape[1]), mean.shape) if mean.shape else ()
+        index = np.unravel_index(np.flatnonzero(there), mean.shape) if mean.shape else ()
         columns = {a: mean.values[a].to_numpy()[i] for a, i in zip(mean.axes, index, strict=True)}
         if "position" in mean.axes:
             places = [mean.places()[i] for i in index[mean.axes.index("position")]]
@@ -80,7 +82,7 @@ class PairScores(Scores):
         """`[pairs, cells]`, of the pairs that have scores."""
         self.needs(PAIR)
         values = self.values.transpose(PAIR, ...).to_numpy().reshape(len(self.values[PAIR]), -1)
-        values = values[~np.isnan(values).any(1)]
+        values = values[~np.isnan(values).all(1)]
         if len(values) < 2:
             raise ScoresError("Intervals and p-values need at least two pairs with scores.")
         return values

@@ -68,8 +68,7 @@ class Asked:
 
     def plan(self, pair: Pair) -> Plan:
         """The spots of a pair, whose measure has been found to fit too."""
-        for prompt in (pair.clean, pair.corrupt):
-            (self.measure or pair.measure).bind(self.vlm, self.vlm.as_prompt(prompt))
+        pair.bind(self.vlm, self.measure)
         at = self.at(pair) if callable(self.at) else self.at
         return plan_patches(
             self.vlm, pair.positions, self.points, at=at, heads=self.heads, window=self.window

@@ -22,13 +22,14 @@ receiver's own mixture of values (`hook_z`) is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.hooked.identity import run_identity
 from vlm_lens.interventions.base import Intervention, compose
 from vlm_lens.layout.cells import Cell
 from vlm_lens.layout.position_map import PositionMap, position_map
@@ -51,18 +52,19 @@ from vlm_lens.patching.exact import (
     check_direction,
 )
 from vlm_lens.patching.parts import check_apart, measured, numbers
-from vlm_lens.patching.patch import At, Heads, plan_patches
-from vlm_lens.patching.receivers import LOGITS, Receiver, read_receivers, z_of
+from vlm_lens.patching.patch import At, Heads
+from vlm_lens.patching.path_plan import Freeze, PathPlan, plan_paths
+from vlm_lens.patching.receivers import LOGITS, Receiver, z_of
 from vlm_lens.points.table import NamesFilter
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.scores import Scores
 from vlm_lens.scores.scores import scores
+from vlm_lens.storage.arrays import ArrayFolder, collect
 from vlm_lens.sweep.memory import free_bytes
 from vlm_lens.sweep.run import sweep
 from vlm_lens.sweep.variants import Variant
 
-Freeze = Literal["attention", "all"]
-_SENDERS = ("attn.z", "attn_out", "mlp_out", "merged")
+_SAVED = 16  # senders between two writes
 
 
 def patch_paths(
@@ -79,6 +81,7 @@ def patch_paths(
     direction: Direction = "noise",
     positions: PositionMap | None = None,
     memory: int | None = None,
+    save: str | Path | None = None,
     progress: bool = False,
 ) -> Scores:
     """The share of a difference that goes from each sender to each receiver.
@@ -99,6 +102,7 @@ def patch_paths(
             which gives the lost share; `"denoise"`: the reverse, the recovered share.
         positions: Which position stands for which; found by default.
         memory: Bytes that recorded inputs, and variants running together, may take.
+        save: A folder for finished senders; a run that was killed goes on from there.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -110,36 +114,42 @@ def patch_paths(
         VLMLensError: Something does not fit the model or the prompts (before any run).
     """
     check_direction(direction)
-    if freeze not in get_args(Freeze):
-        raise PatchingError(f"freeze is 'attention' or 'all' (with MLPs), not {freeze!r}.")
     positions = positions or position_map(clean.layout, corrupt.layout)
-    plan = plan_patches(vlm, positions, senders, at=at, heads=heads)
-    ends = read_receivers(vlm, receivers)
+    plan = plan_paths(
+        vlm, positions, senders, receivers=receivers, freeze=freeze, heads=heads, at=at
+    )
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
-    work = _Paths(vlm, base, source, positions, freeze, measure, memory, swap=base is corrupt)
-    work.prepare(plan.spots, ends)
-    values = np.full((len(plan.spots), len(ends)), np.nan)
-    with tqdm(total=len(plan.spots), disable=not progress, unit="sender") as bar:
-        for numbers in work.chunks(plan.spots, ends):
-            values[numbers] = work.measured([plan.spots[i] for i in numbers], ends)
-            bar.update(len(numbers))
+    work = _Paths(vlm, base, source, positions, plan, measure, memory, swap=base is corrupt)
+    store = None
+    if save is not None:
+        identity = run_identity(
+            vlm,
+            prompts=[(p.inputs, p.layouts) for p in (clean, corrupt)],
+            asked=(plan.spots, plan.ends, freeze, measure, direction, positions.text),
+        )
+        store = ArrayFolder(
+            save, identity, unit="sender", holds="patched paths", error=PatchingError
+        )
+
+    def batches(left: list[int]) -> Iterator[list[int]]:
+        work.prepare()
+        return work.batches(left, most=_SAVED if store else None)
+
+    values = collect(
+        len(plan.spots), batches, lambda batch: work.measured([plan.spots[i] for i in batch]),
+        unit="sender", store=store, progress=progress,
+    )  # fmt: skip
     both = (work.there, work.here) if base is corrupt else (work.here, work.there)
-    axes = dict(plan.axes)
-    if len(ends) > 1:
-        axes["receiver"] = tuple(end.label for end in ends)
     return scores(
-        as_share(values, *both, direction).reshape([len(c) for c in axes.values()]),
-        axes,
+        plan.as_array(as_share(values, *both, direction)),
+        plan.axes,
         name=SHARES[direction],
         layout=clean.layout,
         pictures=clean.images[0] if clean.images else (),
         about={
             "method": f"path patching ({direction})",
             "model": vlm.name,
-            "senders": plan.about["points"],
-            **{k: v for k, v in plan.about.items() if k != "points"},
-            **({"receiver": ends[0].label} if len(ends) == 1 else {}),
-            "frozen": "attention" if freeze == "attention" else "attention and MLPs",
+            **plan.about,
             "measure": repr(measure),
             "clean": both[0],
             "corrupt": both[1],
@@ -157,34 +167,27 @@ class _Paths:
 
     def __init__(
         self, vlm: HookedModel, base: Prompt, source: Prompt, positions: PositionMap,
-        freeze: Freeze, measure: Measure, memory: int | None, *, swap: bool,
+        plan: PathPlan, measure: Measure, memory: int | None, *, swap: bool,
     ):  # fmt: skip
         self._vlm, self._base, self._source = vlm, base, source
-        self._points, self._freeze = vlm.architecture.points, freeze
+        self._points, self._plan = vlm.architecture.points, plan
         self._measure, self._memory = measure, memory
         self._positions, self._swap = positions, swap
         self._resolver = Resolver(vlm, positions, swap=swap)
         self._all: list[Cell] = All().resolve(base.layout)
         self.here = self.there = float("nan")
 
-    def prepare(self, spots: Sequence[Spot], ends: Sequence[Receiver]) -> None:
-        """Checks everything, then runs both prompts once."""
-        cells: dict[Cell, None] = {}
-        for spot in spots:
-            point = self._points[spot.points[0]]
-            if point.kind not in _SENDERS:
-                raise PatchingError(
-                    f"{point.name} is no sender: name attn.hook_z, hook_attn_out, hook_mlp_out or "
-                    "hook_merged."
-                )
-            cells.update((there, None) for _, there in self._resolver.cells(spot))
-        for end in ends:
-            self._cells(end)
+    def prepare(self) -> None:
+        """Runs both prompts once."""
+        spots = self._plan.spots
+        cells = list(
+            dict.fromkeys(there for spot in spots for _, there in self._resolver.cells(spot))
+        )
         frozen = [n for kind in self._kinds_frozen() for n in self._points.match(kind)]
         base, source = (self._measure.bind(self._vlm, p) for p in (self._base, self._source))
         self._donor = read_donor(
             self._vlm, self._source, list(dict.fromkeys(n for s in spots for n in s.points)),
-            {"text": list(cells)}, n_last=source.n_last,
+            {"text": cells}, n_last=source.n_last,
         )  # fmt: skip
         self._plain = read_donor(
             self._vlm, self._base, frozen, {"text": self._all}, n_last=base.n_last
@@ -193,19 +196,20 @@ class _Paths:
         self.here = float(numbers(measured(base, self._plain, self._base))[0])
         check_apart(self.there, self.here)
 
-    def chunks(self, spots: Sequence[Spot], ends: Sequence[Receiver]) -> Iterator[list[int]]:
+    def batches(self, senders: Sequence[int], most: int | None) -> Iterator[list[int]]:
         """Senders by number, as many at a time as their recorded inputs leave memory for."""
+        ends = self._plan.ends
         names = {end.point for end in ends if end.point != LOGITS}
         names |= {z_of(self._points[end.point]) for end in ends if self._is_shared(end)}
         width = sum(int(np.prod(self._points[n].sizes[2:])) for n in names)
-        size = max(1, 4 * width * len(self._all) * max(1, len(ends)))
-        budget = self._memory or free_bytes(self._vlm.device)
-        step = max(1, budget // size)
-        for first in range(0, len(spots), step):
-            yield list(range(first, min(first + step, len(spots))))
+        size = max(1, 4 * width * len(self._all) * len(ends))
+        step = max(1, (self._memory or free_bytes(self._vlm.device)) // size)
+        step = min(step, most or step)
+        yield from (list(senders[i : i + step]) for i in range(0, len(senders), step))
 
-    def measured(self, spots: Sequence[Spot], ends: Sequence[Receiver]) -> np.ndarray:
+    def measured(self, spots: Sequence[Spot]) -> np.ndarray:
         """The measure of each path, `[senders, receivers]`; NaN where there is none."""
+        ends = self._plan.ends
         values = np.full((len(spots), len(ends)), np.nan)
         sent = [self._sent(spot) for spot in spots]
         for column, end in enumerate(ends):
@@ -294,7 +298,7 @@ class _Paths:
             f"blocks.{i}.attn.hook_z" if i in with_z else f"blocks.{i}.hook_attn_out"
             for i in range(n_layers)
         ]
-        return found + (["blocks.*.hook_mlp_out"] if self._freeze == "all" else [])
+        return found + (["blocks.*.hook_mlp_out"] if self._plan.freeze == "all" else [])
 
     def _cells(self, end: Receiver) -> list[Cell]:
         """Where a receiver's input is changed, in the base prompt."""
