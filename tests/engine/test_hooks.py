@@ -9,7 +9,8 @@ import tiny
 import torch
 
 from vlm_lens import Ablate, All, At, HookedVLM, Last
-from vlm_lens.engine.hooks import Firing, Handler, HookedRun, count_hooks
+from vlm_lens.engine.firing import Firing, Handler
+from vlm_lens.engine.hooks import HookedRun, count_hooks
 from vlm_lens.errors import InterventionError
 from vlm_lens.points.sites import InputSite, OutputSite
 

@@ -121,7 +121,8 @@ def test_the_scores_of_experts():
 @pytest.mark.parametrize("name", tiny.LMS)
 def test_what_is_found_is_what_is_described(name, llama):
     """The parts of a described model, found as if it were none, are the same tensors."""
-    from vlm_lens.engine.hooks import Handler, HookedRun
+    from vlm_lens.engine.firing import Handler
+    from vlm_lens.engine.hooks import HookedRun
     from vlm_lens.families.parts.architecture import assemble
     from vlm_lens.families.parts.found import found_decoder
     from vlm_lens.points.sites import InputSite

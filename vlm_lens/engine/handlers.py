@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_lens.engine.hooks import Firing, Handler
+from vlm_lens.engine.firing import Firing, Handler
 from vlm_lens.engine.ownership import calling
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions.base import Composed, Intervention, Target

@@ -3,84 +3,26 @@
 Hooks are registered with `prepend=True`: transformers 5 records `hidden_states` with forward hooks
 of its own, and a hook that comes after them changes a layer's output only after the projector's
 copy has been taken.
-
-Where gradients are recorded, what a handler is shown is what the model goes on with:
-
-    x --split--> activation --handlers--> activation --join--> x'     (x' goes on)
-
-so that a gradient taken at the activation is that of the point. Where none are recorded and no
-handler writes, `x` itself goes on, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vlm_lens.engine.attention import ChunkedTap, Tap, check_supported, tapped
+from vlm_lens.engine.attention import tapped
+from vlm_lens.engine.firing import INPUT, Dispatcher, Handler, ModuleHook
 from vlm_lens.engine.obstacles import check_not_checkpointing, check_not_compiled
-from vlm_lens.engine.ownership import Owner
-from vlm_lens.errors import InterventionError
 from vlm_lens.locks import lock_of
-from vlm_lens.points.point import Point
-from vlm_lens.points.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
+from vlm_lens.points.sites import submodule
 from vlm_lens.points.table import PointTable
 
 
-@dataclass(frozen=True)
-class Firing:
-    """What a handler is told beside the activation.
-
-    Attributes:
-        point: The point that fires.
-        offset: Position in the whole sequence of the activation's first position: 0 in a plain
-            forward, the number of cached tokens when generating.
-        queries: The positions of the queries that scores or a pattern hold; `None` for all.
-        length: With `queries`: positions of the whole sequence so far.
-    """
-
-    point: Point
-    offset: int
-    queries: tuple[int, ...] | None = None
-    length: int | None = None
-
-
-@dataclass(frozen=True)
-class Handler:
-    """A function called when a point fires.
-
-    Attributes:
-        call: `(activation, firing) -> replacement`, or `None` to leave it.
-        writes: Whether it may replace the activation's values.
-        queries: Of scores and patterns, the positions of the queries that it reads or writes;
-            others need not be computed. `None` for all.
-    """
-
-    call: Callable[[Tensor, Firing], Tensor | None]
-    writes: bool = True
-    queries: Container[int] | None = None
-
-
-_FIRST, _USUAL, _LAST = 0, 1, 2  # in which order a module's actions run
-
-
-@dataclass(frozen=True)
-class _Action:
-    """What is done with one input or output of a module: shown to handlers, completed, kept."""
-
-    site: InputSite | OutputSite
-    call: Callable[[Tensor], Tensor | None]
-    order: int = _USUAL
-
-
-class HookedRun:
+class HookedRun(Dispatcher):
     """A context in which a model's forward passes call handlers at points.
 
     It holds the model's lock, so that other threads' runs wait. Handlers are called by the forward
@@ -92,9 +34,6 @@ class HookedRun:
         points: Its points.
         handlers: Point name -> handlers, called in order. Readers should come after writers.
 
-    Attributes:
-        fired: Names of the points that have fired.
-
     Raises:
         ModelError: On entering, where hooks could not act: a compiled module, or gradient
             checkpointing in a run that records gradients.
@@ -103,22 +42,20 @@ class HookedRun:
     def __init__(
         self, model: nn.Module, points: PointTable, handlers: Mapping[str, Sequence[Handler]]
     ):
-        self.fired: set[str] = set()
+        super().__init__(points, handlers)
         self._model = model
-        self._handlers = {name: handlers[name] for name in points if handlers.get(name)}
-        self._points = {name: points[name] for name in self._handlers}
-        self._offset = 0
-        self._length: int | None = None
-        self._rows = 1
-        self._generates = False
         self._stack = ExitStack()
-        self._entry = _entry(model, points)
 
     def __enter__(self) -> Self:
         self._stack.enter_context(lock_of(self._model))
         try:
-            self._owner = Owner()
-            self._put_on()
+            if self._handlers:  # nothing is put on where nobody asks
+                wanted = self.attachments(self._model)
+                check_not_compiled(self._model, wanted.modules)
+                if torch.is_grad_enabled():
+                    check_not_checkpointing(self._model)
+                self._stack.enter_context(tapped(wanted.taps))
+                self._attach(wanted.hooks)
         except BaseException:
             self._stack.close()
             raise
@@ -127,261 +64,20 @@ class HookedRun:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def _put_on(self) -> None:
-        """Registers the hooks; none where nobody asks."""
-        if not self._handlers:
-            return
-        actions = [action for point in self._points.values() for action in self._actions(point)]
-        taps, more = self._taps()
-        actions = sorted([*more, *actions], key=lambda action: action.order)
-        modules = {m.site.module for m in actions} | {
-            p.site.module for p in self._points.values() if isinstance(p.site, AttentionSite)
-        }
-        check_not_compiled(self._model, modules)
-        if torch.is_grad_enabled():
-            check_not_checkpointing(self._model)
-        self._stack.enter_context(tapped(taps))
-        for module in dict.fromkeys((self._model, self._entry)):
-            self._hook_input(module, self._start_forward)
-        if self._entry is not self._model:
-            self._hook_output(self._entry, self._end_forward)
-        inputs: dict[str, list[_Action]] = defaultdict(list)
-        outputs: dict[str, list[_Action]] = defaultdict(list)
-        for action in actions:
-            side = inputs if isinstance(action.site, InputSite) else outputs
-            side[action.site.module].append(action)
-        for path, mine in inputs.items():
-            self._hook_input(submodule(self._model, path), partial(self._on_input, mine))
-        for path, mine in outputs.items():
-            self._hook_output(submodule(self._model, path), partial(self._on_output, mine))
+    def call(self, method: str = "__call__", **kwargs: Any) -> Any:
+        """Calls the model, or a method of it such as `generate`."""
+        return getattr(self._model, method)(**kwargs)
 
-    def _hook_input(self, module: nn.Module, hook: Callable) -> None:
-        handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-        self._stack.callback(handle.remove)
-
-    def _hook_output(self, module: nn.Module, hook: Callable) -> None:
-        self._stack.callback(module.register_forward_hook(hook, prepend=True).remove)
-
-    def _actions(self, point: Point) -> Iterator[_Action]:
-        """What must be done at modules for a point; nothing for those of attention."""
-        site, fire = point.site, partial(self._fire, point)
-        if isinstance(site, InputSite | OutputSite):
-            yield _Action(site, fire)
-        elif isinstance(site, MidSite):
-            writes = any(h.writes for h in self._handlers[point.name]) or torch.is_grad_enabled()
-            middle = _MidWrite(fire, site.branch, lambda: self._rows)
-            yield _Action(site.norm, middle.write if writes else fire)
-            if writes:
-                yield _Action(site.block, middle.complete, _FIRST)
-                if site.branch is not None:
-                    yield _Action(site.branch, middle.keep_branch, _LAST)
-
-    def _taps(self) -> tuple[dict[nn.Module, Tap | ChunkedTap], list[_Action]]:
-        """For each attention module with a handler, what its scores and pattern are shown to."""
-        stages: dict[nn.Module, dict[str, Point]] = defaultdict(dict)
-        for point in self._points.values():
-            if isinstance(point.site, AttentionSite):
-                module = submodule(self._model, point.site.module)
-                check_supported(module, point.name)
-                stages[module][point.site.stage] = point
-        taps: dict[nn.Module, Tap | ChunkedTap] = {}
-        actions = []
-        for module, mine in stages.items():
-            tap = taps[module] = Tap(partial(self._tap, mine), self._rows_read(mine))
-            joined = next(iter(mine.values())).site.joined
-            if joined:
-                chunked = taps[module] = ChunkedTap(tap, self._owner.here)
-                site = InputSite(joined, keyword="input")
-                actions.append(_Action(site, chunked.finish, _FIRST))
-        return taps, actions
-
-    def _rows_read(self, stages: Mapping[str, Point]) -> Callable[[int], list[int] | None]:
-        """Which queries the handlers of a module's scores and pattern need; see `Tap`."""
-        needed = [h.queries for point in stages.values() for h in self._handlers[point.name]]
-        if any(queries is None for queries in needed):
-            return lambda n_queries: None
-        in_text = next(iter(stages.values())).space == "text"
-
-        def rows(n_queries: int) -> list[int]:
-            offset = self._offset if in_text else 0
-            return [i for i in range(n_queries) if any(i + offset in q for q in needed)]
-
-        return rows
-
-    def place(self, *, offset: int, length: int | None, rows: int) -> None:
-        """Says what the modules called next work on, where they are not called by the model.
-
-        Args:
-            offset: Position in the whole sequence of the first position that they get.
-            length: How many positions.
-            rows: How many rows.
-        """
-        self._offset, self._length, self._rows = offset, length, rows
-
-    def watches(self, *names: str) -> bool:
-        """Whether one of these points has a handler."""
-        return any(name in self._handlers for name in names)
-
-    def pass_through(self, name: str, x: Tensor) -> Tensor:
-        """An activation as its handlers leave it, where no module call lets them see it."""
-        if name not in self._handlers:
-            return x
-        new = self._fire(self._points[name], x)
-        return x if new is None else new
-
-    def _start_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not self._owner.here():
-            if self._owner.in_handler and self._generates:
-                raise InterventionError(
-                    "A function runs the model while it generates, and models keep what they know "
-                    "of a generation in themselves: run another model, or copy.deepcopy this one."
-                )
-            return
-        past = kwargs.get("past_key_values")
-        self._generates = past is not None
-        self._offset = int(past.get_seq_length()) if past is not None else 0
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        self._length = None if tokens is None else tokens.shape[1]
-        self._rows = 1 if tokens is None else tokens.shape[0]
-
-    def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self._owner.here():
-            self.place(offset=0, length=None, rows=1)
-
-    def _on_input(
-        self, actions: Sequence[_Action], module: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[tuple, dict] | None:
-        if not self._owner.here():
-            return None
-        changed = False
-        for action in actions:
-            value = action.site.get(args, kwargs)
-            new = None if value is None else action.call(value)
-            if new is not None:
-                args, kwargs = action.site.put(args, kwargs, new)
-                changed = True
-        return (args, kwargs) if changed else None
-
-    def _on_output(
-        self, actions: Sequence[_Action], module: nn.Module, args: tuple, output: Any
-    ) -> Any:
-        if not self._owner.here():
-            return None
-        changed = False
-        for action in actions:
-            new = action.call(action.site.get(output))
-            if new is not None:
-                output = action.site.put(output, new)
-                changed = True
-        return output if changed else None
-
-    def _fire(
-        self,
-        point: Point,
-        x: Tensor,
-        queries: tuple[int, ...] | None = None,
-        length: int | None = None,
-    ) -> Tensor | None:
-        """Shows a point's activation to its handlers; what goes on, `None` for `x` itself."""
-        self.fired.add(point.name)
-        view = point.site.view
-        value = view.split(x, self._rows) if view else x
-        recorded = torch.is_grad_enabled() and value.is_floating_point()
-        if recorded:  # a tensor of its own, because x may also be read elsewhere
-            value = value.view_as(value) if x.requires_grad else value.detach().requires_grad_()
-        firing = Firing(point, self._offset_of(point, value), queries, length)
-        written = False
-        for handler in self._handlers[point.name]:
-            self._owner.in_handler = True
-            try:
-                new = handler.call(value, firing)
-            finally:
-                self._owner.in_handler = False
-            if new is None or new is value:
-                continue
-            if new.shape != value.shape:
-                raise InterventionError(
-                    f"A write to {point.name} has shape {list(new.shape)}; the activation has "
-                    f"{list(value.shape)}."
-                )
-            value, written = new.to(device=value.device, dtype=value.dtype), True
-        if view:
-            return view.join(value, x) if written or recorded else None
-        return None if value is x else value
-
-    def _offset_of(self, point: Point, x: Tensor) -> int:
-        if point.space != "text":
-            return 0
-        if point.on_demand or self._length is None:
-            return self._offset
-        # logits may be computed for the last positions only
-        return self._offset + self._length - x.shape[1]
-
-    def _tap(
-        self, stages: Mapping[str, Point], stage: str, x: Tensor, rows: Sequence[int] | None
-    ) -> Tensor | None:
-        if stage not in stages or not self._owner.here():
-            return None
-        offset = self._offset if stages[stage].space == "text" else 0
-        queries = None if rows is None else tuple(row + offset for row in rows)
-        known = stages[stage].space == "text" and self._length is not None
-        length = offset + self._length if known else x.shape[-1]
-        return self._fire(stages[stage], x, queries, length)
-
-
-class _MidWrite:
-    """A write to the stream between attention and MLP, which the block's sum must repeat.
-
-        mid --norm--> mlp --> branch         the block returns before + branch
-        new --norm--> mlp --> branch         so its output becomes new + branch
-
-    Args:
-        fire: Shows the stream to its handlers.
-        branch: What the block adds to it; `None` where no module gives that.
-        rows: The number of rows of the forward pass.
-    """
-
-    def __init__(
-        self,
-        fire: Callable[[Tensor], Tensor | None],
-        branch: OutputSite | None,
-        rows: Callable[[], int],
-    ):
-        self._fire, self._site, self._n_rows = fire, branch, rows
-        self._before: Tensor | None = None
-        self._new: Tensor | None = None
-        self._branch: Tensor | None = None
-
-    def write(self, x: Tensor) -> Tensor | None:
-        """At the norm's input."""
-        self._new = self._fire(x)
-        self._before, self._branch = x, None
-        return self._new
-
-    def keep_branch(self, x: Tensor) -> None:
-        """At the output of the MLP, after its own handlers."""
-        if self._new is not None:
-            view = self._site.view
-            self._branch = view.split(x, self._n_rows()) if view else x
-
-    def complete(self, x: Tensor) -> Tensor | None:
-        """At the block's output, before its own handlers."""
-        new, before, branch = self._new, self._before, self._branch
-        self._new = self._before = self._branch = None
-        if new is None:
-            return None
-        return x + (new - before) if branch is None else (new + branch).view_as(x)
-
-
-def _entry(model: nn.Module, points: PointTable) -> nn.Module:
-    """The module that a generation calls for each token: the one that returns the logits.
-
-    It is the model itself, or the language model where the model generates with that alone.
-    """
-    site = points["hook_logits"].site if "hook_logits" in points else None
-    named = isinstance(site, OutputSite) and site.path == ("logits",)
-    return submodule(model, site.module) if named else model
+    def _attach(self, hooks: Sequence[ModuleHook]) -> None:
+        """Has the functions called at their modules, each before those in front of it."""
+        for hook in hooks:
+            module = submodule(self._model, hook.path)
+            if hook.side == INPUT:
+                register = module.register_forward_pre_hook
+                handle = register(hook.call, prepend=True, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(hook.call, prepend=True)
+            self._stack.callback(handle.remove)
 
 
 def count_hooks(model: torch.nn.Module) -> int:

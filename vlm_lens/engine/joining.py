@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vlm_lens.engine.firing import Handler
 from vlm_lens.engine.handlers import Counter, op_handler
-from vlm_lens.engine.hooks import Handler
 from vlm_lens.ops import CELLS, EDGES, FOR_ALL, MEAN, Op
 
 Cell = tuple[int, int]  # row and position of an activation

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from vlm_lens.engine.baseline import POSITION_AXES, Baseline
-from vlm_lens.engine.hooks import Firing, HookedRun
+from vlm_lens.engine.firing import Firing
+from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.engine.joining import CountedOp
 from vlm_lens.engine.logit_head import head_error, logits_error, tolerance
 from vlm_lens.engine.not_replayable import NotReplayable

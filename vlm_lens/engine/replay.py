@@ -27,7 +27,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vlm_lens.engine.baseline import Baseline
-from vlm_lens.engine.hooks import Firing, Handler, HookedRun
+from vlm_lens.engine.firing import Firing, Handler
+from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.engine.joining import Cell, CountedOp, joined_handlers
 from vlm_lens.engine.start import Stage, Start, in_text, served
 from vlm_lens.engine.suffix_cache import SuffixCache

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlm_lens.engine.hooks import Firing, Handler
+from vlm_lens.engine.firing import Firing, Handler
 from vlm_lens.errors import PointError, PositionError, PromptError
 from vlm_lens.layout.positions import Generated, Last, Position
 from vlm_lens.points.point import Point

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm_lens.engine.engines import engine_named
+from vlm_lens.engine.firing import Handler
 from vlm_lens.engine.handlers import (
     Counter,
     check_gets_gradient,
@@ -19,7 +21,6 @@ from vlm_lens.engine.handlers import (
     read_handler,
     user_handler,
 )
-from vlm_lens.engine.hooks import Handler, HookedRun
 from vlm_lens.engine.picture_store import PictureStore
 from vlm_lens.errors import InterventionError, PromptError
 from vlm_lens.hooked.cache import ActivationCache
@@ -45,11 +46,15 @@ FwdHooks = Sequence[tuple[NamesFilter, Callable]]
 
 @dataclass(frozen=True)
 class _Open:
-    """A run that is about to happen: counters of its writes, points watched, gradients or not."""
+    """A run that is about to happen: counters of its writes, points watched, gradients or not.
+
+    `call` calls the model, or a method of it.
+    """
 
     counters: list[Counter]
     watched: tuple[str, ...]
     grad: bool
+    call: Callable[..., Any]
 
 
 class HookedModel(DescribedModel):
@@ -72,6 +77,7 @@ class HookedModel(DescribedModel):
         *,
         interventions: Interventions = (),
         grad: bool = False,
+        engine: str = "hooks",
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position.
 
@@ -80,12 +86,13 @@ class HookedModel(DescribedModel):
             images: Pictures, where `prompt` is text.
             interventions: What to change.
             grad: Whether to record gradients.
+            engine: What calls this package at the points: torch `"hooks"`, or `"nnsight"`.
 
         Raises:
             VLMLensError: The prompt or an intervention does not fit.
         """
         prompt = self.as_prompt(prompt, images)
-        with self._hooked(prompt, interventions, grad=grad) as run:
+        with self._hooked(prompt, interventions, grad=grad, engine=engine) as run:
             return self._forward(prompt, run)
 
     @answers_habits
@@ -100,6 +107,7 @@ class HookedModel(DescribedModel):
         interventions: Interventions = (),
         grad: bool = False,
         last_logits: int | None = None,
+        engine: str = "hooks",
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ActivationCache]:
         """Logits, and the activations at the chosen points, as they are after interventions.
 
@@ -115,6 +123,7 @@ class HookedModel(DescribedModel):
             grad: Whether to record gradients; what is read then stays in the graph.
             last_logits: Compute logits of this many of the last positions only, where the model
                 can (`hook_logits` then holds these only); all by default.
+            engine: As for `run`.
 
         Raises:
             VLMLensError: The prompt, a point or an intervention does not fit.
@@ -131,7 +140,7 @@ class HookedModel(DescribedModel):
             name: [read_handler(store, keeper.keep, keeper.put_back, keeper.queries(table[name]))]
             for name in names
         }
-        with self._hooked(prompt, interventions, readers=readers, grad=grad) as run:
+        with self._hooked(prompt, interventions, readers=readers, grad=grad, engine=engine) as run:
             logits = self._forward(prompt, run, last_logits)
         cache = ActivationCache(
             store, self.architecture.points, prompt.layouts, at=at, source=self.facts_later(),
@@ -148,6 +157,7 @@ class HookedModel(DescribedModel):
         fwd_hooks: FwdHooks = (),
         interventions: Interventions = (),
         grad: bool = False,
+        engine: str = "hooks",
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a run in which functions see, and may replace, activations.
 
@@ -159,13 +169,15 @@ class HookedModel(DescribedModel):
                 `hook.name` and `hook.layer()` say where. Edits in place count.
             interventions: What to change, before the functions are called.
             grad: Whether to record gradients.
+            engine: As for `run`.
 
         Raises:
             VLMLensError: The prompt, a name or an intervention does not fit.
         """
         prompt = self.as_prompt(prompt, images)
+        functions = self._named(fwd_hooks)
         with self._hooked(
-            prompt, interventions, functions=self._named(fwd_hooks), grad=grad
+            prompt, interventions, functions=functions, grad=grad, engine=engine
         ) as run:
             return self._forward(prompt, run)
 
@@ -180,6 +192,7 @@ class HookedModel(DescribedModel):
         names_filter: NamesFilter = None,
         positions: Position | int | Sequence[int] | None = None,
         scores: bool = False,
+        engine: str = "hooks",
         **options: Any,
     ) -> Generation:
         """New tokens after a prompt, greedily unless `do_sample=True` is passed.
@@ -199,6 +212,7 @@ class HookedModel(DescribedModel):
             positions: At which places; by default `Last() + Generated()`, where each new token is
                 predicted, so that row i is that of new token i.
             scores: Whether to keep the logits that each new token was chosen from.
+            engine: As for `run`.
             **options: Passed to transformers' `generate`.
 
         Raises:
@@ -225,8 +239,8 @@ class HookedModel(DescribedModel):
         readers = reader.handlers()
         for name, more in logits.handlers().items():
             readers.setdefault(name, []).extend(more)
-        with self._hooked(prompt, composed, steps=steps, readers=readers) as run:
-            sequences = model.generate(**prompt.inputs, **settings.options)
+        with self._hooked(prompt, composed, steps=steps, readers=readers, engine=engine) as run:
+            sequences = run.call("generate", **prompt.inputs, **settings.options)
             tokens = sequences[:, prompt.length :]
             if tokens.shape[1] == 1:  # every row ended at once: there was nothing to act on
                 run.counters[:] = [c for c in run.counters if not c.at_generated]
@@ -312,9 +326,10 @@ class HookedModel(DescribedModel):
         readers: Mapping[str, list[Handler]] | None = None,
         grad: bool | None = None,
         steps: int = 1,
+        engine: str = "hooks",
     ) -> Iterator[_Open]:
         """The model with handlers on: contexts' first, then the run's own, then readers."""
-        points = self.architecture.points
+        points, run_of = self.architecture.points, engine_named(engine)
         target = Target(points, prompt.layouts, lambda: self.facts)
         handlers: dict[str, list[Handler]] = {}
         counters: list[Counter] = []
@@ -333,9 +348,9 @@ class HookedModel(DescribedModel):
                 handlers.setdefault(name, []).append(handler)
         for name, more in (readers or {}).items():
             handlers.setdefault(name, []).extend(more)
-        hooked = HookedRun(self.hf_model, points, handlers)
+        hooked = run_of(self.hf_model, points, handlers)
         with torch.set_grad_enabled(bool(grad)), hooked:
-            yield _Open(counters, tuple(handlers), bool(grad))
+            yield _Open(counters, tuple(handlers), bool(grad), hooked.call)
         for counter in counters:
             counter.check()
         check_fired(points, prompt, handlers, hooked.fired)
@@ -348,7 +363,7 @@ class HookedModel(DescribedModel):
         options: dict[str, Any] = {"use_cache": False, "return_dict": True}
         if last_logits and "logits_to_keep" in signature(self.hf_model.forward).parameters:
             options["logits_to_keep"] = last_logits
-        return self.hf_model(**inputs, **options).logits
+        return run.call(**inputs, **options).logits
 
     def __call__(self, prompt: Promptable, images: Pictures = None, **options: Any) -> Tensor:
         """Logits at every position, as `run` gives them."""

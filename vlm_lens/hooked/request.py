@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm_lens.engine.hooks import Firing
+from vlm_lens.engine.firing import Firing
 from vlm_lens.errors import PointError, PositionError, PromptError
 from vlm_lens.hooked.cache import gather, scatter
 from vlm_lens.layout.positions import Position

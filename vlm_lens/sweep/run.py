@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vlm_lens.engine.baseline import Baseline
+from vlm_lens.engine.engines import ENGINES as OF_RUNS
 from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.joining import CountedOp
 from vlm_lens.engine.joint import fitting, outline, run_jointly
@@ -49,7 +50,13 @@ def sweep(
 ) -> SweepResult:
     """Measures many variants of one run; see `HookedVLM.sweep`."""
     if engine not in ENGINES:
-        raise InterventionError(f"engine is one of {', '.join(ENGINES)}, not {engine!r}.")
+        one_by_one = "" if engine not in OF_RUNS else (
+            " A sweep computes variants together, by torch hooks: with another engine, run them "
+            f"one by one, vlm.run(prompt, interventions=variant, engine={engine!r})."
+        )  # fmt: skip
+        raise InterventionError(
+            f"engine is one of {', '.join(ENGINES)}, not {engine!r}.{one_by_one}"
+        )
     if memory is not None and as_integer(memory, "memory, in bytes,", InterventionError) < 1:
         raise InterventionError(f"memory is a number of bytes, at least 1, not {memory}.")
     prompt, measure = vlm.prompts.left_padded(vlm.as_prompt(prompt, images)), as_measure(measure)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vlm_lens.engine.attention import check_supported
-from vlm_lens.engine.hooks import Handler, HookedRun, count_hooks
+from vlm_lens.engine.firing import Handler
+from vlm_lens.engine.hooks import HookedRun, count_hooks
 from vlm_lens.errors import PointError
 from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.layout.layout import PAD

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vlm_lens.engine.hooks import Handler, HookedRun
+from vlm_lens.engine.firing import Handler
+from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.errors import ModelError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.layout import PAD
