@@ -64,6 +64,7 @@ CONTEXT, VECTORS = "context", "task vectors"
 # Columns of a score: by the prefix rule, its intervals (heading, bounds), by the other rules.
 INTERVALS = (("95 % queries", "low", "high"), ("95 % seeds", "seeds_low", "seeds_high"))
 OTHER_RULES = ("strict", "balanced")
+WHOLE_RULES = ("whole", "answer_prob")  # where answers of several tokens are scored as a whole
 BESIDE_ACCURACY = (*(bound for _, *bounds in INTERVALS for bound in bounds), *OTHER_RULES)
 SCORES = ("accuracy", *BESIDE_ACCURACY)
 

@@ -6,7 +6,7 @@ import torch
 from families.every import FAMILIES
 
 from vlm_lens import Ablate, ActivationPatch, Last
-from vlm_lens.measures import AnswerProb, AnyOf, MeasureError
+from vlm_lens.measures import AnswerProb, AnyOf, GeneratedTokens, MeasureError
 from vlm_lens.measures.answers import answer_ids
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -54,6 +54,20 @@ def test_an_answer_equals_plain_teacher_forcing(model, engine):
                 record = records[row]
                 assert record["answer_logprob"] == pytest.approx(float(value), rel=1e-3)
                 assert record["answer_prob"] == pytest.approx(float(value.exp()), rel=2e-3)
+
+
+def test_greedy_says_an_answer_that_is_the_most_likely_at_each_token(model):
+    """Of one row what it says itself, of the other something else."""
+    prompt = model.prompt(TEXTS)
+    edits = [ActivationPatch(f"blocks.{i}.hook_resid_post", Last(), VECTOR) for i in range(2)]
+    said = model.sweep(prompt, edits, measure=GeneratedTokens(3), progress=False)
+    for layer in range(2):
+        own = [tuple(record["tokens"]) for record in said.records[2 * layer :][:2]]
+        other = (*own[1][:2], (own[1][2] + 1) % model.cfg.d_vocab)
+        measure = AnswerProb([own[0], other])
+        for engine in ("replay", "full"):
+            got = model.sweep(prompt, edits[layer], measure=measure, engine=engine, progress=False)
+            assert [record["answer_greedy"] for record in got.records] == [True, False]
 
 
 def test_an_answer_after_a_picture(vlm, picture):

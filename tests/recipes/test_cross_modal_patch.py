@@ -212,3 +212,49 @@ def test_a_control_that_some_tasks_cannot_have_has_no_mean(toy):
     row = table.loc["Wrong task, same domain"]
     assert row["mean"] != row["mean"] and row["latin"] != row["latin"]
     assert row["95 % queries"] == "-" and row["capital"] == row["capital"]
+
+
+def test_whole_answers_equal_plain_teacher_forcing(toy, plain):
+    """Each answer's tokens behind the prompt, by transformers, and their most likely ones."""
+    task, layer = small("animal-latin", 8, 6), 4
+    recipe = CrossModalPatch(task, seeds=1, layer=layer, controls=False, whole_answers=True)
+    result = recipe.run(toy, progress=False)
+    vector = recipe.vector(toy, task, 1).layer(layer)
+    prompts = {
+        NO_CONTEXT: [QUERY] * 6, PATCH: [QUERY] * 6, PROMPT: few_shot(task.test, 1, QUERY),
+    }  # fmt: skip
+    several = 0
+    for method, texts in prompts.items():
+        mine = result.predictions.query("method == @method")
+        for text, row, found in zip(texts, task.test, mine.itertuples(), strict=True):
+            before = plain.inputs(text, [row.image])["input_ids"].shape[1]
+            each = []
+            for answer in row.answers:
+                inputs = plain.inputs(text + answer, [row.image])
+                ids, hooks = inputs["input_ids"][0, before:], []
+                if method == PATCH:
+
+                    def write(module, args, output, at=before - 1):
+                        output = output.clone()
+                        output[:, at] = vector
+                        return output
+
+                    hooks = [plain.blocks[layer].register_forward_hook(write)]
+                with torch.no_grad():
+                    logits = plain.model(**inputs).logits[0, before - 1 : -1]
+                [hook.remove() for hook in hooks]
+                log_probs = logits.log_softmax(-1).gather(-1, ids[:, None])
+                each.append((float(log_probs.mean().exp()), bool((logits.argmax(-1) == ids).all())))
+                several += len(ids) > 1
+            assert found.answer_prob == pytest.approx(max(p for p, _ in each), rel=1e-3)
+            assert found.whole == any(greedy for _, greedy in each)
+    assert several
+    table = result.table.set_index(["method", "task"])
+    assert (
+        table["whole"][PATCH, "mean"]
+        == result.predictions.query("method == 'Patch'")["whole"].mean()
+    )
+    assert np.isnan(table["whole"][MAJORITY, "mean"])
+    assert "whole" in result.summary() and any(
+        "teacher" in n or "greedy" in n for n in result.notes
+    )

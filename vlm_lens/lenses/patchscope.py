@@ -119,7 +119,9 @@ class Patchscope(Lens):
 
     def _scale(self, vlm: HookedModel, target: Prompt, point: str, values: Tensor) -> Tensor:
         """Length of the state that is replaced, over that of each state."""
-        _, cache = vlm.run_with_cache(target, names_filter=point, positions=self._where)
+        _, cache = vlm.run_with_cache(
+            target, names_filter=point, positions=self._where, last_logits=1
+        )
         there = cache[point].reshape(-1).float().norm()
         return (there / values.float().norm(dim=-1, keepdim=True)).to(values.dtype)
 

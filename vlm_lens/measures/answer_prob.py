@@ -25,11 +25,15 @@ from vlm_lens.serial import savable
 @savable
 @dataclass(frozen=True)
 class AnswerProb(Measure):
-    """The probability of a whole answer, teacher-forced; columns `answer_prob`, `answer_logprob`.
+    """The probability of a whole answer, teacher-forced.
+
+    Columns `answer_prob`, `answer_logprob`, and `answer_greedy`.
 
     `answer_logprob` is the mean over the answer's tokens of `log p(token | prompt, answer so far)`,
     and `answer_prob` its exponential: the geometric mean, so that answers of different lengths can
     be compared. With `normalize=False` they are the sum, and the probability itself.
+    `answer_greedy` says whether each token is the most likely one after those before it: whether
+    greedy decoding says the answer.
 
     Attributes:
         answer: A text, a token id, or a list with one for each row of the prompt, where a tuple of
@@ -60,7 +64,7 @@ class AnswerProb(Measure):
 
 
 class _BoundAnswer(BoundMeasure):
-    columns = ("answer_prob", "answer_logprob")
+    columns = ("answer_prob", "answer_logprob", "answer_greedy")
 
     def __init__(
         self, measure: AnswerProb, vlm: HookedModel, prompt: Prompt, answers: list[list[int]]
@@ -87,9 +91,9 @@ class _BoundAnswer(BoundMeasure):
         for step in range(tokens.shape[1]):
             if step:
                 continuation.feed(tokens[:, step - 1])
-            steps.append(_log_prob(continuation.logits, tokens[:, step]))
-        scores = torch.stack(steps, -1).unflatten(0, (n_variants, -1))
-        return [self._records(mine) for mine in scores]
+            steps.append(_scored(continuation.logits, tokens[:, step]))
+        scores = torch.stack(steps, -1).unflatten(1, (n_variants, -1))
+        return [self._records(mine) for mine in scores.unbind(1)]
 
     def of_run(self, interventions: Any) -> list[Record]:
         """Forces the answer in a generation, and reads the model's own logits before that."""
@@ -98,7 +102,7 @@ class _BoundAnswer(BoundMeasure):
         def read(logits: Tensor, hook: Any) -> None:
             step = len(steps)
             if step < self._tokens.shape[1]:
-                steps.append(_log_prob(logits[:, -1], self._tokens[:, step].to(logits.device)))
+                steps.append(_scored(logits[:, -1], self._tokens[:, step].to(logits.device)))
 
         forced = LogitsProcessorList([_Forced(self._tokens, self._prompt.length)])
         with self._vlm.intervening(interventions), self._vlm.hooks([("hook_logits", read)]):
@@ -111,22 +115,25 @@ class _BoundAnswer(BoundMeasure):
             )
         return self._records(torch.stack(steps, -1))
 
-    def _records(self, log_probs: Tensor) -> list[Record]:
-        """From log probabilities `[row, token]`."""
+    def _records(self, scores: Tensor) -> list[Record]:
+        """From what `_scored` gave for each token, `[2, row, token]`."""
+        log_probs, best = scores
         lengths = self._lengths.to(log_probs.device)
         counts = torch.arange(log_probs.shape[1], device=log_probs.device) < lengths[:, None]
         total = log_probs.masked_fill(~counts, 0.0).sum(-1)
         total = total / lengths if self._measure.normalize else total
+        greedy = best.masked_fill(~counts, 1.0).bool().all(-1)
         return [
-            {"answer_prob": prob, "answer_logprob": log_prob}
-            for prob, log_prob in zip(total.exp().tolist(), total.tolist(), strict=True)
+            dict(zip(self.columns, row, strict=True))
+            for row in zip(total.exp().tolist(), total.tolist(), greedy.tolist(), strict=True)
         ]
 
 
-def _log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """`log p(token)` of each row."""
+def _scored(logits: Tensor, tokens: Tensor) -> Tensor:
+    """`log p(token)` of each row, and 1 where no token is more likely, `[2, row]`."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    log_probs = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    return torch.stack([log_probs, (logits.argmax(-1) == tokens).to(log_probs)])
 
 
 class _Forced(LogitsProcessor):

@@ -71,6 +71,7 @@ class Mean(Savable):
         where = All() if at is None else as_position(at)
         if where.in_prompt is None:
             raise VectorError(f"{where} holds no position of a prompt.")
+        last_logits = None if "hook_logits" in names else 1  # nobody sees the others
         totals: dict[str, Tensor] = {}
         counts = dict.fromkeys(names, 0)
         for one in listed:
@@ -79,7 +80,7 @@ class Mean(Savable):
                 space: [p for layout in prompt.layouts for p in where.resolve(layout, space)]
                 for space in {table[n].space for n in names}
             }
-            _, cache = vlm.run_with_cache(prompt, names_filter=names)
+            _, cache = vlm.run_with_cache(prompt, names_filter=names, last_logits=last_logits)
             for name in names:
                 index = torch.tensor(pairs[table[name].space], dtype=torch.long)
                 rows, positions = index.reshape(-1, 2).T

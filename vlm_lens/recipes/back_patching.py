@@ -198,7 +198,9 @@ class BackPatching(MethodRecipe):
     ) -> dict[int, Tensor]:
         """What the positions hold after each block: `[rows, positions, d_model]`."""
         names = [f"blocks.{block}.hook_resid_post" for block in blocks]
-        _, cache = vlm.run_with_cache(prompt, names_filter=names, positions=self.place())
+        _, cache = vlm.run_with_cache(
+            prompt, names_filter=names, positions=self.place(), last_logits=1
+        )
         return {b: cache[n].roll(roll, 0) for b, n in zip(blocks, names, strict=True)}
 
     def write(self, activations: dict[int, Tensor], pair: Pair) -> list[ActivationPatch]:

@@ -28,12 +28,13 @@ from vlm_lens.recipes.parts.controls import (
     donors,
     interventions,
 )
-from vlm_lens.recipes.parts.predict import first_tokens
+from vlm_lens.recipes.parts.predict import first_tokens, whole_answers
 from vlm_lens.recipes.parts.scoring import Scores, score
 from vlm_lens.recipes.parts.task_recipe import TaskRecipe
 from vlm_lens.recipes.parts.transfer_result import (
     Run,
     TransferResult,
+    Whole,
     best_layer,
     transfer_result,
 )
@@ -52,6 +53,7 @@ from vlm_lens.terms import AS_DONOR, NO_CONTEXT, PATCH, PROMPT, WRONG_SAME
 __all__ = ["CrossModalPatch", "TransferResult"]
 
 Reader = Callable[[Task, int], TaskVector]
+Said = dict[tuple[str, int], tuple[Tensor, Whole | None]]  # (method, seed) -> first tokens, wholes
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class CrossModalPatch(TaskRecipe):
       most validation rows, said to every query. See `baselines`.
 
     One layer is chosen for all tasks on the validation rows. The predicted token is right if it and
-    an answer begin one another; the strict rule wants the answer's first token.
+    an answer begin one another; the strict rule wants the answer's first token. With
+    `whole_answers` the answer's other tokens are judged too: whether greedy decoding says all of
+    them, and how likely they are.
 
     Attributes:
         tasks: `"all"` for the paper's six, the name of a shipped task, a Task, or several.
@@ -89,6 +93,8 @@ class CrossModalPatch(TaskRecipe):
         form: How prompts are written: as questions and answers, or as turns of a conversation in
             the model's own chat template (Table 10).
         source_model: Reads the vectors on another model, for example the base language model.
+        whole_answers: Whether answers of several tokens are scored as a whole too, teacher-forced,
+            on the test rows; takes about twice as long there.
         batch_size: How many prompts run together.
     """
 
@@ -102,6 +108,7 @@ class CrossModalPatch(TaskRecipe):
     controls: bool | tuple[str | Control, ...] = True
     form: Form = "question-answer"
     source_model: str | None = None
+    whole_answers: bool = False
     batch_size: int = 32
 
     def measure(self, vlm: HookedVLM) -> TransferResult:
@@ -201,16 +208,16 @@ class CrossModalPatch(TaskRecipe):
             setting = self.setting(task, seed, layer, vector)
             for method, control in interventions(self.used_controls(), setting).items():
                 patches[method, seed] = control
-        tokens = self._predict(vlm, queries, list(patches.values()), f"{task.name}: patch")
-        predicted = dict(zip(patches, tokens, strict=True))
+        said = self._said(vlm, queries, patches, answers, f"{task.name}: patch")
         for seed in self.used_seeds():
-            prompts = self.prompts(task, seed)
-            predicted[PROMPT, seed] = self._predict(vlm, prompts, [()], f"{task.name}: prompt")[0]
+            prompt = {(PROMPT, seed): ()}
+            what = f"{task.name}: prompt"
+            said |= self._said(vlm, self.prompts(task, seed), prompt, answers, what)
         constant = constant_answers(vlm, task, ignore_case=self.ignore_case)
-        predicted |= {(method, 0): tokens for method, tokens in constant.items()}
-        runs = self._scored(vlm, task, predicted, answers)
+        said |= {(method, 0): (tokens, None) for method, tokens in constant.items()}
+        runs = self._scored(vlm, task, said, answers)
         donor, _ = donors(task, self.chosen_tasks())
-        wrong = {(AS_DONOR, s): predicted[m, s] for m, s in predicted if m == WRONG_SAME}
+        wrong: Said = {(AS_DONOR, s): (said[m, s][0], None) for m, s in said if m == WRONG_SAME}
         if wrong:  # does the other task's vector make the model do that task?
             runs += self._scored(vlm, task, wrong, [donor[row.input].answers for row in task.test])
         return runs
@@ -252,6 +259,26 @@ class CrossModalPatch(TaskRecipe):
             progress=lambda batches: self.progress(batches, what),
         )  # fmt: skip
 
+    def _said(
+        self,
+        vlm: HookedVLM,
+        prompts: Sequence[Any],
+        methods: dict[tuple[str, int], Any],
+        answers: Sequence[Sequence[str]],
+        what: str,
+    ) -> Said:
+        """What each method makes the model say to the prompts."""
+        runs = list(methods.values())
+        tokens = self._predict(vlm, prompts, runs, what)
+        wholes: list[Whole | None] = [None] * len(runs)
+        if self.whole_answers:
+            probs, greedy = whole_answers(
+                vlm, prompts, answers, runs, batch_size=self.batch_size,
+                progress=lambda batches: self.progress(batches, f"{what}, whole answers"),
+            )  # fmt: skip
+            wholes = [Whole(*one) for one in zip(probs.numpy(), greedy.numpy(), strict=True)]
+        return dict(zip(methods, zip(tokens, wholes, strict=True), strict=True))
+
     def _score(self, vlm: HookedVLM, tokens: Tensor, answers: Sequence[Sequence[str]]) -> Scores:
         return score(vlm, tokens, answers, ignore_case=self.ignore_case)
 
@@ -259,11 +286,14 @@ class CrossModalPatch(TaskRecipe):
         self,
         vlm: HookedVLM,
         task: Task,
-        predicted: dict[tuple[str, int], Tensor],
+        said: Said,
         answers: Sequence,
     ) -> list[Run]:
-        scores = self._score(vlm, torch.stack(list(predicted.values())), answers)
-        return [Run(task, *key, answers, scores[i]) for i, key in enumerate(predicted)]
+        scores = self._score(vlm, torch.stack([tokens for tokens, _ in said.values()]), answers)
+        return [
+            Run(task, *key, answers, scores[i], whole)
+            for i, (key, (_, whole)) in enumerate(said.items())
+        ]
 
     # ------------------------------------------------------------------ fields
 

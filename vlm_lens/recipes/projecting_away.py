@@ -130,8 +130,9 @@ def _name_states(vlm: HookedVLM, task: Task, row: Row) -> Tensor:
     prompt = vlm.prompt(task.query(row, "text"))
     last = list(prompt.layout.span(row.input, -1))[-1]
     _, cache = vlm.run_with_cache(
-        prompt, names_filter="blocks.*.hook_resid_post", positions=At(last), device="cpu"
-    )
+        prompt, names_filter="blocks.*.hook_resid_post", positions=At(last), device="cpu",
+        last_logits=1,
+    )  # fmt: skip
     return cache.stack("resid_post")[:, 0, 0]
 
 

@@ -109,7 +109,7 @@ class TaskSpace(TaskRecipe):
         found = []
         for start in range(0, len(prompts), self.batch_size):
             batch = vlm.as_prompt(list(prompts[start : start + self.batch_size]))
-            _, cache = vlm.run_with_cache(batch, names_filter=[point])
+            _, cache = vlm.run_with_cache(batch, names_filter=[point], last_logits=1)
             for i, layout in enumerate(batch.layouts):
                 about = {"task": task.name, "domain": task.domain or task.name, "source": source}
                 places = {VECTORS: [layout.last]}

@@ -37,4 +37,4 @@ def test_without_interventions_and_with_progress(toy, prompts):
     got = first_tokens(
         toy, prompts, batch_size=5, progress=lambda batches: (seen.append(b) or b for b in batches)
     )
-    assert seen == [0, 5] and got.shape == (1, 8)
+    assert [batch.rows for batch in seen] == [(1, 3, 5, 7), (0, 2, 4, 6)] and got.shape == (1, 8)

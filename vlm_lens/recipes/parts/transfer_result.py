@@ -22,13 +22,27 @@ from vlm_lens.terms import (
     OTHER_RULES,
     PATCH,
     SCORES,
+    WHOLE_RULES,
     short_names,
 )
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["Difference", "Run", "TransferResult", "best_layer", "transfer_result"]
+__all__ = ["Difference", "Run", "TransferResult", "Whole", "best_layer", "transfer_result"]
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """Answers of several tokens, scored as a whole, one entry a row.
+
+    Attributes:
+        probs: The geometric mean of the probabilities of the answer's tokens, teacher-forced.
+        greedy: Whether greedy decoding says the answer.
+    """
+
+    probs: np.ndarray
+    greedy: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +54,7 @@ class Run:
     seed: int
     answers: Sequence[Sequence[str]]
     scores: Scores
+    whole: Whole | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,9 @@ class TransferResult(Result):
     `table` has one row a task and method, and the mean over tasks. `accuracy` is by the prefix
     rule; `low` and `high` bound its 95 % bootstrap interval over queries, `seeds_low` and
     `seeds_high` its 95 % t-interval over seeds (NaN where there is one); `strict` wants the
-    answer's first token; `balanced` gives each label the same weight. `tables["layers"]` is the
+    answer's first token; `balanced` gives each label the same weight. Where whole answers were
+    scored, `whole` wants every token of the answer by greedy decoding, and `answer_prob` is the
+    mean probability of the answer (NaN where a method is one token). `tables["layers"]` is the
     sweep on the validation rows, `tables["predictions"]` holds every answer (seed 0: the method
     needs no seed).
     """
@@ -150,7 +167,7 @@ class TransferResult(Result):
         for name, low, high in INTERVALS:
             bounds = zip(mean[low], mean[high], strict=True)
             wide[name] = ["-" if np.isnan(lo) else f"{lo:.2f}-{hi:.2f}" for lo, hi in bounds]
-        for name in OTHER_RULES:
+        for name in (rule for rule in (*OTHER_RULES, *WHOLE_RULES) if rule in mean):
             wide[name] = mean[name].round(3)
         return wide.rename(columns=short_names(tasks)).reset_index().rename_axis(columns=None)
 
@@ -219,6 +236,12 @@ def transfer_result(
             f"{' and '.join(used)}: at the block of the patch, which is chosen for the mean vector "
             "put in place; another may suit them better.",
         )
+    if any(run.whole for run in runs):
+        notes += (
+            "whole: greedy decoding says every token of an answer; answer_prob: the geometric mean "
+            "of the probabilities of its tokens, each after those before it; of a label and its "
+            "aliases the likeliest counts.",
+        )
     if recipe.source == "instruction":
         notes += ("Prompt: the instruction, an empty line, the query. Nothing is drawn: one seed.",)
     values = {"layer": layer, "source": recipe.source, "query": recipe.query}
@@ -231,6 +254,11 @@ def transfer_result(
 
 
 def _answers(run: Run) -> pd.DataFrame:
+    whole = (
+        {}
+        if run.whole is None
+        else {"whole": run.whole.greedy.astype(float), "answer_prob": run.whole.probs}
+    )
     return pd.DataFrame(
         {
             "task": run.task.name,
@@ -241,6 +269,7 @@ def _answers(run: Run) -> pd.DataFrame:
             "answer": [accepted[0] for accepted in run.answers],
             "correct": run.scores.correct,
             "strict": run.scores.strict,
+            **whole,
         }
     )
 
@@ -256,7 +285,8 @@ def _table(predictions: pd.DataFrame, tasks: Sequence[Task]) -> pd.DataFrame:
         rows += [(name, method, *_Numbers.row([one])) for name, one in mine.items()]
         if len(mine) == len(tasks):
             rows.append((MEAN, method, *_Numbers.row(list(mine.values()))))
-    return pd.DataFrame(rows, columns=["task", "method", *_Numbers.columns])
+    table = pd.DataFrame(rows, columns=["task", "method", *_Numbers.columns])
+    return table if WHOLE_RULES[0] in predictions else table.drop(columns=list(WHOLE_RULES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,14 +298,16 @@ class _Numbers:
         by_seed: The accuracy of each seed.
         strict: The accuracy by the strict rule.
         balanced: The balanced accuracy.
+        whole: By each of `WHOLE_RULES`; NaN where whole answers were not scored.
     """
 
     by_query: np.ndarray
     by_seed: np.ndarray
     strict: float
     balanced: float
+    whole: tuple[float, ...]
 
-    columns: ClassVar = (*SCORES, "queries")
+    columns: ClassVar = (*SCORES, *WHOLE_RULES, "queries")
 
     @classmethod
     def of(cls, mine: pd.DataFrame) -> _Numbers:
@@ -283,7 +315,8 @@ class _Numbers:
         by_query = mine.groupby("input", sort=False)["correct"].mean().to_numpy(dtype=float)
         by_seed = mine.groupby("seed", sort=False)["correct"].mean().to_numpy(dtype=float)
         even = balanced(mine["correct"].to_numpy(), mine["answer"].to_numpy())
-        return cls(by_query, by_seed, float(mine["strict"].mean()), even)
+        whole = tuple(float(mine[rule].mean()) if rule in mine else np.nan for rule in WHOLE_RULES)
+        return cls(by_query, by_seed, float(mine["strict"].mean()), even, whole)
 
     @staticmethod
     def row(tasks: Sequence[_Numbers]) -> tuple[Any, ...]:
@@ -295,5 +328,6 @@ class _Numbers:
             *over_seeds(np.mean([one.by_seed for one in tasks], axis=0)),
             float(np.mean([one.strict for one in tasks])),
             float(np.mean([one.balanced for one in tasks])),
+            *np.mean([one.whole for one in tasks], axis=0).tolist(),
             sum(map(len, queries)),
         )

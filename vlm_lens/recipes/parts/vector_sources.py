@@ -142,7 +142,9 @@ def residual_stream(
     read = []
     for start in progress(range(0, len(prompts), batch_size)):
         batch = vlm.as_prompt(list(prompts[start : start + batch_size]))
-        _, cache = vlm.run_with_cache(batch, names_filter=names, positions=Last(), device="cpu")
+        _, cache = vlm.run_with_cache(
+            batch, names_filter=names, positions=Last(), device="cpu", last_logits=1
+        )
         read.append(torch.stack([cache[name][:, 0] for name in names], dim=1))
     return torch.cat(read)
 
