@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, XLMConfig, XLMWithLMHeadModel
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    XLMConfig,
+    XLMWithLMHeadModel,
+)
 
 from families import bench, texts
 from families.texts import BRANCHES, FULL, TEXTS
@@ -206,3 +212,41 @@ def test_what_is_not_known_is_told(picture):
     assert not torch.equal(changed, vlm.run(prompt))
     with pytest.raises(VLMLensError, match="which of the tower's layers"):
         vlm.points("vision.hook_out")
+
+
+# ---------------------------------------------------------------------- the tower's last blocks
+
+
+class EarlyModel(LlavaModel):
+    def get_image_features(self, pixel_values, vision_feature_layer=None, **options):
+        return super().get_image_features(pixel_values, vision_feature_layer=1, **options)
+
+
+class EarlyVLM(NewVLM):
+    """Reads the tower's first block, whatever its config says."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.__class__ = EarlyModel
+
+
+@pytest.mark.parametrize("dear", [False, True])
+@pytest.mark.parametrize(("model_class", "read"), [(NewVLM, -2), (NewVLM, -1), (EarlyVLM, -1)])
+def test_which_block_is_read_is_proved_by_writes(model_class, read, dear, monkeypatch, picture):
+    """Also where a picture costs too much to record a run of it, and names tell the parts."""
+    if dear:
+        monkeypatch.setattr("vlm_lens.families.parts.found_tower._MOST", 0)
+    made = tiny.llava_config("siglip", "mistral").to_dict() | {"vision_feature_layer": read}
+    made["vision_config"]["num_hidden_layers"] = 3
+    made.pop("model_type")
+    model = tiny.randomize(model_class(NewConfig(**made)))
+    vlm = HookedVLM(model, tiny.reader("siglip-mistral"))
+    n_read = 1 if model_class is EarlyVLM else 4 + read
+    assert vlm.cfg.vision.n_layers_read == n_read
+    prompt = vlm.prompt("<image>A:", [picture])
+    plain = vlm.run(prompt)
+    last = f"vision.blocks.{n_read - 1}.hook_resid_post"
+    assert not torch.equal(vlm.run(prompt, interventions=Ablate(last, at=Images())), plain)
+    if n_read < 3:
+        with pytest.raises(VLMLensError, match=f"reads block {n_read - 1}, so nothing reads this"):
+            vlm.run(prompt, interventions=Ablate("vision.blocks.2.hook_resid_post", at=Images()))

@@ -21,8 +21,9 @@ from vlm_lens.families.parts.architecture import Architecture, assemble
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.found import HELP, found_decoder
-from vlm_lens.families.parts.found_tower import FoundTower, Held, found_tower
+from vlm_lens.families.parts.found_tower import FoundTower, Held, blocks_read, found_tower
 from vlm_lens.families.parts.picture import Picture, runs_of
+from vlm_lens.families.parts.picture_lengths import lengths_of_features, rows_are_pictures
 from vlm_lens.families.parts.towers import Tower, describe_tower, layers_read
 from vlm_lens.families.parts.views import RowsOfPicturesView
 from vlm_lens.layout.pictures import ImageSpace
@@ -208,21 +209,31 @@ def _by_rows(batch: PictureBatch, counts: list[int], *, tower: bool) -> list[Ima
 def _tokens_by_picture(batch: PictureBatch, n_rows: int, patches: list[int] | None) -> list[int]:
     """How many image tokens each picture has.
 
-    A picture's share is that of its patches, where these are known. Else it is a run of image
-    tokens, or several where marks stand within it; pictures that follow each other without a mark
-    are told apart where all take the same number.
+    A picture's share is that of its patches, where these are known, or what the model's own
+    features say. Else it is a run of image tokens, or several where marks stand within it; pictures
+    that follow each other without a mark are told apart where all take the same number.
     """
     runs = [len(run) for places in batch.places for run in runs_of(places)]
-    total, n = sum(runs), len(runs) if batch.sizes is None else len(batch.sizes)
+    sizes = batch.inputs.get("image_sizes") if batch.sizes is None else batch.sizes
+    total, n = sum(runs), None if sizes is None else len(sizes)
     if patches is not None and total:
         shares = [total * p // sum(patches) for p in patches]
         if sum(shares) == total:
             return shares
     if n == len(runs) or not runs:
         return runs
+    if n != 1 and n_rows > 1:
+        told = lengths_of_features(batch.model, batch.inputs) or []
+        if sum(told) == total and len(told) == (n or len(told)):
+            return told
+    if n is None and n_rows > len(runs) and rows_are_pictures(batch.image_processor):
+        n = n_rows
+    n = n or len(runs)
+    if n == len(runs):
+        return runs
     if n_rows == n and total % n == 0:
         return [total // n] * n
-    if len(runs) % n == 0 and len({*batch.sizes}) == 1:
+    if len(runs) % n == 0 and batch.sizes is not None and len({*batch.sizes}) == 1:
         each = len(runs) // n
         return [sum(runs[i * each : (i + 1) * each]) for i in range(n)]
     raise PromptError(
@@ -246,8 +257,12 @@ def _by_names(
             )
     except ModelError as error:
         return [], dict.fromkeys(("vision.*", "projector.*"), _told(error)), None
-    n_read = max(layers_read(model.config, tower.size.n_layers))
+    n_layers = tower.size.n_layers
+    n_read = max(layers_read(model.config, n_layers))
     stack = tower.stack(path, n_read)
+    proved = blocks_read(model, config, blocks, stack.path, n_layers)
+    if proved is not None and proved != n_read:
+        n_read, stack = proved, tower.stack(path, proved)
     points, missing = list(tower.points(path, stack)), tower.missing(stack)
     missing.setdefault("vision.hook_out", _NO_OUT)
     try:

@@ -19,6 +19,7 @@ from vlm_lens.families.parts.found_stack import activation_of, found_stack
 from vlm_lens.families.parts.probe_pictures import (
     N_PICTURES,
     ProbePictures,
+    evaluating,
     features_function,
     probe_pictures,
 )
@@ -30,6 +31,8 @@ from vlm_lens.points.sites import InputSite, OutputSite, submodule
 
 # multiplications that the run may cost: some hundred milliseconds on a CPU
 _MOST = 2e10
+# that a run may cost of which nothing is recorded but what it gives: some seconds
+_MOST_BARE = 6e11
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,7 @@ def found_tower(model: nn.Module, config: Any, text: str) -> FoundTower | None:
         config: The config of its tower.
         text: Path of the text model's blocks.
     """
-    function = features_function(model)
-    if function is None or any(p.is_meta for p in model.parameters()):
-        return None
-    for pictures in probe_pictures(model, config):
-        cost = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(text))
-        if pictures.patches and cost * pictures.patches * N_PICTURES > _MOST:
-            continue
-        run = _runner(model, function, pictures)
+    for pictures, run in _runs(model, config, text, _MOST):
         try:
             recording, out = record(model, run)
         except Exception:  # noqa: BLE001  whatever a model may raise on a form that is not its own
@@ -144,14 +140,43 @@ def found_tower(model: nn.Module, config: Any, text: str) -> FoundTower | None:
     return None
 
 
+def blocks_read(model: nn.Module, config: Any, text: str, path: str, n_blocks: int) -> int | None:
+    """How many of a tower's blocks what follows reads, by writes; `None` where it is not seen.
+
+    Args:
+        model: The model.
+        config: The config of its tower.
+        text: Path of the text model's blocks.
+        path: Path of the tower's blocks.
+        n_blocks: How many there are.
+    """
+    for _, run in _runs(model, config, text, _MOST_BARE):
+        try:
+            features = _features(run())
+            if features is not None:
+                return _reads(model, path, n_blocks, run, features)
+        except Exception:  # noqa: BLE001  whatever a model may raise on a form that is not its own
+            continue
+    return None
+
+
+def _runs(
+    model: nn.Module, config: Any, text: str, most: float
+) -> Iterator[tuple[ProbePictures, Callable[[], Any]]]:
+    """Runs of small pictures in the forms that the model may take, none dearer than that."""
+    function = features_function(model)
+    if function is None or any(p.is_meta for p in model.parameters()):
+        return
+    cost = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(text))
+    for pictures in probe_pictures(model, config):
+        if not pictures.patches or cost * pictures.patches * N_PICTURES <= most:
+            yield pictures, _runner(model, function, pictures)
+
+
 def _runner(model: nn.Module, function: Callable, pictures: ProbePictures) -> Callable[[], Any]:
     def run() -> Any:
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             return function(**pictures.tensors)
-        finally:
-            model.train(training)
 
     return run
 
