@@ -175,6 +175,10 @@ def page(rows: Sequence[dict[str, Any]], kl: Sequence[dict[str, Any]]) -> str:
         "<!-- Written by scripts/docs/lens_reading.py from what it measured: do not edit. -->\n",
         table(["", *LENSES], lines),
         "",
+    ]
+    if not kl:  # models whose lenses need no fit
+        return "\n".join(parts)
+    parts += [
         "The tuned lens, KL to the model's output in nats on held-out prompts, beside the logit "
         "lens's:\n",
         table(["", *_layers(kl)], _kl_lines(kl)),

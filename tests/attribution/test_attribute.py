@@ -193,8 +193,9 @@ def test_all_heads_and_positions_cost_two_forwards_and_a_backward(load_family, m
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(vlm.hf_model, "forward", counted)
-    attribute(vlm, clean, corrupt, Z, measure=MEASURE, heads="each", at="each")
+    found = attribute(vlm, clean, corrupt, Z, measure=MEASURE, heads="each", at="each")
     assert sorted(calls) == [False, True]  # 1 + 3, a backward counted as two forwards
+    assert "spots" not in vars(found.asked.plan)  # no object for each of the scores
 
 
 def test_what_does_not_fit_is_told(load_family, tmp_path):

@@ -15,7 +15,7 @@ takes the mean of the gradient along the line between the two inputs (Hanna et a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def attribute(
         raise AttributionError(f"steps is at least 1, not {steps}.")
     positions = positions or position_map(clean.layout, corrupt.layout)
     plan = plan_patches(vlm, positions, points, at=at, heads=heads)
-    names = list(dict.fromkeys(name for spot in plan.spots for name in spot.points))
+    names = [name for window in plan.points for name in window]
     denoise = direction == "denoise"
     mapped = positions.flipped() if denoise else positions
     base, other = (corrupt, clean) if denoise else (clean, corrupt)
@@ -142,22 +142,24 @@ def _effects(
     cells = positions.cells(plan.space)
     pairs = [(b, a) if swap else (a, b) for a, b in cells.items()]
     index = {cell: i for i, cell in enumerate(cells)}
-    by_head = [s.heads for s in plan.spots] != [None] * len(plan.spots)
-    heads = list(dict.fromkeys(s.heads for s in plan.spots)) if by_head else [None]
-    n_places = len(plan.spots) // (len(names) * len(heads))
-    places = [_rows(s.at.resolve(positions.clean, plan.space), index)
-              for s in plan.spots[:n_places]]  # fmt: skip
+    rows, places = [], []
+    for place, at in enumerate(plan.places):
+        mine = [index[c] for c in at.resolve(positions.clean, plan.space) if c in index]
+        rows += mine
+        places += [place] * len(mine)
     effects = []
     for name in names:
         product = _product(vlm.architecture.points[name], found, name, pairs, features)
-        for chosen in heads:
-            mine = product if chosen is None else product[:, list(chosen)]
-            if mine.dim() > 1 + features:
-                mine = mine.sum(1)
-            for rows in places:
-                effects.append(mine[rows].sum(0))
+        if plan.heads == (None,):  # all heads together, of points that have some
+            product = product.sum(1) if product.dim() > 1 + features else product
+            product = product[:, None]
+        else:
+            product = product[:, [head for chosen in plan.heads for head in chosen or ()]]
+        summed = product.new_zeros(len(plan.places), *product.shape[1:])
+        summed.index_add_(0, _indices(places, product), product[_indices(rows, product)])
+        effects.append(summed.transpose(0, 1))
     array = torch.stack(effects).cpu().numpy()
-    return array.reshape((*(len(c) for c in plan.axes.values()), *array.shape[1:]))
+    return array.reshape((*(len(c) for c in plan.axes.values()), *array.shape[3:]))
 
 
 def _product(
@@ -176,5 +178,5 @@ def _at(point: Point, x: Tensor, cells: Sequence[Cell]) -> Tensor:
     return x[rows, positions]
 
 
-def _rows(cells: Sequence[Cell], index: Mapping[Cell, int]) -> Tensor:
-    return torch.tensor([index[cell] for cell in cells if cell in index], dtype=torch.long)
+def _indices(numbers: Sequence[int], beside: Tensor) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.long, device=beside.device)

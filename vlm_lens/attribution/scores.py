@@ -61,7 +61,7 @@ class Attribution(Scores):
             AttributionError: These scores no longer know what was attributed (they were read from
                 a file, summed or chosen from), or are of single features.
         """
-        if self.asked is None or self.values.size != len(self.asked.plan.spots):
+        if self.asked is None or self.values.size != len(self.asked.plan):
             raise AttributionError(
                 "Only attributions as they were made, of whole points or heads, can be checked: "
                 "call check on what attribute(...) gave, before sel, sum or save."

@@ -101,7 +101,7 @@ class Asked:
                 measure=self.measure or _of_rows(pairs), engine=self.engine, memory=self.memory,
             )  # fmt: skip
         except NoDifference:
-            return [plan.as_array(np.full(len(plan.spots), np.nan))]
+            return [plan.as_array(np.full(len(plan), np.nan))]
         ends = (found.there, found.here) if swap else (found.here, found.there)
         apart = are_apart(*ends)
         return [

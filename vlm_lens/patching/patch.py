@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,18 +49,31 @@ class Plan:
     """What is patched, laid out on axes.
 
     Attributes:
-        spots: In the order of the axes, the last one fastest.
+        points: The names of each window of blocks.
+        heads: Which heads of each entry; `None` for all together.
+        places: The positions of each entry.
         axes: Axis -> its coordinates; none for a single number.
         rows: The activation's row of each position, where there is that axis.
         space: Whose positions they are.
         about: What is said of it.
     """
 
-    spots: tuple[Spot, ...]
+    points: tuple[tuple[str, ...], ...]
+    heads: tuple[tuple[int, ...] | None, ...]
+    places: tuple[Position, ...]
     axes: Mapping[str, tuple]
     rows: tuple[int, ...] | None
     space: str
     about: Mapping[str, Any]
+
+    @cached_property
+    def spots(self) -> tuple[Spot, ...]:
+        """Every window, head and place together, in the order of the axes: the last one fastest."""
+        every = product(self.points, self.heads, self.places)
+        return tuple(Spot(names, place, chosen) for names, chosen, place in every)
+
+    def __len__(self) -> int:
+        return len(self.points) * len(self.heads) * len(self.places)
 
     def as_array(self, numbers: np.ndarray) -> np.ndarray:
         """Numbers of the spots, by axis."""
@@ -123,7 +137,7 @@ def as_scores(
     vlm: HookedModel, plan: Plan, patched: Patched, clean: Prompt, measure: Measure
 ) -> Scores:
     """Shares of the spots of a plan as Scores on the clean prompt."""
-    lost = sum(patched.lost[: len(patched.lost) // _outer(plan)])
+    lost = sum(patched.lost[: len(plan.places)])  # the same in every block and head
     return scores(
         plan.as_array(patched.share),
         plan.axes,
@@ -163,10 +177,6 @@ def plan_patches(
     windows = _windows(found, window)
     by_head = _heads(vlm, found, heads)
     places, by_place, rows = _places(at, positions, space)
-    spots = tuple(
-        Spot(names, place, chosen)
-        for (_, names), (_, chosen), place in product(windows, by_head, places)
-    )
     axes: dict[str, tuple] = {}
     if len(windows) > 1:
         axes["layer"] = tuple(layer for layer, _ in windows)
@@ -179,7 +189,15 @@ def plan_patches(
         about["window"] = f"{window} blocks from each"
     if by_place is None:
         about["at"] = name_of(places[0])
-    return Plan(spots, {**axes, **(by_place or {})}, rows, space, about)
+    return Plan(
+        tuple(names for _, names in windows),
+        tuple(chosen for _, chosen in by_head),
+        tuple(places),
+        {**axes, **(by_place or {})},
+        rows,
+        space,
+        about,
+    )
 
 
 def _one_kind(vlm: HookedModel, points: NamesFilter) -> tuple[list[Point], list[Point]]:
@@ -253,11 +271,6 @@ def _places(
     if not labels:
         raise PatchingError("at= names no place: leave it out for all positions.")
     return list(labels.values()), {"kind": tuple(labels)}, None
-
-
-def _outer(plan: Plan) -> int:
-    """How many entries the axes before the places have."""
-    return int(np.prod([len(c) for a, c in plan.axes.items() if a in ("layer", "head")]))
 
 
 def name_of(at: Position) -> str:

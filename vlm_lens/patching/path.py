@@ -136,7 +136,7 @@ def patch_paths(
         return work.batches(left, most=_SAVED if store else None)
 
     values = collect(
-        len(plan.spots), batches, lambda batch: work.measured([plan.spots[i] for i in batch]),
+        len(plan), batches, lambda batch: work.measured([plan.spots[i] for i in batch]),
         unit="sender", store=store, progress=progress,
     )  # fmt: skip
     both = (work.there, work.here) if base is corrupt else (work.here, work.there)

@@ -69,5 +69,13 @@ def plan_paths(
         "frozen": "attention" if freeze == "attention" else "attention and MLPs",
     }
     return PathPlan(
-        plan.spots, {**plan.axes, **several}, plan.rows, plan.space, about, ends, freeze
+        plan.points,
+        plan.heads,
+        plan.places,
+        {**plan.axes, **several},
+        plan.rows,
+        plan.space,
+        about,
+        ends,
+        freeze,
     )
