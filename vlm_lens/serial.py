@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.keywords import Answering
 from vlm_lens.storage.files import (
     as_path,
     current,
@@ -113,7 +114,7 @@ def as_frozen(tensor: Tensor) -> FrozenTensor:
     return LearnedTensor(tensor) if tensor.requires_grad else FrozenTensor(tensor)
 
 
-class Savable:
+class Savable(Answering):
     """Gives a registered value files of its own."""
 
     def save(self, stem: str | Path) -> Path:

@@ -32,6 +32,7 @@ from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.interchange import Interchange
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.positions import Last, Position, as_position
 from vlm_lens.measures import at_last
 from vlm_lens.prompts.prompt import Prompt
@@ -46,7 +47,7 @@ ARBITRARY, FRESH = "arbitrary labels", "re-initialised model"
 
 
 @dataclass(frozen=True)
-class Counterfactual:
+class Counterfactual(Answering):
     """A base, a source, and what the base is answered with under the source's variable.
 
     Attributes:

@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import NoReturn, ParamSpec, TypeVar
 
-from vlm_lens.errors import VLMLensError, near_matches
+from vlm_lens.errors import KeywordError, VLMLensError, near_matches
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,10 +77,6 @@ ATTRIBUTES = {
                     "named_modules", "named_parameters", "parameters", "requires_grad_",
                     "state_dict", "to", "train", "training", "zero_grad", "config")},
 }  # fmt: skip
-
-
-class KeywordError(VLMLensError, TypeError):
-    """A keyword that a method does not take; says what it is called here."""
 
 
 class UnknownAttributeError(VLMLensError, AttributeError):

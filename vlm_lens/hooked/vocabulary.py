@@ -12,6 +12,7 @@ from torch import Tensor
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
 from vlm_lens.integers import as_integer
+from vlm_lens.keywords import Answering
 from vlm_lens.points.sites import submodule
 from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Vocabulary:
+class Vocabulary(Answering):
     """The part of a HookedVLM that deals with tokens."""
 
     hf_model: PreTrainedModel

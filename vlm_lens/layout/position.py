@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vlm_lens.errors import PositionError
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.layout import PAD, Layout
 from vlm_lens.serial import savable
 
@@ -13,7 +14,7 @@ Pairs = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Position:
+class Position(Answering):
     """A place in a prompt, by name."""
 
     def resolve(self, layout: Layout, space: str = "text") -> Pairs:

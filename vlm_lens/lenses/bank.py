@@ -30,6 +30,7 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
 from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.layout import TEXT, Layout
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.embedding_lens import unit
@@ -50,7 +51,7 @@ def in_contexts(words: Iterable[str], contexts: Sequence[str] = CONTEXTS) -> lis
 
 
 @dataclass(frozen=True)
-class Bank:
+class Bank(Answering):
     """Contextual embeddings in a folder.
 
     Attributes:

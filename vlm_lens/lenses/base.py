@@ -24,6 +24,7 @@ from vlm_lens.errors import PointError, PositionError, VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer, is_integer
 from vlm_lens.interventions.base import freeze_points
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.lenses.result import LensResult, LensRow
@@ -79,7 +80,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Lens(ABC):
+class Lens(Answering, ABC):
     """Reads the states of a run.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integers, is_integer
+from vlm_lens.keywords import Answering
 from vlm_lens.measures.base import MeasureError
 from vlm_lens.serial import savable
 from vlm_lens.tokens import encode, string_token
@@ -21,7 +22,7 @@ _BEFORE = (":", "\n", ".", "a")
 
 @savable
 @dataclass(frozen=True)
-class AnyOf:
+class AnyOf(Answering):
     """Answers that mean the same, such as `AnyOf(" Paris", "Paris")`: probabilities are added.
 
     Where a tokenizer makes a token of the space alone, the text that begins with it is left out.

@@ -10,6 +10,7 @@ from vlm_lens.attribution import Attribution, Edges, attribute, attribute_edges
 from vlm_lens.attribution.attribute import STEPS
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.cells import Cells
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.measures import LogitDiff, LogProb, Measure
@@ -34,7 +35,7 @@ class PairError(VLMLensError):
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class Pair(Answering):
     r"""A clean and a corrupt prompt of one row, which differ in one thing, and their answers.
 
     Answers are texts (`" Paris"` and `"Paris"` are two), token ids or `AnyOf(...)`, and count by

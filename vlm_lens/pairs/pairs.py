@@ -15,6 +15,7 @@ from vlm_lens.attribution.attribute import METHODS, STEPS
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
+from vlm_lens.keywords import Answering
 from vlm_lens.measures import Measure
 from vlm_lens.pairs.pair import Pair, PairError
 from vlm_lens.pairs.scores import PAIR, PairScores
@@ -31,7 +32,7 @@ from vlm_lens.storage.arrays import ArrayFolder, collect
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs(Sequence[Pair]):
+class Pairs(Answering, Sequence[Pair]):
     """Several pairs, over which a result is averaged.
 
     Attributes:

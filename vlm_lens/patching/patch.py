@@ -13,6 +13,7 @@ import numpy as np
 
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer, as_integers, is_integer
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.cells import Cells
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.layout.positions import All, Position, as_position
@@ -31,7 +32,7 @@ Heads = str | int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class Each:
+class Each(Answering):
     """Every position of a place by itself: `at=Each(Images())`.
 
     Attributes:

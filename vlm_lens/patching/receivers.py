@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.patching.donor import PatchingError, check_points
 from vlm_lens.points.point import Point
@@ -16,7 +17,7 @@ _INPUTS = ("attn.q", "attn.k", "attn.v", "ln2.normalized")
 
 
 @dataclass(frozen=True)
-class Receiver:
+class Receiver(Answering):
     """An input that a path ends at.
 
     Attributes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.keywords import Answering
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.tasks.rows import Modality
 from vlm_lens.tasks.task import Task
@@ -19,7 +20,7 @@ class ProbeError(VLMLensError):
 
 
 @dataclass(frozen=True)
-class ProbeSet:
+class ProbeSet(Answering):
     """Prompts, what is to be read from each, and which entity each is about.
 
     Attributes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm_lens.errors import PromptError
+from vlm_lens.keywords import Answering
 from vlm_lens.pictures import as_picture, thumbnail
 from vlm_lens.tokens import IMAGE
 
@@ -21,7 +22,7 @@ __all__ = ["QUESTION_ANSWER", "RawPrompt", "Template", "question_answer"]
 
 
 @dataclass(frozen=True)
-class RawPrompt:
+class RawPrompt(Answering):
     r"""A prompt before any model has seen it; `<image>` in the text marks each picture's place.
 
     Attributes:

@@ -17,6 +17,7 @@ from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import check_same_model
+from vlm_lens.keywords import Answering
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.point import Point, expand_name
 from vlm_lens.reading.many import as_list, read_each, text_of
@@ -26,7 +27,7 @@ from vlm_lens.storage.files import FileError, as_path, read_tensors, write_tenso
 _MAGIC = "vlm_lens.TaskVector/1"
 
 
-class LayerVectors:
+class LayerVectors(Answering):
     """What vectors of any making share: one value a layer, checked against model and point."""
 
     kind: str

@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.keywords import Answering
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.fields import misfit, plain_field, seed_list
 from vlm_lens.recipes.parts.identity import plain
@@ -30,7 +31,7 @@ _SHOW_PROGRESS: ContextVar[bool] = ContextVar("show_progress", default=False)
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class Recipe(Answering, ABC):
     """An experiment said as data: its fields are its settings, `run` gives a Result.
 
     One's own recipe is a frozen dataclass with one method, `measure`:

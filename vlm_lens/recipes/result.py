@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from vlm_lens.errors import VLMLensError
+from vlm_lens.keywords import Answering
 from vlm_lens.recipes.parts.tables import kinds_of, read_table, same_table, write_table
 from vlm_lens.storage.files import (
     FileError,
@@ -38,7 +39,7 @@ class RecipeError(VLMLensError):
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(Answering):
     """The outcome of a recipe.
 
     A subclass says what is particular to its experiment: `summary()` is the table that is printed,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.figures.style import CONFIG
+from vlm_lens.keywords import Answering
 from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ for (const box of document.querySelectorAll(".scroll, figure")) {
 
 
 @dataclass(frozen=True)
-class Section:
+class Section(Answering):
     """A part of a page.
 
     Attributes:

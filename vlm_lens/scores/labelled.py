@@ -12,11 +12,12 @@ import numpy as np
 import xarray as xr
 
 from vlm_lens.errors import near_matches
+from vlm_lens.keywords import Answering
 from vlm_lens.scores.refusal import ScoresError
 from vlm_lens.scores.text import abridged
 
 
-class Labelled:
+class Labelled(Answering):
     """Choice by coordinate, reductions over axes, and arithmetic; of a dataclass with `values`."""
 
     values: xr.DataArray

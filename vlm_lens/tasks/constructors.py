@@ -8,13 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from vlm_lens.keywords import Answering
 from vlm_lens.tasks import grids, published, registry, sources, word_tasks
 from vlm_lens.tasks.rows import Row, TaskError, make_row
 
 __all__ = ["Constructors"]
 
 
-class Constructors:
+class Constructors(Answering):
     """The ways to make a `Task`."""
 
     @staticmethod

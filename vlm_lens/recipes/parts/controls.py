@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlm_lens.keywords import Answering
 from vlm_lens.recipes.result import RecipeError
 from vlm_lens.tasks import Task
 from vlm_lens.terms import ADDED, RANDOM, SHUFFLED, SINGLE, WRONG_OTHER, WRONG_SAME
@@ -64,7 +65,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Answering):
     """A control.
 
     Attributes:

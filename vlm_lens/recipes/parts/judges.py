@@ -19,6 +19,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+from vlm_lens.keywords import Answering
 from vlm_lens.recipes.parts.scoring import prefix_match
 from vlm_lens.recipes.result import RecipeError
 from vlm_lens.terms import BOTH, NEITHER, ORIGINAL, OVERRIDING, VERDICTS
@@ -31,7 +32,7 @@ class JudgeError(RecipeError):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wanted(Answering):
     """What one task asks of one input, as far as it is known.
 
     Attributes:
@@ -46,7 +47,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Answering):
     """What is judged.
 
     Attributes:
@@ -64,7 +65,7 @@ Judge = Callable[[Case], str]
 
 
 @dataclass(frozen=True)
-class ExactRules:
+class ExactRules(Answering):
     """Judges by what is known to be said in a task.
 
     An answer does a task if its first line begins with a known answer, or a known answer begins
@@ -145,7 +146,7 @@ _LETTERS = dict(zip("ABCD", VERDICTS, strict=True))
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class Endpoint(Answering):
     """Asks a language model behind an OpenAI-compatible endpoint (`POST {url}/chat/completions`).
 
     The model sees the answer and the two questions, not the picture. The API key is read from the

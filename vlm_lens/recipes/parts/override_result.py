@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from vlm_lens.keywords import Answering
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.parts.judges import (
@@ -32,7 +33,7 @@ MISSING = "missing"
 
 
 @dataclass(frozen=True)
-class OverrideItem:
+class OverrideItem(Answering):
     """One input with two tasks.
 
     Attributes:
