@@ -183,3 +183,14 @@ def test_tables_are_imported_without_pandas() -> None:
         "assert not {'pandas', 'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fewer_keeps_the_same_rows_for_tasks_of_a_domain() -> None:
+    capital, currency = (Task.load(f"country-{what}").fewer(7) for what in ("capital", "currency"))
+    whole = [row.input for row in Task.load("country-capital").test]
+    kept = [row.input for row in capital.test]
+    assert kept == [row.input for row in currency.test] == [whole[i * 100 // 7] for i in range(7)]
+    assert len(capital.validation) == 30 and capital.name == "country-capital"
+    assert capital.fewer(50) == capital
+    with pytest.raises(TaskError, match="at least one"):
+        capital.fewer(0)

@@ -61,23 +61,28 @@ def demo_report(
     Returns:
         The file.
     """
+    pictures = recipe.query == "image"
+    kind = (
+        "vision-language model reads text and pictures" if pictures else "language model reads text"
+    )
     lead = (
-        '<p class="lead">A vision-language model reads text and pictures. Shown a few examples of '
+        f'<p class="lead">A {kind}. Shown a few examples of '
         f"a task as {_GIVEN[recipe.source]} (a country and its capital, say), it forms, at one "
         "position of one layer, a list of numbers that stands for the task: a <em>task "
         "vector</em>. Here that vector is copied into a prompt that holds nothing but one of the "
         f"{_GIVEN[recipe.query]}, without examples and without a question. If the model then does "
-        "the task, it represents the task in a form that does not depend on whether it was given "
-        f"in words or in pictures. The experiment is that of {_PAPER}.</p>"
+        "the task, it represents the task in a form that does not depend on "
+        f"{'whether it was given in words or in pictures' if pictures else 'the examples'}. "
+        f"The experiment is that of {_PAPER}.</p>"
         f'<p class="soft">Model: {escape(vlm.name)}, {vlm.cfg.n_layers} blocks of width '
         f"{vlm.cfg.d_model}. Patched: the output of block {transfer.layer}, counted from 0."
         f"{_about_zoo(vlm)}</p>"
     )
     sections = [_transfer(recipe, transfer), _examples(vlm, recipe, transfer)]
     sections += [_phases(phases)] if phases else []
-    sections += [_lens(vlm, recipe)] if recipe.query == "image" else []
+    sections += [_lens(vlm, recipe)] if pictures else []
     sections.append(_settings(transfer, phases, commands))
-    title = f"One task vector, two modalities: {vlm.name}"
+    title = f"One task vector{', two modalities' * pictures}: {vlm.name}"
     return write_page(path, title, lead, sections)
 
 
@@ -87,10 +92,16 @@ def _about_zoo(vlm: HookedVLM) -> str:
 
     if vlm.name not in zoo.names():
         return ""
+    planted = {
+        "smol-llava": "Its language model is SmolLM2-135M-Instruct, and nothing was planted",
+        "toy-induction": "Its weights were written down",
+    }.get(
+        vlm.name,
+        "Its training planted the three phases for text; that pictures use them was not planted",
+    )
     return (
-        " This is a small model that ships with the package. Its training planted the three phases "
-        "for text; that pictures use them was not planted. Numbers of large models are found by "
-        "running the same commands on them."
+        f" This is a small model that ships with the package. {planted}. Numbers of large models "
+        "are found by running the same commands on them."
     )
 
 

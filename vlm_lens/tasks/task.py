@@ -220,6 +220,23 @@ class Task(Constructors):
             test=permuted(self.test),
         )
 
+    def fewer(self, test: int) -> Task:
+        """The same task with fewer test rows, evenly spread over the table.
+
+        Tasks that share their rows, as those of a domain do, keep the same ones.
+
+        Args:
+            test: How many test rows; a task that has no more keeps all.
+
+        Raises:
+            TaskError: No row would be left.
+        """
+        if test < 1:
+            raise TaskError(f"a task keeps at least one test row, not {test}")
+        n = len(self.test)
+        chosen = [i * n // test for i in range(test)] if test < n else range(n)
+        return replace(self, test=tuple(self.test[i] for i in chosen))
+
     def described(self) -> Task:
         """The same task on the rows that have a description, in both splits.
 
