@@ -214,7 +214,7 @@ def test_entropy_is_that_of_the_row(wrapped):
         ),
         ({"layers": []}, "no block was asked"),
         ({"heads": [0, 44]}, r"head 44 was asked; language attention has heads 0\.\."),
-        ({"part": "tower"}, "part is one of language, vision, cross"),
+        ({"part": "tower"}, "part is one of language, vision, encoder, cross"),
         ({"part": "cross"}, "no blocks of cross-attention: its pictures stand in the text"),
         ({"part": "vision"}, "Say whose attention in the tower"),
         ({"weigh": "norm"}, "weigh is one of pattern, value, output"),

@@ -9,9 +9,10 @@ from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integers
 from vlm_lens.layout.layout import PAD, Layout
+from vlm_lens.points.table import PointTable
 from vlm_lens.scores.places import sequence
 
-PARTS = ("language", "vision", "cross")
+PARTS = ("language", "vision", "encoder", "cross")
 
 
 class AttentionError(VLMLensError):
@@ -23,13 +24,14 @@ class Part:
     """The blocks of one kind of attention.
 
     Attributes:
-        name: `"language"`, `"vision"` or `"cross"`.
+        name: `"language"`, `"vision"`, `"encoder"` or `"cross"`.
         prefix: What its points' names start with.
         layers: Its blocks, 0-based.
         n_heads: Heads of a block.
         n_key_value_heads: Key and value heads of a block.
-        queries: Whose positions its queries are: `"text"` or `"vision"`.
-        keys: Whose positions its keys are: `"text"`, `"vision"` or `"projector"`.
+        queries: Whose positions its queries are: `"text"`, `"encoder"` or `"vision"`.
+        keys: Whose positions its keys are: of these or, of a cross-attention, `"projector"`.
+        attn: What attention is called within a block.
     """
 
     name: str
@@ -39,10 +41,12 @@ class Part:
     n_key_value_heads: int
     queries: str
     keys: str
+    attn: str = "attn"
 
     def point(self, layer: int, name: str) -> str:
         """The full name of a point of a block."""
-        return f"{self.prefix}blocks.{layer}.{name}"
+        own = f"{self.attn}.{rest}" if (rest := name.removeprefix("attn.")) != name else name
+        return f"{self.prefix}blocks.{layer}.{own}"
 
     def chosen(self, layers: Iterable[int] | int | None) -> list[int]:
         """The blocks asked for; a negative one counts from the last.
@@ -102,7 +106,8 @@ class Part:
                 f"A pattern of {self.name} attention has {n_keys} keys, and the layout of this "
                 f"prompt {len(keys)} positions there: other things than the prompt are attended to."
             )
-        if self.keys != "text":
+        layout, space = layout.counted(self.keys)
+        if space != "text":
             return keys
         return [(row, p) for row, p in keys if layout.kinds[p] != PAD]
 
@@ -116,18 +121,20 @@ def part_of(vlm: HookedModel, name: str) -> Part:
     if name not in PARTS:
         raise AttentionError(f"part is one of {', '.join(PARTS)}, not {name!r}.")
     points = vlm.architecture.points
-    prefix = "vision." if name == "vision" else ""
+    prefix = {"vision": "vision.", "encoder": "encoder."}.get(name, "")
+    crosses = name == "cross"
+    attn = "cross_attn" if crosses and vlm.architecture.encoder is not None else "attn"
     size = vlm.cfg.vision if name == "vision" else vlm.cfg
     if size is None:
         raise AttentionError("This model has no vision tower with points, so no attention in it.")
+    if name == "encoder" and vlm.architecture.encoder is None:
+        raise AttentionError("This model has no encoder beside its decoder.")
     layers, why = [], ""
-    for layer in range(size.n_layers):
-        pattern = f"{prefix}blocks.{layer}.attn.hook_pattern"
+    for layer in range(_n_blocks(points, prefix) or size.n_layers):
+        pattern = f"{prefix}blocks.{layer}.{attn}.hook_pattern"
         if pattern not in points:
             why = why or _why_not(points, pattern)
-            continue
-        crosses = points[pattern].needs_pictures and name != "vision"
-        if crosses == (name == "cross"):
+        elif bool(points[pattern].keys) == crosses:
             layers.append(layer)
     if not layers:
         raise AttentionError(
@@ -135,11 +142,18 @@ def part_of(vlm: HookedModel, name: str) -> Part:
             or "This model has no blocks of cross-attention: its pictures stand in the text, where "
             "part='language' reads attention to them."
         )
-    keys = {"language": "text", "vision": "vision", "cross": "projector"}[name]
+    first = points[f"{prefix}blocks.{layers[0]}.{attn}.hook_pattern"]
+    n_heads = first.sizes[1] or size.n_heads
+    keys = f"{prefix}blocks.{layers[0]}.{attn}.hook_k"
+    n_keys = (points[keys].sizes[2] if keys in points else None) or n_heads
     return Part(
-        name, prefix, tuple(layers), size.n_heads, size.n_key_value_heads,
-        "vision" if name == "vision" else "text", keys,
-    )  # fmt: skip
+        name, prefix, tuple(layers), n_heads, n_keys, first.space, first.keys or first.space, attn
+    )
+
+
+def _n_blocks(points: PointTable, prefix: str) -> int:
+    mine = [p.layer for n, p in points.items() if n.startswith(f"{prefix}blocks.")]
+    return 1 + max((layer for layer in mine if layer is not None), default=-1)
 
 
 def _why_not(points, name: str) -> str:

@@ -56,7 +56,8 @@ def attention(
         layers: Blocks, 0-based; all by default.
         heads: Heads, 0-based; all by default.
         part: `"language"` (the text's own attention, in which pictures stand as tokens),
-            `"vision"` (the tower) or `"cross"` (blocks that attend from text to pictures).
+            `"vision"` (the tower), `"encoder"` (of an encoder-decoder) or `"cross"` (from text to
+            pictures, or from a decoder to what its encoder gives).
         weigh: `"pattern"` (shares, which sum to 1 over keys), `"value"` (times the norm of what
             is read) or `"output"` (times the norm of what that adds to the stream).
         interventions: What to change in the run.
@@ -102,7 +103,7 @@ def attention_by_row(
         at: The queries, as many in each row; the last position by default.
         layers: Blocks, 0-based; all by default.
         heads: Heads, 0-based; all by default.
-        part: `"language"`, `"vision"` or `"cross"`.
+        part: `"language"`, `"vision"`, `"encoder"` or `"cross"`.
         weigh: `"pattern"`, `"value"` or `"output"`.
         interventions: What to change in the run.
 
@@ -117,7 +118,7 @@ def attention_by_row(
         raise AttentionError(f"weigh is one of {', '.join(WEIGHTS)}, not {weigh!r}.")
     prompt = vlm.as_prompt(prompt, images)
     which = part_of(vlm, part)
-    if at is None and which.queries != "text":
+    if at is None and which.queries == "vision":
         raise AttentionError(
             "Say whose attention in the tower is meant: at=Patches(0, box=...), at=Images(0)."
         )
@@ -197,6 +198,11 @@ def output_weight(vlm: HookedModel, part: Part, layer: int) -> Tensor:
     Raises:
         AttentionError: The block's output projection is not a plain linear layer.
     """
+    if part.attn != "attn" or part.prefix == "encoder.":
+        raise AttentionError(
+            f"The output projections of {part.name} attention are not read here: take "
+            "weigh='value'."
+        )
     weights = HeadWeights("W_O", vlm.hf_model, vlm.architecture, part.prefix)
     try:
         return weights[layer]

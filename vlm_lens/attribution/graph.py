@@ -125,11 +125,10 @@ class Graph:
 
     def norm(self, layer: int | None, which: int = 1) -> nn.Module:
         """The norm before attention (1) or before the MLP (2) of a block; the final norm."""
-        path = self.arch.decoder.norm
-        if layer is not None:
-            name = self.stream.name(layer, f"ln{which}.hook_normalized")
-            path = self.arch.points[name].site.module
-        return submodule(self.vlm.hf_model, path)
+        if layer is None:
+            return self.arch.final_norm(self.vlm.hf_model)
+        name = self.stream.name(layer, f"ln{which}.hook_normalized")
+        return submodule(self.vlm.hf_model, self.arch.points[name].site.module)
 
     def senders(self, values: Mapping[str, Tensor]) -> tuple[list[str], list[float], Tensor]:
         """What each sender adds in a run.

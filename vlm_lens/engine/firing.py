@@ -129,6 +129,8 @@ class Dispatcher:
         self._rows = 1
         self._generates = False
         self._entry = _entry(points)
+        reads = (p.site for p in points.values() if p.name == "encoder.hook_merged")
+        self._encoder_reads = next(reads, None)
         self._owner = Owner()
 
     def attachments(self, model: nn.Module) -> Attachments:
@@ -150,6 +152,8 @@ class Dispatcher:
         hooks += [
             ModuleHook(p, OUTPUT, partial(self._on_output, mine)) for p, mine in outputs.items()
         ]
+        if self._encoder_reads:
+            hooks.append(ModuleHook(self._encoder_reads.module, INPUT, self._start_encoding))
         modules = {action.site.module for action in actions}
         modules |= {
             p.site.module for p in self._points.values() if isinstance(p.site, AttentionSite)
@@ -234,10 +238,14 @@ class Dispatcher:
         past = kwargs.get("past_key_values")
         self._generates = past is not None
         self._offset = int(past.get_seq_length()) if past is not None else 0
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        given = (kwargs.get(n) for n in ("decoder_input_ids", "input_ids", "inputs_embeds"))
+        tokens = next((x for x in given if x is not None), args[0] if args else None)
         self._length = None if tokens is None else tokens.shape[1]
         self._rows = 1 if tokens is None else tokens.shape[0]
+
+    def _start_encoding(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._owner.here():  # a generation encodes before it calls the model
+            self._rows = len(self._encoder_reads.get(args, kwargs))
 
     def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self._owner.here():

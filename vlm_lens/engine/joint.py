@@ -183,7 +183,7 @@ class _JointRun:
         """Runs the model once."""
         outline, n_last = self._outline, self._n_last
         blocks = submodule(outline.model, outline.arch.decoder.stack.path)
-        norm = submodule(outline.model, outline.arch.decoder.norm)
+        norm = outline.arch.final_norm(outline.model)
         hooked = HookedRun(outline.model, outline.arch.points, self._handlers)
         with hooked, ExitStack() as stack:
             for layer, block in enumerate(blocks):

@@ -70,7 +70,7 @@ def head_error(arch: Architecture, model: nn.Module, resid: Tensor, logits: Tens
         resid: What leaves the last block, `[..., d_model]`.
         logits: The model's logits there, `[..., d_vocab]`.
     """
-    return logits_error(arch.logits(model, submodule(model, arch.decoder.norm)(resid)), logits)
+    return logits_error(arch.logits(model, arch.final_norm(model)(resid)), logits)
 
 
 def logits_error(found: Tensor, expected: Tensor) -> float:

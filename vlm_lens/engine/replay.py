@@ -208,7 +208,7 @@ class _TextReplay:
         if not run.watches("ln_final.hook_normalized", "hook_logits"):
             resid, start = resid[:, -n_last:], baseline.length - n_last
         run.place(offset=start, length=resid.shape[1], rows=len(resid))
-        normed = submodule(baseline.model, baseline.arch.decoder.norm)(resid)
+        normed = baseline.arch.final_norm(baseline.model)(resid)
         logits = baseline.arch.logits(baseline.model, normed)
         return run.pass_through("hook_logits", logits)[:, -n_last:]
 

@@ -26,12 +26,13 @@ __all__ = [
 
 # The modules of this package; the families that each one defines are registered.
 MODULES = (
-    "aya_vision", "blip2", "chameleon", "decoder", "fuyu", "gemma3", "glm4v", "idefics2",
-    "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3", "mllama",
-    "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm", "vipllava",
+    "aya_vision", "blip2", "chameleon", "decoder", "florence2", "fuyu", "gemma3", "glm4v",
+    "idefics2", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "mistral3",
+    "mllama", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm", "vipllava",
 )  # fmt: skip
 
 _FAMILIES: dict[str, Family] = {}
+_BY_CONFIG: dict[str, type[StructureFamily]] = {}
 
 
 def register(family: Family) -> Family:
@@ -66,6 +67,8 @@ def family_of(config: Any) -> Family:
     model_type = getattr(config, "model_type", None)
     if model_type in _FAMILIES:
         return _FAMILIES[model_type]
+    if model_type in _BY_CONFIG:
+        return _BY_CONFIG[model_type](config)
     if not isinstance(model_type, str) or not hasattr(config, "get_text_config"):
         raise ModelError(f"{type(config).__name__} is not the config of a transformers model.")
     return StructureFamily(config)
@@ -80,4 +83,7 @@ def _defined_in(module: str) -> list[type[Family]]:
 
 for _name in MODULES:
     for _family in _defined_in(f"{__name__}.{_name}"):
-        register(_family())
+        if issubclass(_family, StructureFamily):  # made for each model, of what it shows
+            _BY_CONFIG.update(dict.fromkeys(_family.model_types, _family))
+        else:
+            register(_family())

@@ -21,12 +21,13 @@ from vlm_lens.families.parts.architecture import Architecture, assemble
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.found import HELP, found_decoder
+from vlm_lens.families.parts.found_encoder import Encoder
 from vlm_lens.families.parts.found_tower import FoundTower, Held, blocks_read, found_tower
 from vlm_lens.families.parts.picture import Picture, runs_of
 from vlm_lens.families.parts.picture_lengths import lengths_of_features, rows_are_pictures
 from vlm_lens.families.parts.towers import Tower, describe_tower, layers_read
 from vlm_lens.families.parts.views import RowsOfPicturesView
-from vlm_lens.layout.pictures import ImageSpace
+from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 from vlm_lens.points.config import VisionConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, OutputSite
@@ -34,6 +35,9 @@ from vlm_lens.points.sites import InputSite, OutputSite
 _NO_OUT = "which of the tower's layers the projector reads is not known; use projector.hook_in."
 _WHY = "the geometry of this model's pictures is not described"
 _PIXELS = ("pixel_values", "flattened_patches")
+_READ_BY_ENCODER = (
+    "Pictures have no positions in this text: its encoder reads them, and cross-attention reads it"
+)
 _DEEPSTACK = "picture features are added between blocks too, at image positions (DeepStack)"
 
 
@@ -49,10 +53,9 @@ class StructureFamily(Family):
 
     def __init__(self, config: Any):
         self.name = f"{config.model_type}, by structure"
-        self.takes_images = any(
-            getattr(config, name, None) is not None for name in ("vision_config", "vq_config")
-        )
+        self.takes_images = _vision_config(config) is not None
         self._tower: FoundTower | None = None
+        self._encoder: Encoder | None = None
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts that can be told for certain.
@@ -63,13 +66,23 @@ class StructureFamily(Family):
         found = found_decoder(model)
         self.residual_breaks = found.residual_breaks
         self.adds_positions = found.adds_positions
-        stack = found.decoder.stack
+        stack, encoder = found.decoder.stack, found.encoder
         before: list[Point] = []
         missing, vision = dict(NO_VISION), None
-        if self.takes_images:
+        self._encoder = encoder
+        if encoder is not None and encoder.space == "vision":
+            missing = {
+                "projector.*": "its decoder reads what the encoder gives, by cross-attention."
+            }
+        elif self.takes_images:
             before, missing, vision = self._pictured(model, stack.path, found.decoder.d_word)
-        if found.embeds_in_place:
-            missing["hook_embed"] = "the model adds to it in place."
+        if encoder is not None:
+            self.not_replayable = "its decoder reads what its encoder gives, by cross-attention"
+            before, missing = [*before, *encoder.points()], missing | encoder.missing()
+        elif not found.decoder.norm:
+            self.not_replayable = "its output layer reads the stream with no norm between"
+        if found.embed_unseen:
+            missing["hook_embed"] = found.embed_unseen
         self.adds_between_blocks = self.takes_images or bool(found.residual_breaks)
         first = f"{stack.path}.0"
         site = found.decoder.first_input
@@ -78,7 +91,7 @@ class StructureFamily(Family):
             merged_doc="What the first block reads", vision=vision, missing=missing,
             unembed=found.unembed, image_token_id=_image_token(model.config),
         )  # fmt: skip
-        return replace(arch, unknown_head=found.unknown_head)
+        return replace(arch, unknown_head=found.unknown_head, encoder=encoder)
 
     def _pictured(
         self, model: torch.nn.Module, blocks: str, d_model: int
@@ -116,6 +129,17 @@ class StructureFamily(Family):
                 )
         return points, missing, vision
 
+    def image_layouts(self, batch: PictureBatch) -> list[list[ImageLayout]]:
+        """Where the pictures stand, for each row of a batch; in no text, for an encoder of them."""
+        encoder = self._encoder
+        if encoder is None or encoder.space != "vision":
+            return super().image_layouts(batch)
+        return [
+            [ImageLayout(0, ImageSpace(why_no_grid=_READ_BY_ENCODER), _whole_row(row, encoder))]
+            if self.count_images(batch.inputs) else []
+            for row in range(len(batch.inputs[batch.arch.ids]))
+        ]  # fmt: skip
+
     def count_images(self, inputs: Mapping[str, Tensor]) -> int:
         """How many pictures the tensors name, or how many rows of pixels they hold."""
         pixels = [inputs[n] for n in _PIXELS if inputs.get(n) is not None]
@@ -146,7 +170,20 @@ class StructureFamily(Family):
 
 
 def _vision_config(config: Any) -> Any:
-    return getattr(config, "vision_config", None) or getattr(config, "vq_config", None)
+    for name in ("vision_config", "vq_config"):
+        if (found := getattr(config, name, None)) is not None:
+            return found
+    encoder = getattr(config, "encoder", None)  # of an encoder-decoder made of two configs
+    if hasattr(encoder, "image_size"):
+        return encoder
+    return None if encoder is None else _vision_config(encoder)
+
+
+def _whole_row(row: int, encoder: Encoder) -> ImageSpace:
+    """All of one row of an encoder that reads a picture a row."""
+    if not encoder.length:
+        return ImageSpace((), (), _WHY)
+    return ImageSpace((), ((row, tuple(range(encoder.length))),), _WHY)
 
 
 def _patches(inputs: Mapping[str, Tensor]) -> list[int] | None:

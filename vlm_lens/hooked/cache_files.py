@@ -44,6 +44,7 @@ class _Named:
     read_only: str
     pictures_only: bool
     on_demand: bool
+    keys: str = ""
 
 
 @savable
@@ -72,7 +73,7 @@ class _Described:
         """The points, by which names, short forms and globs are found."""
         points = [
             Point(p.name, p.axes, p.sizes, p.doc, _ON_DEMAND if p.on_demand else _NOWHERE,
-                  p.space, p.read_only, p.pictures_only)
+                  p.space, p.read_only, p.pictures_only, p.keys)
             for p in self.points
         ]  # fmt: skip
         return PointTable(points, self.missing, aliases=self.aliases)
@@ -88,7 +89,17 @@ def write(
 ) -> Path:
     """Writes `stem.safetensors` and `stem.json`, both or neither; see `ActivationCache.save`."""
     named = tuple(
-        _Named(p.name, p.axes, p.sizes, p.doc, p.space, p.read_only, p.pictures_only, p.on_demand)
+        _Named(
+            p.name,
+            p.axes,
+            p.sizes,
+            p.doc,
+            p.space,
+            p.read_only,
+            p.pictures_only,
+            p.on_demand,
+            p.keys,
+        )  # fmt: skip
         for p in points.values()
     )
     described = _Described(named, points.missing, points.aliases, layouts, at, source)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _GROUPS = {
-    "language model": lambda name: not name.startswith(("vision.", "projector.")),
+    "language model": lambda name: not name.startswith(("vision.", "projector.", "encoder.")),
+    "encoder": lambda name: name.startswith("encoder."),
     "vision": lambda name: name.startswith("vision."),
     "projector": lambda name: name.startswith("projector."),
 }

@@ -117,7 +117,7 @@ class GenerationReader:
 
         A cache of a sliding window holds the last keys only; one of fixed size holds more.
         """
-        if "query" not in point.axes or point.pictures_only:
+        if "query" not in point.axes or point.keys:
             return value
         value = value[..., :length]
         missing = length - value.shape[-1]

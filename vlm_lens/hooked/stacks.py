@@ -260,13 +260,12 @@ class Stacks:
     def _norm(self, layer: int | None, mlp_input: bool) -> nn.Module:
         model, arch, _ = self._owned()
         n_layers = self._n_layers(layer)
-        path = arch.decoder.norm
         if n_layers < arch.cfg.n_layers:
             name = f"blocks.{n_layers}.ln{2 if mlp_input else 1}.hook_normalized"
-            path = arch.points[name].site.module
-        elif mlp_input:
+            return model.get_submodule(arch.points[name].site.module)
+        if mlp_input:
             raise PointError("The final norm reads what leaves the last block: no mlp_input.")
-        return model.get_submodule(path)
+        return arch.final_norm(model)
 
     def _frozen(self, layer: int | None, mlp_input: bool, pos_slice: PosSlice) -> FrozenNorm:
         n_layers = self._n_layers(layer)

@@ -37,7 +37,7 @@ class AttentionEdit(AttentionEdges):
             one number where it is learned, and so `value`.
         layers: Which blocks; all by default.
         heads: Which heads (of the queries); all by default.
-        part: `"language"`, `"vision"` or `"cross"`; see `AttentionKnockout`.
+        part: `"language"`, `"vision"`, `"encoder"` or `"cross"`; see `AttentionKnockout`.
         renormalise: Whether rows sum to 1 again.
     """
 

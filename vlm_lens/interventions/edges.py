@@ -30,20 +30,19 @@ class _Part:
     Attributes:
         prefix: What its points' names start with.
         queries: Whose positions its queries are.
-        keys: Whose positions its keys are.
         crossing: Whether its blocks attend to another sequence than their queries'.
     """
 
     prefix: str
     queries: str
-    keys: str
     crossing: bool = False
 
 
 _PARTS = {
-    "language": _Part("", "text", "text"),
-    "vision": _Part("vision.", "vision", "vision"),
-    "cross": _Part("", "text", "projector", crossing=True),
+    "language": _Part("", "text"),
+    "vision": _Part("vision.", "vision"),
+    "encoder": _Part("encoder.", "encoder"),
+    "cross": _Part("", "text", crossing=True),
 }
 
 
@@ -96,13 +95,14 @@ class AttentionEdges(Intervention):
         """
         part = _PARTS[vars(self)["part"]]
         names = self.names(target.points, point)
-        pairs = [pair for layout in target.layouts for pair in self.keys.resolve(layout, part.keys)]
+        space = target.points[names[0]].keys or part.queries
+        pairs = [pair for layout in target.layouts for pair in self.keys.resolve(layout, space)]
         if not pairs:
             raise InterventionError(f"{self.keys} holds no position of this prompt.")
         keys = torch.tensor(pairs, dtype=torch.long)
         for place in places(target, names, self.queries, vars(self)["heads"]):
             cells = zip(place.rows, place.positions, strict=True)
-            in_text = place.since is None and part.keys == "text"
+            in_text = place.since is None and space == "text"
             if in_text and not _see(target, list(cells), pairs):
                 raise InterventionError(
                     f"No position of {self.queries} comes after one of {self.keys}, so there is "
@@ -118,16 +118,22 @@ class AttentionEdges(Intervention):
         """
         name, layers = vars(self)["part"], vars(self)["layers"]
         part = _PARTS[name]
-        every = points.match(f"{part.prefix}blocks.*.attn.{point}")
-        known = [n for n in every if points[n].pictures_only == part.crossing]
-        if not known:
+        every = [
+            n for n in points
+            if n.startswith(f"{part.prefix}blocks.") and n.endswith(f"attn.{point}")
+        ]  # fmt: skip
+        known = [n for n in every if bool(points[n].keys) == part.crossing]
+        if not known and part.crossing:
             raise PointError(
                 "This model has no blocks of cross-attention: its pictures stand in the text, "
                 "where part='language' is attention to them."
             )
+        if not known:
+            points.match(f"{part.prefix}blocks.*.attn.{point}")  # raises, and says why
         if layers is None:  # blocks that the projector does not read cannot be changed
             return tuple(n for n in known if points[n].writable)
-        names = tuple(f"{part.prefix}blocks.{layer}.attn.{point}" for layer in layers)
+        own = "cross_attn" if f"cross_attn.{point}" in known[0] else "attn"
+        names = tuple(f"{part.prefix}blocks.{layer}.{own}.{point}" for layer in layers)
         for one in names:
             if one not in every:
                 raise PointError(f"There is no {one}; there are {known[0]} to {known[-1]}.")

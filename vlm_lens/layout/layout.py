@@ -42,6 +42,8 @@ class Layout:
             tensors had after it was moved before it. `At` counts as given.
         pieces: What each token adds to the text, where that is not its string: a character that is
             split over several tokens is added by the last of them.
+        encoder: Of an encoder-decoder, the layout of what its encoder reads, with its pictures;
+            the positions here are then those of the decoder, where the answer stands.
     """
 
     token_ids: tuple[int, ...]
@@ -52,6 +54,7 @@ class Layout:
     shifted: int = 0
     videos: tuple[VideoLayout, ...] = ()
     pieces: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    encoder: Layout | None = None
     _text: str = field(init=False, repr=False, compare=False)
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
@@ -78,6 +81,18 @@ class Layout:
     def video(self) -> tuple[VideoLayout, ...]:
         """The videos; `layout.video[0].frame(2).patch(1, 3)` is the position of a patch."""
         return self.videos
+
+    def counted(self, space: str) -> tuple[Layout, str]:
+        """The layout that counts the positions of a space, and what that space is called there.
+
+        Raises:
+            PositionError: The encoder's are asked, and the model has none.
+        """
+        if space != "encoder":
+            return self, space
+        if self.encoder is None:
+            raise PositionError("This prompt is of a model without an encoder.")
+        return self.encoder, "text"
 
     @property
     def start(self) -> int:
@@ -226,6 +241,8 @@ class Layout:
                 ids = range(position, position + run)
                 parts += [f"{i} {self.strings[i]!r}" if self.strings else f"{i}" for i in ids]
             position += run
+        if self.encoder is not None:
+            parts.append(f"encoder: {self.encoder!r}")
         return f"Layout({len(self)} positions: {'  '.join(parts)})"
 
 

@@ -22,11 +22,12 @@ class Position(Answering):
 
         Args:
             layout: The prompt's layout.
-            space: `"text"`, `"vision"` or `"projector"`: whose positions are asked.
+            space: `"text"`, `"encoder"`, `"vision"` or `"projector"`: whose positions are asked.
 
         Raises:
             PositionError: This prompt has no such place.
         """
+        layout, space = layout.counted(space)
         if space == "text":
             return [(layout.row, p) for p in self._in_text(layout)]
         return self._in_pictures(layout, space)

@@ -41,11 +41,15 @@ class PositionMap:
         """(row, position) of the clean prompt's activation -> of the corrupt one's, in order.
 
         Args:
-            space: `"text"`, `"vision"` or `"projector"`: whose positions are asked.
+            space: `"text"`, `"encoder"`, `"vision"` or `"projector"`: whose positions are asked.
 
         Raises:
             PositionError: The pictures have other numbers of patches there.
         """
+        if space == "encoder":
+            return position_map(
+                *(one.counted(space)[0] for one in (self.clean, self.corrupt))
+            ).cells()
         if space == "text":
             return {(self.clean.row, a): (self.corrupt.row, b) for a, b in self.text}
         found: dict[Cell, Cell] = {}

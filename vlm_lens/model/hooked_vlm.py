@@ -149,7 +149,7 @@ class HookedVLM(HookedModel):
             at: The queries; the last position by default.
             layers: Blocks, 0-based; all by default.
             heads: Heads, 0-based; all by default.
-            part: `"language"`, `"vision"` or `"cross"`.
+            part: `"language"`, `"vision"`, `"encoder"` or `"cross"`.
             weigh: `"pattern"` (shares, summing to 1 over keys), `"value"` or `"output"`.
             interventions: What to change in the run.
 

@@ -24,11 +24,14 @@ class Point:
         sizes: The size of each axis, `None` where it depends on the prompt.
         doc: What it is, in one sentence.
         site: Where it lives in the module tree.
-        space: Whose positions its `pos` axis counts: `"text"` for the language model,
-            `"vision"` for the tower, `"projector"` for the projector's output.
+        space: Whose positions its `pos` axis counts: `"text"` for the language model (of an
+            encoder-decoder: the decoder), `"encoder"` for what its encoder reads, `"vision"` for
+            the tower, `"projector"` for the projector's output.
         read_only: Why a write has no meaning here; empty where it has.
         pictures_only: Whether it is computed only where a prompt has pictures, although its
             positions are the text's: a block of cross-attention.
+        keys: Of scores and patterns, whose positions the keys are, where they are of another
+            sequence than the queries.
     """
 
     name: str
@@ -39,11 +42,12 @@ class Point:
     space: str = "text"
     read_only: str = ""
     pictures_only: bool = False
+    keys: str = ""
 
     @property
     def needs_pictures(self) -> bool:
         """Whether a prompt without pictures does not compute it."""
-        return self.pictures_only or self.space != "text"
+        return self.pictures_only or self.space not in ("text", "encoder")
 
     @property
     def layer(self) -> int | None:

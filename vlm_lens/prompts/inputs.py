@@ -54,18 +54,57 @@ def as_inputs(
     Raises:
         PromptError: No `input_ids`, or ids, masks or shapes that do not fit the model.
     """
-    if "input_ids" not in given:
+    takes = inspect.signature(model.forward).parameters
+    given = dict(given)
+    pictures_alone = arch.encoder is not None and arch.encoder.space == "vision"
+    if pictures_alone and "input_ids" in given:  # text is the beginning of the answer
+        given.setdefault(arch.ids, given.pop("input_ids"))
+        given.pop("attention_mask", None)
+    if "input_ids" not in given and not pictures_alone:
         raise PromptError(
             f"A processor's output holds 'input_ids'; this mapping holds {sorted(given)}."
         )
     device, dtype = input_device(model), input_dtype(model)
     tensors = {k: _moved(k, v, device, dtype) for k, v in given.items() if v is not None}
-    takes = inspect.signature(model.forward).parameters
+    if arch.encoder is not None:
+        tensors[arch.ids] = _answer_ids(tensors, arch, device)
     if "token_type_ids" not in takes:
         tensors.pop("token_type_ids", None)  # some tokenizers make them for every model
-    _check_ids(tensors["input_ids"], model, arch)
+    for name in dict.fromkeys(("input_ids", arch.ids)):
+        if name in tensors:
+            _check_ids(tensors[name], model, arch)
     _check_mask(tensors)
     return tensors
+
+
+def _answer_ids(tensors: Mapping[str, Tensor], arch: Architecture, device: torch.device) -> Tensor:
+    """What the decoder of an encoder-decoder reads: by default the token that begins an answer.
+
+    Raises:
+        PromptError: It begins with another token, or is padded.
+    """
+    assert arch.encoder is not None
+    start, found = arch.encoder.start, tensors.get(arch.ids)
+    if found is None:
+        if start is None:
+            raise PromptError(
+                "This model does not say with which token an answer begins: give "
+                "decoder_input_ids with the tensors."
+            )
+        rows = len(next(iter(tensors.values())))
+        return torch.full((rows, 1), start, device=device)
+    mask = tensors.get("decoder_attention_mask")
+    if mask is not None and not mask.all():
+        raise PromptError(
+            "Rows of decoder_input_ids of different lengths are padded, and the model counts "
+            "padding as a part of the answer: run them one by one."
+        )
+    if start is not None and found.dim() == 2 and not (found[:, :1] == start).all():
+        raise PromptError(
+            f"decoder_input_ids begin with the token that every answer of this model begins with, "
+            f"{start}, and these begin with {found[:, 0].tolist()}: put it before them."
+        )
+    return found
 
 
 def _moved(name: str, value: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -95,8 +134,8 @@ def _check_ids(ids: Tensor, model: PreTrainedModel, arch: Architecture) -> None:
 
 
 def _check_mask(tensors: Mapping[str, Tensor]) -> None:
-    mask, ids = tensors.get("attention_mask"), tensors["input_ids"]
-    if mask is None:
+    mask, ids = tensors.get("attention_mask"), tensors.get("input_ids")
+    if mask is None or ids is None:
         return
     if mask.shape != ids.shape:
         raise PromptError(

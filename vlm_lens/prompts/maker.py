@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture, Family, GivenVideo, PictureBatch
 from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
+from vlm_lens.layout.pictures import ImageSpace
 from vlm_lens.locks import lock_of
 from vlm_lens.pictures import as_picture, is_transparent, warn_of
 from vlm_lens.prompts.chat import Message, starts_with_bos, write_chat
@@ -158,11 +159,14 @@ class PromptMaker:
         batch = PictureBatch(self.model, arch, tensors, self.processor, sizes, videos)
         pictures, clips = self.family.image_layouts(batch), self.family.video_layouts(batch)
         self.check_length(tensors)
-        layouts = tuple(
-            _layout(row, ids, _mask(tensors, row), pictures[row], clips[row], tokenizer)
-            for row, ids in enumerate(tensors["input_ids"])
-        )
-        return Prompt(tensors, layouts, texts, images, tuple(videos), arch.cfg)
+        layouts = _layouts(tensors, "input_ids", pictures, clips, tokenizer)
+        if arch.encoder is not None:
+            answers = _layouts(tensors, arch.ids, pictures, clips, tokenizer)
+            layouts = (
+                [_answering(*both) for both in zip(answers, layouts, strict=True)]
+                if layouts else answers
+            )  # fmt: skip
+        return Prompt(tensors, tuple(layouts), texts, images, tuple(videos), arch.cfg)
 
     def check_length(self, inputs: Mapping[str, Tensor], n_new: int = 0) -> None:
         """Warns of more positions than the model was made for; refuses more than it can number.
@@ -174,6 +178,11 @@ class PromptMaker:
         Raises:
             PromptError: The model looks positions up in a table, which ends before the prompt.
         """
+        ids = self.architecture.ids
+        if ids in inputs and "input_ids" in inputs and ids != "input_ids" and not n_new:
+            self.check_length({"input_ids": inputs[ids]})  # of the answer, and of what is asked
+        elif ids in inputs:
+            inputs = {**inputs, "input_ids": inputs[ids]}
         given, length = inputs.get("position_ids"), inputs["input_ids"].shape[1]
         if given is not None and given.numel():
             length = int(given.max()) + 1
@@ -216,7 +225,9 @@ class PromptMaker:
                 "A batch is padded, and this tokenizer has no padding token: set one, "
                 "vlm.tokenizer.pad_token = vlm.tokenizer.eos_token, or run the texts one by one."
             )
-        return {"padding": True, "padding_side": "left"}
+        # an encoder may count its positions from the row's beginning, padding or not
+        side = "left" if self.architecture.encoder is None else "right"
+        return {"padding": True, "padding_side": side}
 
     def _warn_of_lost_alpha(self, pictures: list[Image.Image]) -> None:
         """Says where this processor shows what lies beneath what is transparent."""
@@ -316,6 +327,36 @@ def _mismatch(placeholders: int, pictures: int) -> str:
     )
 
 
+_IN_ENCODER = (
+    "Pictures stand in what the encoder reads, prompt.layout.encoder, and not in the answer"
+)
+
+
+def _answering(answer: Layout, asked: Layout) -> Layout:
+    """The layout of a decoder, with that of what its encoder reads."""
+    nowhere = ImageSpace(why_no_grid=_IN_ENCODER)
+    pictures = tuple(replace(picture, text=nowhere) for picture in asked.images)
+    return replace(answer, images=pictures, encoder=asked)
+
+
+def _layouts(
+    tensors: Mapping[str, Tensor], name: str, pictures: Sequence, clips: Sequence, tokenizer: Any
+) -> list[Layout]:
+    """The layout of each row of a tensor of tokens; none where there is no such tensor."""
+    if name not in tensors:
+        return []
+    own = name == "input_ids"
+    mask = tensors.get("attention_mask") if own else None
+    return [
+        _layout(
+            row, ids, torch.ones_like(ids) if mask is None else mask[row],
+            pictures[row] if own or "input_ids" not in tensors else (),
+            clips[row] if own else (), tokenizer,
+        )
+        for row, ids in enumerate(tensors[name])
+    ]  # fmt: skip
+
+
 def _layout(
     row: int, ids: Tensor, mask: Tensor, pictures: Sequence, videos: Sequence, tokenizer: Any
 ) -> Layout:
@@ -334,8 +375,3 @@ def _layout(
         token_ids, strings, tuple(kinds), row, tuple(pictures),
         videos=tuple(videos), pieces=() if pieces == strings else pieces,
     )  # fmt: skip
-
-
-def _mask(tensors: Mapping[str, Tensor], row: int) -> Tensor:
-    mask = tensors.get("attention_mask")
-    return torch.ones_like(tensors["input_ids"][row]) if mask is None else mask[row]

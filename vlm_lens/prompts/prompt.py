@@ -51,8 +51,9 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """Positions of the padded rows."""
-        return self.inputs["input_ids"].shape[1]
+        """Positions of the padded rows; of an encoder-decoder, those of the decoder."""
+        ids = self.inputs.get("decoder_input_ids")
+        return (self.inputs["input_ids"] if ids is None else ids).shape[1]
 
     def __repr__(self) -> str:
         rows = [f"  {layout!r}" for layout in self.layouts[:4]]

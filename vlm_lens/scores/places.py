@@ -53,7 +53,8 @@ class GridOf:
 
 
 def grids(layout: Layout, space: str) -> Iterator[GridOf]:
-    """All grids of a prompt's pictures in `"text"`, `"vision"` or `"projector"`."""
+    """All grids of a prompt's pictures in a space: `"text"`, `"encoder"`, `"vision"`, ..."""
+    layout, space = layout.counted(space)
     for image in layout.images:
         for number, grid in enumerate(image.space(space).grids):
             yield GridOf(image.index, number, grid)
@@ -61,6 +62,7 @@ def grids(layout: Layout, space: str) -> Iterator[GridOf]:
 
 def sequence(layout: Layout, space: str) -> list[tuple[int, int]]:
     """(row, position) of everything in a space: the row's positions, or those of its pictures."""
+    layout, space = layout.counted(space)
     if space == "text":
         return [(layout.row, p) for p in range(len(layout))]
     return [
@@ -73,6 +75,7 @@ def sequence(layout: Layout, space: str) -> list[tuple[int, int]]:
 
 def places(layout: Layout, space: str, pairs: Sequence[tuple[int, int]]) -> list[Place]:
     """What stands at each (row, position)."""
+    layout, space = layout.counted(space)
     patches: dict[tuple[int, int], tuple[tuple[int, int], Box]] = {}
     for found in grids(layout, space):
         grid = found.grid

@@ -28,10 +28,11 @@ from vlm_lens.points.sites import FlatView, RowsView, ScaleView, View, submodule
 from vlm_lens.stream.norm import FrozenNorm, frozen, tolerance
 from vlm_lens.stream.refusal import StreamError
 
-INPUT, HEAD, ATTENTION, BIAS, MLP, BLOCK, ADDED = (
-    "input", "head", "attention", "attention bias", "mlp", "block", "added",
+INPUT, HEAD, ATTENTION, BIAS, CROSSING, MLP, BLOCK, ADDED = (
+    "input", "head", "attention", "attention bias", "cross-attention", "mlp", "block", "added",
 )  # fmt: skip
-_READ = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
+_READ = ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_cross_attn_out",
+         "hook_mlp_out", "attn.hook_z")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Part:
     """Parts of one kind and block.
 
     Attributes:
-        kind: `"input"`, `"head"`, `"attention"`, `"attention bias"`, `"mlp"`, `"block"`, `"added"`.
+        kind: `"input"`, `"head"`, `"attention"`, `"attention bias"`, `"cross-attention"`, `"mlp"`,
+            `"block"`, `"added"`.
         layer: The block, 0-based; `None` for the input.
         values: `[part, ..., d_model]`: one entry, or one a head.
     """
@@ -149,8 +151,10 @@ class Stream:
         before, after = read("hook_resid_pre"), read("hook_resid_post")
         assert before is not None and after is not None
         attention, mlp = read("hook_attn_out"), read("hook_mlp_out")
+        crossed = read("hook_cross_attn_out")
         if attention is not None and mlp is None:
-            mlp = after - before - attention  # no module gives it as the block adds it
+            # no module gives it as the block adds it
+            mlp = after - before - attention - (0 if crossed is None else crossed)
         if attention is None:
             if torch.equal(before, after):
                 return  # the block was passed by
@@ -158,7 +162,8 @@ class Stream:
             yield Part(BLOCK, layer, (after - before)[None])
             return
         size = after.abs().amax().clamp(min=1e-30)
-        error = float((before + attention + mlp - after).abs().amax() / size)
+        total = before + attention + (0 if crossed is None else crossed) + mlp
+        error = float((total - after).abs().amax() / size)
         if error > tolerance(values[self.name(layer, "hook_resid_post")].dtype):
             raise StreamError(
                 f"Block {layer} gives something else than its input plus what attention and MLP "
@@ -168,6 +173,8 @@ class Stream:
             yield from self._attention(values, layer, attention)
         else:
             yield Part(ATTENTION, layer, attention[None])
+        if crossed is not None:
+            yield Part(CROSSING, layer, crossed[None])
         yield Part(MLP, layer, mlp[None])
 
     def _attention(self, values: Mapping[str, Tensor], layer: int, added: Tensor) -> Iterator[Part]:

@@ -92,8 +92,8 @@ def readout(
     """
     wide, head_bias = directions.double().to(x.device), head_bias.double().to(x.device)
     directions = wide.view(len(wide), *[1] * (x.dim() - 1), -1)
-    if not apply_norm:
+    if not apply_norm or not arch.decoder.norm:
         none = torch.zeros_like(head_bias)
         return Readout(directions.expand(-1, *x.shape), none, head_bias)
-    norm = frozen(submodule(model, arch.decoder.norm), x)
+    norm = frozen(arch.final_norm(model), x)
     return Readout(norm.of_direction(directions), (wide * norm.bias).sum(-1), head_bias)

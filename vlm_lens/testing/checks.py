@@ -166,6 +166,8 @@ def points_fire(subject: Subject) -> str:
         if value.dim() != len(point.axes):
             raise CheckFailed(f"{name} declares {point.shape} and has {list(value.shape)}")
         known = {"batch": n_rows, "pos": length if point.space == "text" else None}
+        if point.space == "encoder":
+            known["pos"] = len(subject.prompt.layouts[0].counted("encoder")[0])
         for axis, declared, found in zip(point.axes, point.sizes, value.shape, strict=True):
             wanted = declared if declared is not None else known.get(axis)
             if wanted is not None and wanted != found:
@@ -184,6 +186,9 @@ def writes_restore(subject: Subject) -> str:
     return ""
 
 
+_OF_SEVERAL_KEYS = ("attn.q", "attn.k", "attn.attn_scores")
+
+
 def writes_act(subject: Subject) -> str:
     """A write to every writable point changes the logits; one to a read-only point does not."""
     for cold in (False, True) if subject.cold else (False,):
@@ -192,6 +197,8 @@ def writes_act(subject: Subject) -> str:
             logits = subject.write(name, _noise, cold=cold)
             acts = not torch.equal(logits, subject.plain)
             state = "that has never run" if cold else "that has run before"
+            if not acts and subject.prompt.length == 1 and point.kind in _OF_SEVERAL_KEYS:
+                continue  # a query that sees one key gives it all its weight
             if point.writable and not acts:
                 raise CheckFailed(f"a write to {name} does nothing on a model {state}")
             if not point.writable and acts:
@@ -217,7 +224,8 @@ def missing_points_are_errors(subject: Subject) -> str:
 def residual_chain(subject: Subject) -> str:
     """What leaves one block enters the next."""
     family = subject.vlm.family
-    breaks = {"": family.residual_breaks, "vision.": family.tower_breaks, "projector.": ""}
+    breaks = {"": family.residual_breaks, "vision.": family.tower_breaks}
+    breaks |= {"encoder.": "", "projector.": ""}
     for prefix, reason in breaks.items():
         for i in range(10_000):
             here, after = (
@@ -253,9 +261,11 @@ def parts_sum(subject: Subject) -> str:
     total = cache["hook_merged"].double()
     for i in range(n_layers):
         parts = [f"blocks.{i}.{part}" for part in ("hook_attn_out", "hook_mlp_out")]
+        crossing = f"blocks.{i}.hook_cross_attn_out"
         ends = [f"blocks.{i}.{end}" for end in ("hook_resid_post", "hook_resid_pre")]
         if all(name in cache for name in parts):
             total = total + cache[parts[0]].double() + cache[parts[1]].double()
+            total = total + cache[crossing].double() if crossing in cache else total
         elif ends[0] in cache:  # a block that lacks one of them counts by what it adds in all
             total = total + (cache[ends[0]].double() - cache[ends[1]].double())
     final = cache[f"blocks.{n_layers - 1}.hook_resid_post"].double()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_lens.errors import ModelError
 from vlm_lens.families.parts.decoders import Decoder, text_point
+from vlm_lens.families.parts.found_encoder import Encoder
 from vlm_lens.families.parts.position_table import table_of_positions
 from vlm_lens.points.config import HookedConfig, VisionConfig
 from vlm_lens.points.point import Point
@@ -32,6 +33,7 @@ class Architecture:
         image_token_id: The token that stands for a patch of a picture, if any.
         unknown_head: Why logits cannot be computed from the final norm's output, where so.
         n_positions: How many positions the text model has a table for; `None` where it has none.
+        encoder: Its encoder, where it has one beside its decoder.
     """
 
     cfg: HookedConfig
@@ -41,6 +43,17 @@ class Architecture:
     image_token_id: int | None = None
     unknown_head: str = ""
     n_positions: int | None = None
+    encoder: Encoder | None = None
+
+    @property
+    def ids(self) -> str:
+        """The name of the tensor whose positions the language model counts."""
+        return "decoder_input_ids" if self.encoder else "input_ids"
+
+    def final_norm(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The norm between the last block and the output layer; nothing where there is none."""
+        norm = self.decoder.norm
+        return submodule(model, norm) if norm else torch.nn.Identity()
 
     def logits(self, model: torch.nn.Module, x: Tensor) -> Tensor:
         """What the model's output layer makes of `x`, scaled and capped as the model does.
@@ -99,7 +112,7 @@ def assemble(
     """
     config: Any = model.config
     size, d_vocab = decoder.stack.size, config.get_text_config(decoder=True).vocab_size
-    missing = {**(missing or {}), **decoder.stack.missing()}
+    missing = {**(missing or {}), **decoder.missing()}
     points = [
         *([] if "hook_embed" in missing else [decoder.embedding_point()]),
         *before,

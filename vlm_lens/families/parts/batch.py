@@ -78,8 +78,8 @@ class PictureBatch:
 
     @cached_property
     def ids(self) -> list[list[int]]:
-        """The tokens of each row."""
-        return self.inputs["input_ids"].tolist()
+        """The tokens of each row, among them those that stand for pictures."""
+        return self.inputs.get("input_ids", self.inputs[self.arch.ids]).tolist()
 
     @cached_property
     def places(self) -> list[list[int]]:

@@ -9,13 +9,14 @@ declared missing, with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 from vlm_lens.families.parts.found_attention import place_attention
-from vlm_lens.families.parts.found_block import ATTENTION, MLP, Block, Part
+from vlm_lens.families.parts.found_block import ATTENTION, MLP, Block, Part, norm_like
 from vlm_lens.families.parts.found_mlp import mlp_of, place_mlp
 from vlm_lens.families.parts.recording import Mixing, Recording, same
 from vlm_lens.families.parts.stack import SiteMaker
@@ -23,6 +24,20 @@ from vlm_lens.points.sites import MidSite, OutputSite, ScaleView
 
 _BRANCHES = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out")
 _NORMS = ("ln1.hook_normalized", "ln2.hook_normalized")
+_CROSS = ("hook_cross_attn_out", "hook_resid_mid_cross")
+
+
+@dataclass(frozen=True)
+class _Added:
+    """What a block adds to the stream, in order.
+
+    Attributes:
+        parts: The modules whose outputs it adds.
+        norms: Of a block that norms each sum before it goes on, the norms.
+    """
+
+    parts: tuple[Part, ...]
+    norms: tuple[Part, ...] = ()
 
 
 def describe_block(
@@ -52,24 +67,35 @@ def describe_block(
         Part(name, block.get_submodule(name), inner, single)
         for name, inner in recording.inside(path)
         if not isinstance(block.get_submodule(name), nn.Dropout | nn.Identity)
+        and recording.times(f"{path}.{name}") <= recording.times(path)
     ]
     mixings = {
         name.removeprefix(f"{path}."): mixing
         for name, mixing in recording.attention.items()
         if name.startswith(f"{path}.")
     }
-    pair = _branches(parts, stream, after, scale)
-    if pair is None:
+    crossing = [name for name, mixing in mixings.items() if mixing.crosses]
+    added = _branches(parts, stream, after, scale, crossing)
+    if added is None:
         why = f"no two parts of a {type(block).__name__} make what it adds to the stream"
         attn = _source(parts, mixings)
         if attn is not None:
             place_attention(found, parts, attn, mixings[attn.name])
         found.lack(_BRANCHES + _NORMS + ATTENTION + MLP, f"{why}.")
         return found
-    attn_out, mlp_out = pair
-    if _mixes(mlp_out.name, mixings) and not _mixes(attn_out.name, mixings):
+    attn_out, *_, mlp_out = added.parts
+    if (
+        len(added.parts) == 2
+        and _mixes(mlp_out.name, mixings)
+        and not _mixes(attn_out.name, mixings)
+    ):
         attn_out, mlp_out = mlp_out, attn_out
-    _place_branches(found, parts, (attn_out, mlp_out), stream, scale)
+    if added.norms:
+        _place_normed(found, added)
+    else:
+        _place_branches(found, parts, added, (attn_out, mlp_out), stream, scale)
+    if len(added.parts) == 3:
+        _place_crossing(found, parts, crossing, mixings)
     attn = _source(parts, mixings)
     if attn is None:
         found.lack(
@@ -77,9 +103,10 @@ def describe_block(
         )
     else:
         place_attention(found, parts, attn, mixings[attn.name])
-        _place_norm(found, parts, attn, stream, "ln1.hook_normalized")
-    mlp = mlp_of(parts, mlp_out, attn)
-    place_mlp(found, parts, mlp, activation)
+        if not added.norms:
+            _place_norm(found, parts, attn, stream, "ln1.hook_normalized")
+    mlp = None if added.norms else mlp_of(parts, mlp_out, attn)
+    place_mlp(found, parts, mlp, activation, mlp_out)
     return found
 
 
@@ -89,9 +116,12 @@ def _mixes(name: str, mixings: dict[str, Mixing]) -> bool:
 
 
 def _branches(
-    parts: list[Part], stream: Tensor, after: Tensor | None, scale: float
-) -> tuple[Part, Part] | None:
-    """The two modules whose outputs the block adds; of several with the same, the outermost."""
+    parts: list[Part], stream: Tensor, after: Tensor | None, scale: float, crossing: list[str]
+) -> _Added | None:
+    """The modules whose outputs the block adds; of several with the same, the outermost.
+
+    They are two, and three in a block that attends to another sequence too.
+    """
     if after is None:
         return None
     giving: list[Part] = []
@@ -105,16 +135,65 @@ def _branches(
             giving.append(part)
     order = [p.name for p in parts]
     giving.sort(key=lambda p: order.index(p.name))
-    for a, b in combinations(giving, 2):
-        total = stream + scale * a.call.gave.reshape(stream.shape)
-        if same(total + scale * b.call.gave.reshape(stream.shape), after):
-            return a, b
-    return None
+    for n in (2, 3) if crossing else (2,):
+        for chosen in combinations(giving, n):
+            total = stream
+            for part in chosen:
+                total = total + scale * part.call.gave.reshape(stream.shape)
+            if same(total, after):
+                return _Added(chosen)
+    return _normed(parts, giving, stream, after)
+
+
+def _normed(parts: list[Part], giving: list[Part], stream: Tensor, after: Tensor) -> _Added | None:
+    """What a block adds that norms each sum: `x = norm(x + part)`, for one part after the other."""
+    added, norms, x = [], [], stream
+    for part in giving:
+        total = x + part.call.gave.reshape(x.shape)
+        for norm in parts:
+            if norm_like(norm) and norm.call.argument(total) is not None:
+                added, norms, x = [*added, part], [*norms, norm], norm.call.gave
+                break
+    if len(added) not in (2, 3) or not same(x, after):
+        return None
+    return _Added(tuple(added), tuple(norms))
+
+
+def _place_normed(found: Block, added: _Added) -> None:
+    """Points of a block that norms each sum: what goes on is what the norm gives."""
+    found.norms_sums = True
+    names = ("hook_attn_out", *_CROSS[:1], "hook_mlp_out")
+    sums = ("hook_resid_mid", *_CROSS[1:], "")
+    if len(added.parts) == 2:
+        names, sums = names[::2], sums[::2]
+    for name, total, part, norm in zip(names, sums, added.parts, added.norms, strict=True):
+        found.sites[name] = part.leaving()
+        if total:
+            found.sites[total] = norm.leaving()
+    found.lack(_NORMS, "the block norms each sum after it has added to the stream.")
+
+
+def _place_crossing(
+    found: Block, parts: list[Part], crossing: list[str], mixings: dict[str, Mixing]
+) -> None:
+    """Points of the attention to another sequence, by the names of attention in a block."""
+    other = Block()
+    part = next((p for p in parts if p.name in crossing), None)
+    if part is not None:
+        place_attention(other, parts, part, mixings[part.name])
+    sizes = (other.n_heads, other.n_key_value_heads, other.d_head)
+    found.cross_sizes = sizes
+    for name in ATTENTION:
+        if name in other.sites:
+            found.sites[f"cross_{name}"] = other.sites[name]
+        else:
+            found.lacks[f"cross_{name}"] = other.lacks.get(name, "what it mixes is hidden.")
 
 
 def _place_branches(
-    found: Block, parts: list[Part], pair: tuple[Part, Part], stream: Tensor, scale: float
-) -> None:
+    found: Block, parts: list[Part], added_parts: _Added, pair: tuple[Part, Part],
+    stream: Tensor, scale: float,
+) -> None:  # fmt: skip
     def added(part: Part) -> SiteMaker:
         return part.leaving(ScaleView(torch.tensor(scale)) if scale != 1.0 else None)
 
@@ -124,14 +203,22 @@ def _place_branches(
             found.lack((name,), "the model adds to it in place.")
         else:
             found.sites[name] = added(part)
-    middle = stream + scale * attn_out.call.gave.reshape(stream.shape)
+    middle, name = stream, "hook_resid_mid"
+    for part in added_parts.parts[:-1]:
+        middle = middle + scale * part.call.gave.reshape(stream.shape)
+    if len(added_parts.parts) == 3:
+        found.sites[_CROSS[0]] = added(added_parts.parts[1])
+        found.lack(
+            (name,), "cross-attention stands between; hook_resid_mid_cross is what the MLP reads."
+        )
+        name = _CROSS[1]
     readers = _readers(parts, middle)
     if len(readers) == 1:
         entering, last = readers[0].entering(middle), added(mlp_out)
-        found.sites["hook_resid_mid"] = lambda b: MidSite(entering(b), last(b), OutputSite(b))
+        found.sites[name] = lambda b: MidSite(entering(b), last(b), OutputSite(b))
     else:
         why = "attention and MLP read the same stream and are added together."
-        found.lack(("hook_resid_mid",), f"{len(readers)} modules read it." if readers else why)
+        found.lack((name,), f"{len(readers)} modules read it." if readers else why)
 
 
 def _readers(parts: list[Part], value: Tensor) -> list[Part]:
@@ -144,9 +231,7 @@ def _source(parts: list[Part], mixings: dict[str, Mixing]) -> Part | None:
     """The attention module whose output, normed or not, the block adds."""
     named = {p.name: p for p in parts}
     for name in sorted(mixings, key=len, reverse=True):
-        query, key = mixings[name].query, mixings[name].key
-        crosses = query is not None and key is not None and key.shape[2] != query.shape[2]
-        if name in named and not crosses:
+        if name in named and not mixings[name].crosses:
             return named[name]
     return None
 

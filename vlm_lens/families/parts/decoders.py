@@ -138,7 +138,7 @@ class Decoder:
     Attributes:
         stack: Its blocks.
         embed: Path of the token embedding.
-        norm: Path of the final norm.
+        norm: Path of the final norm; empty where there is none.
         logit_scale: What the output layer's result is multiplied by.
         logit_softcap: `c` where logits are `c * tanh(x / c)`.
         barred: Tokens that the model never says: their logits are the lowest number.
@@ -173,13 +173,22 @@ class Decoder:
 
     def closing_points(self, d_vocab: int) -> list[Point]:
         """The points after the last block: the final norm's output and the logits."""
-        return [
-            text_point("ln_final.hook_normalized", self.d_final or self.stack.size.d_model,
-                       "What the unembedding reads: the final norm's output",
-                       OutputSite(self.norm)),
-            text_point("hook_logits", d_vocab, "Logits over the vocabulary",
-                       OutputSite("", path=("logits",)), axis="d_vocab"),
-        ]  # fmt: skip
+        norm = text_point("ln_final.hook_normalized", self.d_final or self.stack.size.d_model,
+                          "What the unembedding reads: the final norm's output",
+                          OutputSite(self.norm))  # fmt: skip
+        logits = text_point("hook_logits", d_vocab, "Logits over the vocabulary",
+                            OutputSite("", path=("logits",)), axis="d_vocab")  # fmt: skip
+        return [norm, logits] if self.norm else [logits]
+
+    def missing(self) -> dict[str, str]:
+        """What it lacks: glob -> reason."""
+        lacks = self.stack.missing()
+        if not self.norm:
+            lacks["ln_final.hook_normalized"] = (
+                "no norm stands between the last block and the output layer, which reads "
+                "hook_resid_post of that block."
+            )
+        return lacks
 
 
 def find_decoder(config: Any, path: str, names: DecoderNames | None = None) -> Decoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from vlm_lens.errors import ModelError
 from vlm_lens.families.parts.branches import describe_block
 from vlm_lens.families.parts.decoders import DECODERS, Decoder, DecoderNames, find_decoder
+from vlm_lens.families.parts.found_block import Block
+from vlm_lens.families.parts.found_encoder import (
+    Encoder,
+    bare_encoder,
+    found_encoder,
+    is_encoder_decoder,
+    record_answer,
+)
 from vlm_lens.families.parts.found_stack import activation_of, config_value, found_stack
 from vlm_lens.families.parts.probe_pictures import beside_text
 from vlm_lens.families.parts.recording import Recording, record_text, same
@@ -35,8 +43,9 @@ class FoundDecoder:
         unembed: Path of the layer that gives logits.
         residual_breaks: Why what leaves a block is not what enters the next one, where so.
         adds_positions: Whether positions are added to the embeddings before the first block.
-        embeds_in_place: Whether the model writes into what its token embedding gave.
+        embed_unseen: Why what its token embedding gave is no point, where so.
         unknown_head: Why logits cannot be computed from what leaves the last block, where so.
+        encoder: Its encoder, where it has one.
     """
 
     decoder: Decoder
@@ -44,7 +53,8 @@ class FoundDecoder:
     residual_breaks: str = ""
     adds_positions: bool = False
     unknown_head: str = ""
-    embeds_in_place: bool = False
+    embed_unseen: str = ""
+    encoder: Encoder | None = None
 
 
 def found_decoder(model: nn.Module) -> FoundDecoder:
@@ -55,22 +65,18 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
             or output layer, or does not run on a few tokens.
     """
     config = model.config.get_text_config(decoder=True)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"{type(model).__name__} is an encoder with a decoder: what it is asked and what it "
-            "answers stand in two sequences, and points here count those of one."
-        )
+    encoder_path = _encoder_path(model)
     embed = path_of(model, _embedding(model), "token embedding")
     unembed = path_of(model, _output_layer(model, config), "output layer")
     if any(p.is_meta for p in model.parameters()):
-        return _without_weights(model, config, embed, unembed)
+        return _without_weights(model, config, embed, unembed, encoder_path)
     recording = _recorded(model, config)
     if recording.logits is not None and recording.logits.shape[:2] != (1, _N_TOKENS):
         raise ModelError(
             f"{type(model).__name__} gives logits of {recording.logits.shape[1]} positions for "
             f"{_N_TOKENS} tokens: it is no model that says at each token what comes next. {HELP}"
         )
-    path = _blocks(model, config, recording, unembed)
+    path = _blocks(model, config, recording, unembed, encoder_path)
     blocks = submodule(model, path)
     ends = [_end(recording, f"{path}.{i}") for i in range(len(blocks))]
     entering, keys = _streams(recording, path, ends)
@@ -84,8 +90,16 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
     view = _streams_view(entering[0], embedded)
     width = entering[0].numel() // embedded.shape[:-1].numel()
     stack = found_stack(path, config, described, keys, width, view)
+    encoder = None
+    if encoder_path is not None:
+        encoder = found_encoder(model, recording, encoder_path)
+        stack = replace(stack, crosses_to=encoder.space)
     norm, joined = _final_norm(recording, path, unembed, ends[-1])
-    if len(recording.outputs[norm]) > 1:
+    if not norm and encoder is None and getattr(model.config, "vision_config", None) is not None:
+        raise ModelError(
+            f"The output layer reads what leaves {path} itself, with no norm between. {HELP}"
+        )
+    if recording.times(norm) > 1:
         raise ModelError(
             f"{norm}, which the output layer reads, runs several times in {type(model).__name__}, "
             f"so what it gives at the end cannot be told from the rest. {HELP}"
@@ -97,14 +111,35 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
             embed,
             norm,
             width=embedded.shape[-1],
-            d_final=recording.calls[norm].gave.shape[-1],
+            d_final=recording.calls[norm].gave.shape[-1] if norm else None,
         ),
         unembed,
-        residual_breaks=f"the model adds something before block {breaks[0]}" if breaks else "",
+        residual_breaks=_breaks(described, breaks),
         adds_positions=not same(embedded, entering[0]),
         unknown_head=joined,
-        embeds_in_place=recording.calls[embed].overwritten,
+        embed_unseen=_embed_unseen(recording, embed),
+        encoder=encoder,
     )
+
+
+def _breaks(blocks: list[Block], changed: list[int]) -> str:
+    """Why the stream is not the sum of what blocks add to it, where so."""
+    if any(block.norms_sums for block in blocks):
+        return "its blocks norm the stream each time that they have added to it"
+    return f"the model adds something before block {changed[0]}" if changed else ""
+
+
+def _embed_unseen(recording: Recording, embed: str) -> str:
+    if recording.times(embed) > 1:
+        return "one module embeds what the encoder reads and what the decoder reads."
+    return "the model adds to it in place." if recording.calls[embed].overwritten else ""
+
+
+def _encoder_path(model: nn.Module) -> str | None:
+    """The path of the encoder; `None` for a model that has none."""
+    if not is_encoder_decoder(model):
+        return None
+    return path_of(model, model.get_encoder(), "encoder")
 
 
 def text_model(model: nn.Module, path: str, names: DecoderNames | None = None) -> Decoder:
@@ -137,8 +172,19 @@ def path_of(model: nn.Module, part: nn.Module | None, what: str) -> str:
 
 
 def _embedding(model: nn.Module) -> nn.Module | None:
+    """The token embedding; of an encoder-decoder, the decoder's."""
+    holder: Any = model
     try:
-        return model.get_input_embeddings()
+        model.get_input_embeddings()  # which is asked where a model computes
+    except NotImplementedError:
+        return None
+    while is_encoder_decoder(model) and callable(getattr(holder, "get_decoder", None)):
+        inner = holder.get_decoder()
+        if inner is holder or inner is None:
+            break
+        holder = inner
+    try:
+        return holder.get_input_embeddings()
     except NotImplementedError:
         return None
 
@@ -173,8 +219,10 @@ def _recorded(model: nn.Module, config: Any) -> Recording:
     barred = {v for k, v in vars(model.config).items() if k.endswith(("token_id", "token_index"))}
     barred |= {config_value(config, f"{n}_token_id") for n in ("pad", "bos", "eos")}
     free = [i for i in range(min(config.vocab_size, 64)) if i not in barred][-_N_TOKENS:]
-    device = model.get_input_embeddings().weight.device
+    device = _embedding(model).weight.device
     ids, first = torch.tensor([free], device=device), None
+    if is_encoder_decoder(model):
+        return record_answer(model, ids, device)
     for more in ({}, *beside_text(model, ids)):
         try:
             return record_text(model, ids, **more)
@@ -186,7 +234,7 @@ def _recorded(model: nn.Module, config: Any) -> Recording:
     ) from first
 
 
-def _lists(model: nn.Module, config: Any) -> list[str]:
+def _lists(model: nn.Module, config: Any, encoder: str | None) -> list[str]:
     """Lists of modules that may be the blocks of the text model: as many as its config has."""
     n = config_value(config, "num_hidden_layers")
     vision = getattr(model.config, "vision_config", None)
@@ -196,23 +244,26 @@ def _lists(model: nn.Module, config: Any) -> list[str]:
     ]  # fmt: skip
     found = [
         path for path, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) == n
+        if isinstance(m, nn.ModuleList) and len(m) and (len(m) == n or encoder is not None)
         and not any(path.startswith(f"{t}.") for t in towers)
+        and (encoder is None or not path.startswith(f"{encoder}."))
     ]  # fmt: skip
     return [p for p in found if not any(p.startswith(f"{o}.") for o in found)]
 
 
-def _blocks(model: nn.Module, config: Any, recording: Recording, unembed: str) -> str:
+def _blocks(
+    model: nn.Module, config: Any, recording: Recording, unembed: str, encoder: str | None
+) -> str:
     """The list of blocks: each was called once, and what one gives the next takes."""
     found = []
-    for path in _lists(model, config):
+    for path in _lists(model, config, encoder):
         names = [f"{path}.{i}" for i in range(len(submodule(model, path)))]
         if all(n in recording.calls and recording.calls[n].gave is not None for n in names):
             found.append(path)
     if len(found) > 1:
         found = [p for p in found if _ends_in_logits(recording, p, unembed)] or found
     if len(found) != 1:
-        held = ", ".join(found or _lists(model, config)) or "none"
+        held = ", ".join(found or _lists(model, config, encoder)) or "none"
         raise ModelError(
             f"{len(found)} lists of modules of {type(model).__name__} could be its blocks "
             f"({held}). {HELP}"
@@ -268,9 +319,7 @@ def _final_norm(recording: Recording, path: str, unembed: str, end: Tensor) -> t
     }  # fmt: skip
     head = recording.calls.get(unembed)
     if head is not None and head.argument(end) is not None:
-        raise ModelError(
-            f"The output layer reads what leaves {path} itself, with no norm between. {HELP}"
-        )
+        return "", ""  # no norm stands between
     readers = [n for n, c in outside.items() if c.argument(end) is not None]
     last = [n for n, c in outside.items() if head is not None and head.argument(c.gave) is not None]
     if readers and (readers[0] in last or not last):
@@ -280,9 +329,11 @@ def _final_norm(recording: Recording, path: str, unembed: str, end: Tensor) -> t
     raise ModelError(f"Nothing reads what leaves {path} as a final norm would. {HELP}")
 
 
-def _without_weights(model: nn.Module, config: Any, embed: str, unembed: str) -> FoundDecoder:
+def _without_weights(
+    model: nn.Module, config: Any, embed: str, unembed: str, encoder: str | None
+) -> FoundDecoder:
     """What a model without weights shows: enough to refuse it before they are read."""
-    found = _lists(model, config)
+    found = _lists(model, config, encoder)
     if len(found) != 1:
         raise ModelError(
             f"{len(found)} lists of modules of {type(model).__name__} could be its blocks "
@@ -291,4 +342,6 @@ def _without_weights(model: nn.Module, config: Any, embed: str, unembed: str) ->
     n_heads = config_value(config, "num_attention_heads") or 1
     size = StackConfig(config.num_hidden_layers, config.hidden_size, n_heads, n_heads, 1, 0)
     decoder = Decoder(Stack(found[0], None, size), embed, "")
-    return FoundDecoder(decoder, unembed)
+    if encoder is None:
+        return FoundDecoder(decoder, unembed)
+    return FoundDecoder(decoder, unembed, encoder=bare_encoder(model, encoder))

@@ -29,6 +29,8 @@ class Block:
         d_head: Width of a head.
         d_mlp: Neurons, where an MLP was found.
         first_norm: The norm before attention.
+        norms_sums: Whether the block norms each sum before it goes on.
+        cross_sizes: Heads, key heads and width of a head of its attention to another sequence.
     """
 
     sites: dict[str, SiteMaker] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class Block:
     d_head: int | None = None
     d_mlp: int | None = None
     first_norm: str = ""
+    norms_sums: bool = False
+    cross_sizes: tuple[int | None, int | None, int | None] | None = None
 
     def lack(self, names: tuple[str, ...], reason: str) -> None:
         """Declares points missing that were not found."""

@@ -26,11 +26,24 @@ def mlp_of(parts: list[Part], out: Part, attn: Part | None) -> Part | None:
 
 
 def place_mlp(
-    found: Block, parts: list[Part], mlp: Part | None, activation: Callable | None
+    found: Block, parts: list[Part], mlp: Part | None, activation: Callable | None, out: Part
 ) -> None:
-    """Places neurons, the norm before them, and the scores of experts."""
+    """Places neurons, the norm before them, and the scores of experts.
+
+    Args:
+        found: The block.
+        parts: Its modules.
+        mlp: The MLP, where it is one module.
+        activation: The non-linearity, where the block has none of its own.
+        out: The module whose output the block adds after attention.
+    """
     if mlp is None:
-        found.lack(MLP + ("ln2.hook_normalized",), "its MLP is not one module.")
+        found.lack(("ln2.hook_normalized",), "its MLP is not one module.")
+        if list(out.module.children()) or norm_like(out):
+            found.lack(MLP, "its MLP is not one module.")
+        else:
+            functions = [f for p in parts for f in ([p.module] if _plain(p.module) else [])]
+            _place_layers(found, parts, out, [*functions, activation])
         return
     inner = [p for p in parts if p.name.startswith(f"{mlp.name}.")]
     for part in parts:
@@ -52,13 +65,25 @@ def place_mlp(
     if down is None:
         found.lack(MLP, "no layer of its MLP gives what the MLP gives.")
         return
+    _place_layers(found, inner, down, [*_activations(mlp.module), activation])
+
+
+def _place_layers(
+    found: Block, inner: list[Part], down: Part, functions: list[Callable | None]
+) -> None:
+    """Neurons: what the last layer of an MLP reads, and what became it by a non-linearity."""
     [(key, post)] = list(down.call.given.items())[:1]
     found.d_mlp = post.shape[-1]
     found.sites["mlp.hook_post"] = down.entering(post)
-    for function in [*_activations(mlp.module), *([activation] if activation else [])]:
-        if _place_neurons(found, inner, post, function):
+    for function in functions:
+        if function is not None and _place_neurons(found, inner, post, function):
             break
     found.lack(MLP, "what enters its non-linearity is not one layer's output.")
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a module has neither weights nor parts: a non-linearity may be one."""
+    return not list(module.children()) and not any(True for _ in module.parameters())
 
 
 def _activations(mlp: nn.Module) -> Iterator[Callable]:

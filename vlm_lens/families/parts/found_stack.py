@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from vlm_lens.families.parts.found_block import Block
+from vlm_lens.families.parts.found_block import ATTENTION, Block
 from vlm_lens.families.parts.stack import Stack
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.sites import InputSite, OutputSite, View
@@ -55,6 +55,7 @@ def found_stack(
                  (size.n_key_value_heads, size.d_head)),
                 ("attn.hook_v", (block.n_key_value_heads, block.d_head),
                  (size.n_key_value_heads, size.d_head)),
+                *((f"cross_{n}", block.cross_sizes, _cross_sizes(size)) for n in ATTENTION),
                 ("mlp.hook_pre", block.d_mlp, size.d_mlp),
                 ("mlp.hook_pre_linear", block.d_mlp, size.d_mlp),
                 ("mlp.hook_post", block.d_mlp, size.d_mlp),
@@ -75,6 +76,10 @@ def found_stack(
         path, None, size, lacks=shared, layer_sites=sites, layer_lacks=rest,
         layer_read_only={i: b.read_only for i, b in enumerate(blocks) if b.read_only},
     )  # fmt: skip
+
+
+def _cross_sizes(size: StackConfig) -> tuple[int, int, int]:
+    return size.n_heads, size.n_key_value_heads, size.d_head
 
 
 def config_value(config: Any, name: str) -> Any:

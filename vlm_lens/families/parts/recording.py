@@ -69,6 +69,12 @@ class Mixing:
     times: int = 1
     by_interface: bool = True
 
+    @property
+    def crosses(self) -> bool:
+        """Whether keys are of another sequence than queries, as many or not."""
+        query, key = self.query, self.key
+        return query is not None and key is not None and key.shape[2] != query.shape[2]
+
 
 @dataclass
 class Recording:
@@ -85,6 +91,10 @@ class Recording:
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
     attention: dict[str, Mixing] = field(default_factory=dict)
     logits: Tensor | None = None
+
+    def times(self, path: str) -> int:
+        """How many times a module was called and gave a tensor."""
+        return len(self.outputs.get(path, ()))
 
     def inside(self, path: str) -> Iterator[tuple[str, Call]]:
         """The calls of modules within one, by their paths from there, in order."""

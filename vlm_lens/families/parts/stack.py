@@ -87,6 +87,8 @@ class Stack:
         layer_read_only: Points that cannot be written: layer -> name -> why not.
         crossing: Blocks of cross-attention, computed only where there are pictures: their keys and
             values count the projector's positions.
+        crosses_to: Where blocks attend to another sequence beside their own: whose positions
+            the keys of `cross_attn` count.
         passing: Points of such blocks that are where the stream passes without pictures too.
     """
 
@@ -105,6 +107,7 @@ class Stack:
     layer_lacks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     layer_read_only: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     crossing: frozenset[int] = frozenset()
+    crosses_to: str = ""
     passing: frozenset[str] = frozenset()
 
     def points(self) -> Iterator[Point]:
@@ -132,7 +135,7 @@ class Stack:
 
     def _block(self, layer: int, read_only: str) -> Iterator[Point]:
         block = f"{self.path}.{layer}"
-        batch = "batch" if self.space == "text" else "image"
+        batch = "batch" if self.space in ("text", "encoder") else "image"
         given = {**self.sites, **self.layer_sites.get(layer, {})}
         lacks = self._lacks(layer)
         for name, (axes, sizes, doc, site) in self._table(layer).items():
@@ -151,12 +154,13 @@ class Stack:
                 axes, sizes = (batch, "pos", *axes), (rows, None, *sizes)
             crosses = layer in self.crossing and name not in self.passing
             space = self.space
-            if crosses and name in ("attn.hook_k", "attn.hook_v"):
-                space = "projector"
+            keys = self.crosses_to if name.startswith("cross_attn") else "projector" * crosses
+            if keys and name.endswith(("attn.hook_k", "attn.hook_v")):
+                space = keys
             barred = read_only or self.layer_read_only.get(layer, {}).get(name, "")
             yield Point(
                 f"{self.prefix}blocks.{layer}.{name}", axes, sizes, doc, site, space, barred,
-                crosses,
+                crosses, keys if "key" in axes else "",
             )  # fmt: skip
 
     def _table(self, layer: int) -> dict[str, tuple[tuple, tuple, str, Site | None]]:
@@ -164,6 +168,7 @@ class Stack:
         parts, size = self.layer_parts.get(layer, self.parts) or _NAMELESS, self.size
         block = f"{self.path}.{layer}"
         attn, mlp = f"{block}.{parts.attn}", f"{block}.{parts.mlp}"
+        after = "cross-attention" if self.crosses_to else "MLP"
         d = (("d_vision" if self.space == "vision" else "d_model",), (size.d_model,))
         d_mlp = (("d_mlp",), (size.d_mlp,))
         heads = (("head", "d_head"), (size.n_heads, size.d_head))
@@ -196,7 +201,8 @@ class Stack:
             "attn.hook_z": (*heads, "Each head's mixed values, before the output projection",
                             InputSite(f"{attn}.{parts.o}", view=by_head)),
             "hook_attn_out": (*d, "What attention adds to the residual stream", attn_out),
-            "hook_resid_mid": (*d, "Residual stream between attention and MLP", mid),
+            "hook_resid_mid": (*d, f"Residual stream between attention and {after}", mid),
+            **self._cross_table(heads, kv_heads, square, d),
             "ln2.hook_normalized": (*d, f"What the MLP reads: {reads}", out(block, parts.ln2)),
             "mlp.hook_pre": (*d_mlp, "MLP neurons before the non-linearity",
                              out(mlp, parts.mlp_pre)),
@@ -208,6 +214,23 @@ class Stack:
                                        "of each position are chosen", None),
             "hook_mlp_out": (*d, "What the MLP adds to the residual stream", mlp_out),
             "hook_resid_post": (*d, "Residual stream leaving the block", OutputSite(block)),
+        }  # fmt: skip
+
+    def _cross_table(self, heads: tuple, kv_heads: tuple, square: tuple, d: tuple) -> dict:
+        """The points of attention to another sequence, where blocks have it."""
+        if not self.crosses_to:
+            return {}
+        whose = {"encoder": "encoder's output", "vision": "tower's output"}[self.crosses_to]
+        return {
+            "cross_attn.hook_q": (*heads, "Queries of attention to the " + whose, None),
+            "cross_attn.hook_k": (*kv_heads, f"Its keys, made of the {whose}", None),
+            "cross_attn.hook_v": (*kv_heads, f"Its values, made of the {whose}", None),
+            "cross_attn.hook_attn_scores": (*square, "Its scores, before softmax", None),
+            "cross_attn.hook_pattern": (*square, "Its pattern: each query's weights over the "
+                                        + whose, None),
+            "cross_attn.hook_z": (*heads, "Its heads' mixed values", None),
+            "hook_cross_attn_out": (*d, "What it adds to the residual stream", None),
+            "hook_resid_mid_cross": (*d, "Residual stream between it and the MLP", None),
         }  # fmt: skip
 
 
