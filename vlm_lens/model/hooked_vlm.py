@@ -64,6 +64,7 @@ class HookedVLM(HookedModel):
         model, processor = load(name, **options)
         vlm = cls(model if device is None else model.to(device), processor)
         vlm.__dict__["name"] = str(name)
+        vlm.__dict__["loaded_as"] = str(name), {"device": device, **options}
         return vlm
 
     @classmethod
@@ -259,6 +260,7 @@ class HookedVLM(HookedModel):
         engine: str = "auto",
         memory: int | None = None,
         save: str | Path | None = None,
+        on: Any = None,
         progress: bool = True,
     ) -> SweepResult:
         """Measures many variants of one run, computing of each only what it can change.
@@ -278,14 +280,18 @@ class HookedVLM(HookedModel):
             memory: Bytes that variants running together may take; 256 MB by default (4 GB on a
                 GPU), or a quarter of what is free if that is less.
             save: A folder for finished variants; a sweep that was killed goes on from there.
+            on: Where: `"loky"` for processes of this machine, `"ray"` or a cluster's address for
+                workers of Ray, with settings a `Loky` or `Ray` of `vlm_lens.distributed`, or
+                workers that are open; this process by default.
             progress: Whether to show a progress bar. Ctrl-C ends a sweep with what is finished.
 
         Raises:
-            VLMLensError: A variant does not fit the model or the prompt (before any is run).
+            VLMLensError: A variant does not fit the model or the prompt (before any is run), or
+                workers cannot be had.
         """
         return sweep(
             self, prompt, variants, images, measure=measure, engine=engine, memory=memory,
-            save=save, progress=progress,
+            save=save, on=on, progress=progress,
         )  # fmt: skip
 
 

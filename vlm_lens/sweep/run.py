@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from vlm_lens.engine.baseline import Baseline
+from vlm_lens.distributed import Here, Workers, opened
 from vlm_lens.engine.engines import ENGINES as OF_RUNS
-from vlm_lens.engine.handlers import Counter
-from vlm_lens.engine.joining import CountedOp
-from vlm_lens.engine.joint import fitting, outline, run_jointly
-from vlm_lens.engine.not_replayable import NotReplayable
-from vlm_lens.engine.pictures import NotSeparable, Pictures
-from vlm_lens.engine.recorder import record
-from vlm_lens.engine.replay import ReplayVariant, replay
-from vlm_lens.engine.tower import TowerReplay
 from vlm_lens.errors import InterventionError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import Target
-from vlm_lens.locks import alone
-from vlm_lens.measures.base import BoundLogits, BoundMeasure, Record
+from vlm_lens.measures.base import Record
 from vlm_lens.measures.named import as_measure
-from vlm_lens.prompts.prompt import Prompt
-from vlm_lens.sweep.memory import free_bytes
-from vlm_lens.sweep.plan import Job, Lowered, chunks, plan
+from vlm_lens.sweep.plan import Lowered
 from vlm_lens.sweep.result import SweepResult
+from vlm_lens.sweep.runner import check_labels
 from vlm_lens.sweep.store import SweepStore, identity
-from vlm_lens.sweep.variants import expand
+from vlm_lens.sweep.variants import Variant, expand
+from vlm_lens.sweep.work import Chunk, SweepWork
 
 ENGINES = ("auto", "replay", "full")
+_EACH = 4  # chunks that each worker gets, so that one that is slow does not hold up the others
+_MOST = 512  # rows in a chunk: what a worker that dies loses, and what is sent back at once
 
 
 def sweep(
@@ -46,6 +38,7 @@ def sweep(
     engine: str = "auto",
     memory: int | None = None,
     save: Any = None,
+    on: Any = None,
     progress: bool = True,
 ) -> SweepResult:
     """Measures many variants of one run; see `HookedVLM.sweep`."""
@@ -64,201 +57,94 @@ def sweep(
     bound = measure.bind(vlm, prompt)
     listed = expand(variants, vlm.architecture.points)
     labels = tuple(dict.fromkeys(k for v in listed for k in v.labels))
-    _check_labels(labels, bound.columns)
+    check_labels(labels, bound.columns)
     lowered = Lowered(listed, Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts))
-    runner = _Runner(vlm, prompt, lowered, bound, labels, engine, memory)
+    work = SweepWork(prompt, measure, labels, engine, memory, lowered.needs_tower)
+    sweeping = _Sweeping(work, listed, lowered, progress)
     if save is None:
-        records, complete = _measure_all(runner, len(listed), None, progress)
+        with opened(on, vlm) as workers:
+            complete = sweeping.run(workers, None)
     else:
         with SweepStore(save, identity(vlm, prompt, listed, measure)) as store:
-            records, complete = _measure_all(runner, len(listed), store, progress)
+            sweeping.load(store)
+            with opened(on if sweeping.todo else None, vlm) as workers:
+                complete = sweeping.run(workers, store)
     rows = [
         {**dict(listed[i].labels), **({"row": r} if len(prompt) > 1 else {}), **measured}
-        for i in sorted(records)
-        for r, measured in enumerate(records[i])
+        for i in sorted(sweeping.records)
+        for r, measured in enumerate(sweeping.records[i])
     ]
     return SweepResult(
-        rows, dict(runner.engines), dict(runner.reasons), runner.plain, labels, complete,
+        rows, dict(sweeping.engines), dict(sweeping.reasons), sweeping.plain, labels, complete,
         lowered.places, prompt.layouts, prompt.images or (),
     )  # fmt: skip
 
 
-def _check_labels(labels: Sequence[str], columns: Iterable[str]) -> None:
-    """Refuses labels of variants that would hide what is measured, or be hidden by it.
-
-    Raises:
-        InterventionError: There are such.
-    """
-    taken = [label for label in labels if label in (*columns, "row")]
-    if taken:
-        raise InterventionError(
-            f"The label{'s' * (len(taken) > 1)} {', '.join(map(repr, taken))} of a variant "
-            f"{'are' if len(taken) > 1 else 'is'} also a column of the result: give another name."
-        )
-
-
-def _measure_all(
-    runner: _Runner, n_variants: int, store: SweepStore | None, progress: bool
-) -> tuple[dict[int, list[dict[str, Any]]], bool]:
-    """The records of every variant that is finished, and whether these are all."""
-    records: dict[int, list[dict[str, Any]]] = {}
-    if store is not None:
-        records, runner.plain = store.load(), store.load_plain()
-    todo = [i for i in range(n_variants) if i not in records]
-    if store is not None and todo:
-        store.must_be_writable()
-    bar = tqdm(total=n_variants, initial=len(records), disable=not progress, unit="variant")
-    try:
-        with bar:
-            for finished in runner.run(todo):
-                records.update(finished)
-                if store is not None:
-                    store.add_plain(runner.plain)
-                    store.add(finished)
-                bar.update(len(finished))
-    except KeyboardInterrupt:
-        return records, False
-    return records, True
-
-
-class _Runner:
-    """Sorts variants to engines and runs them in chunks.
+class _Sweeping:
+    """What is measured so far, and what is left.
 
     Attributes:
-        plain: The measurements of the run without interventions, one a row of the prompt.
+        records: Variant -> its records, one a row of the prompt.
+        plain: The records of the plain run.
+        engines: How many variants each engine computed.
+        reasons: Why variants were not replayed: reason -> how many.
     """
 
     def __init__(
-        self,
-        vlm: HookedModel,
-        prompt: Prompt,
-        lowered: Lowered,
-        measure: BoundMeasure,
-        labels: Sequence[str],
-        engine: str,
-        memory: int | None,
+        self, work: SweepWork, variants: Sequence[Variant], lowered: Lowered, progress: bool
     ):
-        self.vlm, self.prompt, self.lowered, self.measure = vlm, prompt, lowered, measure
-        self.labels, self.engine, self.memory = labels, engine, memory
+        self._work, self._variants, self._lowered = work, variants, lowered
+        self._progress = progress
+        self.records: dict[int, list[Record]] = {}
+        self.plain: list[Record] = []
         self.engines: Tally[str] = Tally()
         self.reasons: Tally[str] = Tally()
-        self.plain: list[Record] = []
 
-    def run(self, todo: Sequence[int]) -> Iterator[dict[int, list[Record]]]:
-        """Finished variants, a chunk at a time."""
-        if not todo and self.plain:
-            return
-        unchanged = [number for number in todo if not self.lowered[number]]
-        todo = [number for number in todo if self.lowered[number]]
-        baseline, reason = None, "asked for" if self.engine == "full" else ""
-        if todo and not reason and not self.plain and (joint := self._jointly(todo)):
-            self.plain, finished = joint
-            if unchanged:
-                self.engines["plain run"] += len(unchanged)
-                finished |= {number: [dict(row) for row in self.plain] for number in unchanged}
-            yield finished
-            return
-        if todo and not reason:
-            baseline, reason = self._record()
-        with torch.no_grad():
-            plain = self.measure.of_plain(baseline)
-            self.plain = plain or (self.measure.of_run(()) if unchanged else [])
-        _check_labels(self.labels, self.plain[0] if self.plain else ())
-        if unchanged:
-            self.engines["plain run"] += len(unchanged)
-            yield {number: [dict(row) for row in self.plain] for number in unchanged}
-        jobs, slow = [], dict.fromkeys(todo, reason)
-        if baseline is not None:
-            jobs, slow = plan(self.lowered, todo, baseline, self.measure.refuses)
-        if slow and self.engine == "replay":
-            raise NotReplayable(next(iter(slow.values())))
-        self.reasons.update(slow.values())
-        if jobs:
-            budget = self.memory or free_bytes(baseline.resid_pre[0].device)
-            for chunk in chunks(jobs, baseline, budget, keep_cache=self.measure.goes_on):
-                self.engines["replay"] += len(chunk)
-                yield self._replay(chunk, baseline)
-        for number in slow:
-            self.engines["full"] += 1
-            yield {number: self._full(number)}
+    def load(self, store: SweepStore) -> None:
+        """Takes over what was finished before.
 
-    @alone
-    def _record(self) -> tuple[Baseline | None, str]:
-        """The recorded plain run, or why there is none."""
-        family = self.vlm.family
-        if self.vlm._active:
-            return None, "other interventions or hooks are open around the sweep"
-        reason = family.not_replayable
-        if self.measure.goes_on:
-            reason = reason or family.not_continued
-        if reason:
-            return None, reason
-        tower, no_tower = None, ""
-        if self.lowered.needs_tower:
-            model, arch = self.vlm.hf_model, self.vlm.architecture
-            try:
-                pictures = Pictures(model, family, arch, self.prompt.inputs, self.prompt.layouts)
-                tower = TowerReplay(model, arch, pictures, adds_positions=family.adds_positions)
-            except NotSeparable as error:
-                no_tower = str(error)
-        try:
-            baseline = record(
-                self.vlm.hf_model, self.vlm.architecture, self.prompt.inputs,
-                adds=family.adds_between_blocks, n_last=self.measure.n_last, tower=tower,
-            )  # fmt: skip
-        except NotReplayable as error:
-            return None, str(error)
-        baseline.no_tower = baseline.no_tower or no_tower
-        return baseline, ""
-
-    @alone
-    def _jointly(self, todo: Sequence[int]) -> tuple[list[Record], dict[int, list[Record]]] | None:
-        """The plain run's record and the variants', of one forward pass; `None` if it takes more.
-
-        Few variants that change the last positions only are measured in the plain run itself.
+        Raises:
+            StoreError: Something is left to do, and the folder cannot be written to.
         """
-        family, measure, inputs = self.vlm.family, self.measure, self.prompt.inputs
-        if self.vlm._active or family.not_replayable or family.adds_between_blocks:
-            return None
-        if self.memory is not None:  # in pieces of the size that was asked for
-            return None
-        if measure.goes_on or measure.cells or not isinstance(measure, BoundLogits):
-            return None
-        run = outline(self.vlm.hf_model, self.vlm.architecture, inputs)
-        starts = fitting(run, inputs, (self.lowered[number] for number in todo), measure.n_last)
-        if starts is None:
-            return None
-        variants = [
-            ReplayVariant(self._counted(number), start)
-            for number, start in zip(todo, starts, strict=True)
-        ]
-        try:
-            logits, replayed = run_jointly(run, inputs, variants, n_last=measure.n_last)
-        except NotReplayable:
-            return None
-        run.logits = logits
-        with torch.no_grad():
-            plain = measure.of_plain(run)
-            _check_labels(self.labels, plain[0])
-            records = measure.of_replay(run, replayed)
-        self.engines["replay"] += len(todo)
-        return plain, dict(zip(todo, records, strict=True))
+        self.records, self.plain = store.load(), store.load_plain()
+        if self.todo:
+            store.must_be_writable()
 
-    def _counted(self, number: int) -> list[CountedOp]:
-        """A variant's ops, with fresh counters of what they write."""
-        intervention = self.lowered.variants[number].intervention
-        return [CountedOp(op, Counter(intervention, op.point)) for op in self.lowered[number]]
+    @property
+    def todo(self) -> list[int]:
+        """The variants that are not measured yet."""
+        return [i for i in range(len(self._variants)) if i not in self.records]
 
-    @torch.no_grad()
-    def _full(self, number: int) -> list[Record]:
-        return self.measure.of_run(self.lowered.variants[number].intervention)
-
-    @alone
-    def _replay(self, chunk: Sequence[Job], baseline: Baseline) -> dict[int, list[Record]]:
-        variants = [ReplayVariant(self._counted(job.number), job.start) for job in chunk]
-        replayed = replay(
-            baseline, variants, n_last=self.measure.n_last, keep_cache=self.measure.goes_on,
-            cells=self.measure.cells,
+    def run(self, workers: Workers, store: SweepStore | None) -> bool:
+        """Measures what is left; whether that came to its end."""
+        self._work.known_plain = self.plain
+        bar = tqdm(
+            total=len(self._variants), initial=len(self.records), disable=not self._progress,
+            unit="variant",
         )  # fmt: skip
-        records = self.measure.of_replay(baseline, replayed)
-        return {job.number: measured for job, measured in zip(chunk, records, strict=True)}
+        try:
+            with bar:
+                for found in workers.run(self._work, self._chunks(workers)):
+                    self.records.update(found.records)
+                    self.plain = self.plain or found.plain
+                    self.engines.update(found.engines)
+                    self.reasons.update(found.reasons)
+                    if store is not None:
+                        store.add_plain(self.plain)
+                        store.add(found.records)
+                    bar.update(len(found.records))
+        except KeyboardInterrupt:
+            return False
+        return True
+
+    def _chunks(self, workers: Workers) -> Iterator[Chunk]:
+        todo = self.todo
+        if isinstance(workers, Here):
+            yield Chunk(todo, self._lowered)
+            return
+        size = min(
+            -(-len(todo) // (_EACH * workers.n)), max(1, _MOST // len(self._work.prompt))
+        )  # fmt: skip
+        for first in range(0, len(todo), size or 1):
+            numbers = todo[first : first + size]
+            yield Chunk(numbers, [self._variants[i] for i in numbers])

@@ -1,0 +1,57 @@
+"""Values for other processes: equal, their storages shared, their buffers not copied."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from vlm_lens import HookedVLM, VLMLensError
+from vlm_lens.distributed.packed import pack, read_packed, unpack, write_packed
+from vlm_lens.hooked.identity import run_identity
+
+
+def test_a_value_comes_back_with_its_tensors_and_what_they_share():
+    whole = torch.arange(60_000, dtype=torch.float64).reshape(200, 300)
+    value = {
+        "view": whole[3:5], "whole": whole, "half": torch.randn(5).bfloat16(),
+        "none": torch.empty(0, 3), "function": lambda x: x + whole[0, 1],
+        "learned": torch.nn.Parameter(torch.ones(2)),
+    }  # fmt: skip
+    packed = pack(value, "it")
+    assert [b.nbytes for b in packed.buffers] == [whole.nbytes] and len(packed.pickled) < 9000
+    found = unpack(packed)
+    for name in ("view", "whole", "half", "none", "learned"):
+        assert torch.equal(found[name], value[name]) and found[name].dtype == value[name].dtype
+    assert found["view"].data_ptr() == found["whole"].data_ptr() + 3 * 300 * 8
+    assert found["function"](1) == 2 and found["learned"].requires_grad
+    assert found["whole"].data_ptr() == packed.buffers[0].ctypes.data  # where the buffer lies
+
+
+def test_a_file_holds_it_and_pages_are_shared_until_written(tmp_path):
+    value = [torch.randn(123, 457), torch.randn(321, 99), np.arange(70_000)]
+    write_packed(tmp_path, "it", pack(value, "it"))
+    one, two = (unpack(read_packed(tmp_path, "it")) for _ in range(2))
+    for a, b, c in zip(value, one, two, strict=True):
+        assert (a == b).all() and (a == c).all()
+    assert one[1].data_ptr() % 64 == 0
+    one[0][0, 0] = 7  # private to the process
+    assert two[0][0, 0] == value[0][0, 0] != 7
+
+
+@pytest.mark.parametrize("zoo", ["toy-idefics2", "toy-llava"])
+def test_a_model_comes_back_as_it_is(zoo, picture):
+    vlm = HookedVLM.from_pretrained(zoo)
+    prompt = vlm.prompt("Q:<image>\nA:", [picture])
+    model, processor, asked = unpack(pack((vlm.hf_model, vlm.processor, prompt), "a model"))
+    again = HookedVLM(model, processor)
+    assert torch.equal(again.run(asked), vlm.run(prompt))
+    assert run_identity(again, p=asked.inputs) == run_identity(vlm, p=prompt.inputs)
+
+
+def test_what_cannot_be_sent_is_said():
+    lock = threading.Lock()
+    with pytest.raises(VLMLensError, match="The work cannot be sent .*lock"):
+        pack(lambda: lock, "The work")

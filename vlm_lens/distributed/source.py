@@ -1,0 +1,113 @@
+"""How a worker gets the model: it is sent as it is now, or loaded again under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_lens.distributed.refusal import DistributedError
+from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.storage.identity import model_settings, processor_digest
+from vlm_lens.storage.weights import is_plain, weights_digest
+
+_LOAD = "give Ray(load=True), with which each worker loads the model under its name"
+
+
+@dataclass(frozen=True, eq=False)
+class SentModel:
+    """A model with its weights, as they are now."""
+
+    kind: type[HookedModel]
+    hf_model: Any = field(repr=False)
+    processor: Any = field(repr=False)
+    name: str = ""
+
+    def make(self) -> HookedModel:
+        """The model, in a worker."""
+        vlm = self.kind(self.hf_model, self.processor)
+        vlm.__dict__["name"] = self.name
+        return vlm
+
+
+@dataclass(frozen=True, eq=False)
+class NamedModel:
+    """A model under the name that it was loaded by, and what tells that it is the same."""
+
+    kind: Any
+    name: str
+    options: Mapping[str, Any]
+    identity: Mapping[str, str]
+
+    def make(self) -> HookedModel:
+        """The model, loaded in a worker.
+
+        Raises:
+            DistributedError: What was loaded is another model.
+        """
+        vlm = self.kind.from_pretrained(self.name, **self.options)
+        other = [k for k, v in _identity(vlm).items() if self.identity[k] != v]
+        if other:
+            raise DistributedError(
+                f"A worker loaded {self.name!r}, and its {' and '.join(other)} differ from your "
+                "model's: it was changed after it was loaded, or another is there under this name. "
+                "Leave load=True out, so that the model is sent as it is."
+            )
+        return vlm
+
+
+def sent(vlm: HookedModel) -> SentModel:
+    """A model as it is, to be sent to workers.
+
+    Raises:
+        DistributedError: Weights that are not plain tensors of one device.
+    """
+    model = vlm.hf_model
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise DistributedError(f"Quantised weights are not sent: {_LOAD}.")
+    devices = set()
+    for name, weight in model.named_parameters():
+        if weight.device.type == "meta":
+            raise DistributedError(f"{name} is offloaded, and cannot be sent: {_LOAD}.")
+        if not is_plain(weight.data) or hasattr(weight, "device_mesh"):
+            raise DistributedError(f"{name} is no plain tensor, and cannot be sent: {_LOAD}.")
+        devices.add(weight.device)
+    if len(devices) > 1:
+        raise DistributedError(f"The model lies on {len(devices)} devices: {_LOAD}.")
+    return SentModel(type(vlm), model, vlm.processor, vlm.name)
+
+
+def named(vlm: HookedModel) -> NamedModel:
+    """A model that workers load again.
+
+    Raises:
+        DistributedError: It was not loaded by `from_pretrained`.
+    """
+    loaded = vlm.__dict__.get("loaded_as")
+    if loaded is None:
+        raise DistributedError(
+            "load=True has workers load the model under its name, and this one was not loaded by "
+            "HookedVLM.from_pretrained: load it so, or leave load=True out."
+        )
+    name, options = loaded
+    name = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return NamedModel(type(vlm), name, options, _identity(vlm))
+
+
+def _identity(vlm: HookedModel) -> dict[str, str]:
+    return {
+        "weights": str(weights_digest(vlm.hf_model, exact=True)),
+        "settings": model_settings(vlm.hf_model),
+        "processor": processor_digest(vlm.processor),
+    }
+
+
+def on_gpu(vlm: HookedModel) -> bool:
+    """Whether a model computes on a GPU."""
+    return torch.device(vlm.device).type == "cuda"
+
+
+__all__ = ["NamedModel", "SentModel", "named", "on_gpu", "sent"]
