@@ -14,9 +14,9 @@ from vlm_lens.figures.style import (
     fade,
     style,
     without_links,
-    write_figure,
 )
 from vlm_lens.figures.sweep import sweep_figure
+from vlm_lens.figures.write import write_figure
 from vlm_lens.recipes import Result
 
 

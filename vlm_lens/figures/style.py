@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
     import plotly.graph_objects as go
 
@@ -21,9 +20,9 @@ __all__ = [
     "fade",
     "interval",
     "legend_below",
+    "plain_lines",
     "style",
     "without_links",
-    "write_figure",
 ]
 
 # Okabe and Ito 2008: told apart with every common form of colour blindness.
@@ -47,16 +46,13 @@ _LINK = re.compile(r"<(?=\s*/?\s*a[\s>/])", re.IGNORECASE)
 _AWAY = ("sendChartToCloud", "sendDataToCloud", "editInChartStudio")  # buttons, by plotly's names
 
 
-def write_figure(fig: go.Figure, path: str | Path, *, plotlyjs: str = "directory") -> None:
-    """Writes a figure as an HTML file that needs no network.
+def plain_lines(text: str) -> list[str]:
+    """A text of plotly, without its tags, by line.
 
     Args:
-        fig: The figure.
-        path: The file.
-        plotlyjs: Where the library that draws it is found: `"directory"` puts it beside the file,
-            a path to a file `.js` (relative to the file) shares one.
+        text: As plotly shows it: a piece of HTML.
     """
-    fig.write_html(path, include_plotlyjs=plotlyjs, config=CONFIG)
+    return [unescape(re.sub(r"<[^>]+>", "", line)) for line in re.split(r"<br\s*/?>", text)]
 
 
 def fade(colour: str, alpha: float) -> str:

@@ -161,7 +161,7 @@ class Result(Answering):
             folder: Where to; it must be there.
             plotlyjs: As of `save`.
         """
-        from vlm_lens.figures.style import write_figure
+        from vlm_lens.figures.write import write_figure
 
         try:
             for name, figure in self.plots().items():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape, unescape
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.figures.style import CONFIG
+from vlm_lens.figures.style import CONFIG, plain_lines
 from vlm_lens.keywords import Answering
 from vlm_lens.storage.files import write_whole
 
@@ -172,7 +171,7 @@ def figure(fig: go.Figure, caption: str = "") -> str:
         fig: The figure.
         caption: What a reader of the figure must know, plain text.
     """
-    title, *more = _plain_title(fig)
+    title, *more = plain_lines(fig.layout.title.text or "")
     fig = type(fig)(fig)  # the page changes it, its owner keeps it
     margin = fig.layout.margin
     if title and margin.t:
@@ -187,12 +186,6 @@ def figure(fig: go.Figure, caption: str = "") -> str:
     note = "<br>".join(line for line in lines if line).replace("</b><br>", "</b>")
     about = f' aria-label="{escape(title)}"' if title else ""
     return f"<figure{about}>{f'<figcaption>{note}</figcaption>' if note else ''}{drawn}</figure>"
-
-
-def _plain_title(fig: go.Figure) -> list[str]:
-    """Title and subtitle as plain texts, of plotly's HTML."""
-    lines = re.split(r"<br\s*/?>", fig.layout.title.text or "")
-    return [unescape(re.sub(r"<[^>]+>", "", line)) for line in lines]
 
 
 def data_table(

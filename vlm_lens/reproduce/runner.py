@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.figures.style import write_figure
+from vlm_lens.figures.write import write_figure
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reproduce.experiment import Comparison, Experiment
 from vlm_lens.reproduce.experiments import experiments as known_experiments

@@ -1,0 +1,32 @@
+"""Figures as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm_lens.figures.static_figure import PICTURES, draw_figure
+from vlm_lens.figures.style import CONFIG
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["write_figure"]
+
+
+def write_figure(fig: go.Figure, path: str | Path, *, plotlyjs: str = "directory") -> None:
+    """Writes a figure as a picture, or as an HTML file that needs no network.
+
+    Args:
+        fig: The figure.
+        path: The file: `.png`, `.svg` and `.pdf` are drawn by matplotlib, all else is HTML.
+        plotlyjs: Where HTML finds the library that draws it: `"directory"` puts it beside the file,
+            a path to a file `.js` (relative to the file) shares one.
+
+    Raises:
+        VLMLensError: A picture is asked for, and matplotlib is not installed.
+    """
+    if Path(path).suffix in PICTURES:
+        draw_figure(fig, path)
+        return
+    fig.write_html(path, include_plotlyjs=plotlyjs, config=CONFIG)
