@@ -29,6 +29,7 @@ _CLASSES: dict[str, type] = {}
 # Modules whose classes may stand in a file; imported when a name is not known yet.
 _HOMES = (
     "vlm_lens.layout.pictures",
+    "vlm_lens.layout.typed",
     "vlm_lens.layout.layout",
     "vlm_lens.layout.positions",
     "vlm_lens.interventions",

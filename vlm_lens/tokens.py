@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 from vlm_lens.errors import PromptError
@@ -49,6 +50,39 @@ def text_pieces(tokenizer: Any, token_ids: Sequence[int]) -> tuple[str, ...]:
     ids = [int(i) for i in token_ids]
     known = {i: _string(tokenizer, i, special) for i in set(ids)}
     return _joined(tokenizer, ids, [known[i] for i in ids])
+
+
+def spans_of_text(
+    tokenizer: Any, text: str, token_ids: Sequence[int], marks: Sequence[str] = ()
+) -> list[tuple[int, int] | None] | None:
+    """Which characters of a text each token holds, by the tokenizer's own offsets.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: What it was given.
+        token_ids: Its tokens, others between them, and none for the marks.
+        marks: What stands in the text for something else, such as a picture.
+
+    Returns:
+        For each token first character and one past the last, `None` for one that was added; `None`
+        in all where the tokenizer gives no offsets, or its tokens are not these.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    theirs, offsets = made["input_ids"], made["offset_mapping"]
+    found: list[tuple[int, int] | None] = [None] * len(token_ids)
+    matched: set[int] = set()
+    for block in SequenceMatcher(None, theirs, token_ids, autojunk=False).get_matching_blocks():
+        matched.update(range(block.a, block.a + block.size))
+        for i in range(block.size):
+            found[block.b + i] = tuple(offsets[block.a + i])
+    marked = [m.span() for mark in marks if mark for m in re.finditer(re.escape(mark), text)]
+    for number in set(range(len(theirs))) - matched:
+        start, end = offsets[number]
+        if not any(first <= start and end <= last for first, last in marked):
+            return None
+    return found
 
 
 def string_token(tokenizer: Any, token_id: int) -> str:

@@ -16,6 +16,7 @@ from vlm_lens.layout.pictures import (
     VideoLayout,
     VideosOfPrompt,
 )
+from vlm_lens.layout.typed import Typed
 from vlm_lens.serial import savable
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Layout:
             split over several tokens is added by the last of them.
         encoder: Of an encoder-decoder, the layout of what its encoder reads, with its pictures;
             the positions here are then those of the decoder, where the answer stands.
+        typed: The text as it was typed, where the tokenizer has made another form of it.
     """
 
     token_ids: tuple[int, ...]
@@ -55,6 +57,7 @@ class Layout:
     videos: tuple[VideoLayout, ...] = ()
     pieces: tuple[str, ...] = field(default=(), repr=False, compare=False)
     encoder: Layout | None = None
+    typed: Typed | None = field(default=None, repr=False, compare=False)
     _text: str = field(init=False, repr=False, compare=False)
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
@@ -136,7 +139,7 @@ class Layout:
             return [i for i, (t, kind) in enumerate(pairs) if t == token and kind != PAD]
         if not isinstance(token, str):
             raise PositionError(f"What is found is a text or a token's id, not {token!r:.60}.")
-        return [self._at(end - 1) for _, end in self._occurrences(token)]
+        return [last for _, last in self._occurrences(token)]
 
     def span(self, text: str, n: int | None = None) -> list[int]:
         """The positions of all tokens that hold a part of `text`.
@@ -156,18 +159,19 @@ class Layout:
                 f"{text!r} occurs {len(found)} times in this prompt: say which with n=0, n=-1, ..."
             )
         try:
-            start, end = found[0 if n is None else n]
+            first, last = found[0 if n is None else n]
         except IndexError:
             raise PositionError(
                 f"{text!r} occurs {len(found)} times; occurrence {n} was asked."
             ) from None
-        return list(range(self._first(start), self._at(end - 1) + 1))
+        return list(range(first, last + 1))
 
     def _occurrences(self, text: str) -> Iterator[tuple[int, int]]:
-        """From where to where a text stands, in the form that the tokenizer has made of it.
+        """First and last position of a text, each time that it stands there.
 
-        Tokens give the text back as the tokenizer has normalised it: an accent that was typed as a
-        character of its own may have become part of its letter.
+        It is looked for as it was typed, where the tokenizer says which characters each token
+        holds. Else in what the tokens give back, which the tokenizer may have normalised: an accent
+        that was typed as a character of its own may have become part of its letter.
         """
         if not self.strings:
             raise PositionError(
@@ -176,11 +180,14 @@ class Layout:
             )
         if not text:
             raise PositionError("An empty string has no position.")
+        if self.typed is not None and text in self.typed.text:
+            yield from self.typed.places(text)
+            return
         forms = dict.fromkeys([text, *(normalize(form, text) for form in _FORMS)])
         here = next((form for form in forms if form in self._text), text)
         start = self._text.find(here)
         while start >= 0:
-            yield start, start + len(here)
+            yield self._first(start), self._at(start + len(here) - 1)
             start = self._text.find(here, start + 1)
 
     def _at(self, character: int) -> int:

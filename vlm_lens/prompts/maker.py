@@ -14,16 +14,16 @@ from torch import Tensor
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture, Family, GivenVideo, PictureBatch
-from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
-from vlm_lens.layout.pictures import ImageSpace
+from vlm_lens.layout.layout import Layout
 from vlm_lens.locks import lock_of
 from vlm_lens.pictures import as_picture, is_transparent, warn_of
 from vlm_lens.prompts.chat import Message, starts_with_bos, write_chat
 from vlm_lens.prompts.inputs import as_inputs, left_padded
+from vlm_lens.prompts.layouts import as_typed, layouts_of
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.prompts.videos import VIDEO, Videos, clips_of, given, video_options
-from vlm_lens.tokens import IMAGE, string_tokens, text_pieces, tokenizer_of
+from vlm_lens.tokens import IMAGE, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,14 +159,10 @@ class PromptMaker:
         batch = PictureBatch(self.model, arch, tensors, self.processor, sizes, videos)
         pictures, clips = self.family.image_layouts(batch), self.family.video_layouts(batch)
         self.check_length(tensors)
-        layouts = _layouts(tensors, "input_ids", pictures, clips, tokenizer)
-        if arch.encoder is not None:
-            answers = _layouts(tensors, arch.ids, pictures, clips, tokenizer)
-            layouts = (
-                [_answering(*both) for both in zip(answers, layouts, strict=True)]
-                if layouts else answers
-            )  # fmt: skip
-        return Prompt(tensors, tuple(layouts), texts, images, tuple(videos), arch.cfg)
+        layouts = layouts_of(tensors, arch, pictures, clips, tokenizer)
+        if len(texts) == len(layouts):
+            layouts = tuple(map(self._as_typed, layouts, texts))
+        return Prompt(tensors, layouts, texts, images, tuple(videos), arch.cfg)
 
     def check_length(self, inputs: Mapping[str, Tensor], n_new: int = 0) -> None:
         """Warns of more positions than the model was made for; refuses more than it can number.
@@ -218,6 +214,15 @@ class PromptMaker:
         )  # fmt: skip
         layouts = [replace(at, shifted=n) for at, n in zip(moved.layouts, after, strict=True)]
         return replace(moved, layouts=tuple(layouts))
+
+    def _as_typed(self, layout: Layout, text: str) -> Layout:
+        mark = IMAGE
+        if self.family.takes_images and IMAGE in text:
+            mark = self.family.placeholder(self.processor)
+        asked = layout if layout.encoder is None else layout.encoder
+        with lock_of(self.model):  # a fast tokenizer serves one thread at a time
+            asked = as_typed(asked, text, mark, tokenizer_of(self.processor))
+        return asked if layout.encoder is None else replace(layout, encoder=asked)
 
     def _padding(self) -> dict[str, Any]:
         if getattr(tokenizer_of(self.processor), "pad_token", None) is None:
@@ -325,53 +330,3 @@ def _mismatch(placeholders: int, pictures: int) -> str:
         f"{pictures} picture{'s' * (pictures != 1)} {'was' if pictures == 1 else 'were'} given: "
         "write one <image> for each picture."
     )
-
-
-_IN_ENCODER = (
-    "Pictures stand in what the encoder reads, prompt.layout.encoder, and not in the answer"
-)
-
-
-def _answering(answer: Layout, asked: Layout) -> Layout:
-    """The layout of a decoder, with that of what its encoder reads."""
-    nowhere = ImageSpace(why_no_grid=_IN_ENCODER)
-    pictures = tuple(replace(picture, text=nowhere) for picture in asked.images)
-    return replace(answer, images=pictures, encoder=asked)
-
-
-def _layouts(
-    tensors: Mapping[str, Tensor], name: str, pictures: Sequence, clips: Sequence, tokenizer: Any
-) -> list[Layout]:
-    """The layout of each row of a tensor of tokens; none where there is no such tensor."""
-    if name not in tensors:
-        return []
-    own = name == "input_ids"
-    mask = tensors.get("attention_mask") if own else None
-    return [
-        _layout(
-            row, ids, torch.ones_like(ids) if mask is None else mask[row],
-            pictures[row] if own or "input_ids" not in tensors else (),
-            clips[row] if own else (), tokenizer,
-        )
-        for row, ids in enumerate(tensors[name])
-    ]  # fmt: skip
-
-
-def _layout(
-    row: int, ids: Tensor, mask: Tensor, pictures: Sequence, videos: Sequence, tokenizer: Any
-) -> Layout:
-    special = set(getattr(tokenizer, "all_special_ids", ()) or ())
-    kinds = [SPECIAL if int(i) in special else TEXT for i in ids]
-    for picture in pictures:
-        for position in picture.positions:
-            kinds[position] = f"image {picture.index}"
-    for video in videos:
-        for position in video.positions:
-            kinds[position] = f"video {video.index}"
-    kinds = [k if m else PAD for k, m in zip(kinds, mask.tolist(), strict=True)]
-    token_ids = tuple(ids.tolist())
-    strings, pieces = string_tokens(tokenizer, token_ids), text_pieces(tokenizer, token_ids)
-    return Layout(
-        token_ids, strings, tuple(kinds), row, tuple(pictures),
-        videos=tuple(videos), pieces=() if pieces == strings else pieces,
-    )  # fmt: skip
