@@ -75,6 +75,8 @@ class Op:
             For `"exchange"`: `basis` and `value`.
         since: With no places: every position from this one on (tokens generated after a prompt).
         crossing: Whether keys are of another sequence than queries, counted from its beginning.
+        source: The point of the same block whose activation at the same places a coder encodes,
+            for `"features"`; the point's own where it is empty.
     """
 
     point: str
@@ -85,6 +87,7 @@ class Op:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     since: int | None = None
     crossing: bool = False
+    source: str = ""
 
 
 def apply_op(
@@ -93,6 +96,7 @@ def apply_op(
     offset: int = 0,
     held: Sequence[int] | None = None,
     length: int | None = None,
+    source: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """The activation after an op; the one given is left as it is.
 
@@ -103,6 +107,7 @@ def apply_op(
         held: Which positions of the whole sequence the activation holds, in increasing order, where
             they are not one after another from `offset` on.
         length: Positions of the whole sequence so far, where `held` does not say it.
+        source: The activation at `op.source`, of the same rows and positions.
 
     Returns:
         The changed activation and how many elements were written; `x` itself and 0 where none of
@@ -140,7 +145,7 @@ def apply_op(
     elif op.kind == EXCHANGE:
         new = _exchanged(op, current, places)
     elif op.kind == FEATURES:
-        new = _recoded(op, current)
+        new = _recoded(op, current, current if source is None else source[rows, positions])
     else:
         new = _by_value(op, current, places)
     out[index] = new.expand_as(current)
@@ -157,14 +162,15 @@ def _inside(op: Op, current: Tensor) -> Tensor:
     return inside * op.tensors["gamma"].to(inside) if "gamma" in op.tensors else inside
 
 
-def _recoded(op: Op, current: Tensor) -> Tensor:
-    """Places `[places, (heads,) features]` with features of a coder changed.
+def _recoded(op: Op, current: Tensor, source: Tensor) -> Tensor:
+    """Places `[places, (heads,) features]` with features of a coder changed that reads `source`.
 
     With the error kept, only what the change adds is added, so that no change leaves every bit.
     """
     flat = current.flatten(1)
     coder = SparseCoder.of(op.tensors, flat.device)
-    features = coder.encode(flat)
+    read = source.flatten(1)
+    features = coder.encode(read)
     which, factor, shift = (op.tensors[n].to(flat.device) for n in ("which", "factor", "shift"))
     old = features[:, which]
     new = old * factor.to(old) + shift.to(old)
@@ -172,7 +178,7 @@ def _recoded(op: Op, current: Tensor) -> Tensor:
         change = (new - old) @ coder.w_dec[which]
         return (flat + change.to(flat.dtype)).view_as(current)
     features = features.index_copy(1, which, new)
-    return coder.decode(features, flat).to(flat.dtype).view_as(current)
+    return coder.decode(features, read).to(flat.dtype).view_as(current)
 
 
 def _exchanged(op: Op, current: Tensor, places: Tensor) -> Tensor:

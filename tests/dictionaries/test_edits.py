@@ -8,7 +8,7 @@ import torch
 from families import bench, tiny_gemma3
 
 from dictionaries import written
-from vlm_lens import All, Generated, HookedVLM, Images, Last
+from vlm_lens import All, Generated, HookedVLM, Images, Last, Scale
 from vlm_lens.dictionaries import Dictionary, DictionaryError, Splice
 from vlm_lens.errors import PointError
 from vlm_lens.measures import Logits
@@ -158,6 +158,97 @@ def test_heads_side_by_side(gemma, prompt, tmp_path):
     torch.testing.assert_close(got, steered, atol=1e-4, rtol=1e-4)
 
 
+class Transcoded:
+    """A transcoder with an affine skip on block 0, by two plain hooks on plain transformers."""
+
+    activation = staticmethod(written.jump(written.weights()["threshold"]))
+    block = "layers.0"
+
+    def __init__(self, gemma, prompt, w):
+        self.gemma, self.prompt, self.w = gemma, prompt, w
+
+    def features(self, x):
+        return written.coded(self.w, x, self.activation, skip=True)
+
+    def logits(self, change) -> torch.Tensor:
+        """Under `change(what the MLP reads, what it gives after the norm) -> that`."""
+        stack, seen = self.gemma.hf_model.model.language_model.get_submodule(self.block), []
+
+        def write(module, args, output):
+            new = change(seen[-1][0].numpy().astype(np.float64), output[0].numpy())
+            return torch.from_numpy(new).to(output)[None]
+
+        handles = [
+            stack.pre_feedforward_layernorm.register_forward_hook(
+                lambda module, args, output: seen.append(output)
+            ),
+            stack.post_feedforward_layernorm.register_forward_hook(write),
+        ]
+        try:
+            with torch.no_grad():
+                return self.gemma.hf_model(**self.prompt.inputs).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def test_a_transcoder_stands_in_for_the_mlp(gemma, prompt, tmp_path):
+    w = written.weights()
+    folder = written.gemma_scope(
+        tmp_path, w, affine=True,
+        hook_in="model.layers.0.pre_feedforward_layernorm.output",
+        hook_out="model.layers.0.post_feedforward_layernorm.output",
+    )  # fmt: skip
+    coder = Dictionary.from_pretrained(folder)
+    by_hand = Transcoded(gemma, prompt, w)
+    plain = gemma.run(prompt)
+    assert torch.equal(gemma.run(prompt, interventions=coder.splice()), plain)
+    tokens = gemma.generate(prompt, max_new_tokens=3).tokens
+    everywhere = coder.splice(All() + Generated())
+    found = gemma.generate(prompt, max_new_tokens=3, interventions=everywhere)
+    assert torch.equal(found.tokens, tokens)
+
+    whole = by_hand.logits(lambda x, y: by_hand.features(x)[1])
+    got = gemma.run(prompt, interventions=coder.splice(error=False))
+    torch.testing.assert_close(got, whole, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(got, plain, atol=0.05)
+
+    name = "blocks.0.ln2.hook_normalized"
+    x = gemma.run_with_cache(prompt, names_filter=name)[1][name][0].numpy()
+    busy = np.argsort(-by_hand.features(x)[0].sum(0))[:2].tolist()
+    rows = [p for _, p in Images().resolve(prompt.layout)]
+
+    def changed(to):
+        def change(x, y):
+            f = by_hand.features(x)[0][:, busy]
+            new = y.astype(np.float64)
+            new[rows] += ((to - f) @ w["w_dec"][busy])[rows]
+            return new
+
+        return by_hand.logits(change)
+
+    edits = {0.0: coder.ablate(busy, at=Images()), 2.0: coder.clamp(busy, 2.0, at=Images())}
+    swept = gemma.sweep(
+        prompt, [*edits.values(), coder.splice(error=False)], measure=Logits(), engine="replay",
+        progress=False,
+    )  # fmt: skip
+    for (to, edit), record in zip(edits.items(), swept.records, strict=False):
+        want = changed(to)
+        got = gemma.run(prompt, interventions=edit)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(got, plain, atol=1e-3)
+        torch.testing.assert_close(record["logits"], want[0, -1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(swept.records[2]["logits"], whole[0, -1:], atol=1e-4, rtol=1e-4)
+    # what another intervention makes of the MLP's input is what is encoded
+    louder = Scale(name, All(), 2.0)
+    want = by_hand.logits(lambda x, y: by_hand.features(2 * x)[1])
+    both = gemma.run(prompt, interventions=[coder.splice(error=False), louder])
+    torch.testing.assert_close(both, want, atol=1e-4, rtol=1e-4)
+    with gemma.intervening(coder.splice(error=False)):
+        both = gemma.run_with_hooks(prompt, fwd_hooks=[(name, lambda x, hook: 2 * x)])
+    torch.testing.assert_close(both, want, atol=1e-4, rtol=1e-4)
+
+
 def test_what_does_not_fit_is_refused(gemma, prompt, tmp_path):
     w = written.weights(d_in=16)
     narrow = Dictionary.from_pretrained(written.gemma_scope(tmp_path / "a", w, hook_in=HOOK))
@@ -177,14 +268,14 @@ def test_what_does_not_fit_is_refused(gemma, prompt, tmp_path):
     )
     with pytest.raises(DictionaryError, match="post_feedforward_layernorm"):
         other.features(gemma, prompt)  # a post-norm family: the MLP's output is not hook_mlp_out
-    transcoder = Dictionary.from_pretrained(
+    across = Dictionary.from_pretrained(
         written.gemma_scope(
             tmp_path / "c", written.weights(),
             hook_in="model.layers.0.pre_feedforward_layernorm.output",
-            hook_out="model.layers.0.post_feedforward_layernorm.output",
+            hook_out="model.layers.1.post_feedforward_layernorm.output",
         )
     )  # fmt: skip
-    with pytest.raises(DictionaryError, match="transcoder"):
-        transcoder.splice()
+    with pytest.raises(DictionaryError, match="of one block"):
+        gemma.run(prompt, interventions=across.splice())
     with pytest.raises(DictionaryError, match="numbers for"):
         Splice(far, All(), True, (1, 2), factor=(1.0,))

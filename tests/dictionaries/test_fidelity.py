@@ -72,4 +72,10 @@ def test_a_transcoder_is_compared_with_what_it_writes(clip, tmp_path):
     want = 1 - ((y - output) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
     table = sae.fidelity(clip, [prompt]).table
     assert table.loc["all", "explained_variance"] == pytest.approx(want, rel=1e-4)
-    assert "kl" not in table
+    mlp = clip.hf_model.model.language_model.layers[0].mlp
+    handle = mlp.register_forward_hook(lambda m, args, out: torch.from_numpy(output)[None].to(out))
+    spliced = clip.hf_model(**prompt.inputs).logits[0, -1].double().log_softmax(-1)
+    handle.remove()
+    plain = clip.run(prompt)[0, -1].double().log_softmax(-1)
+    lost = torch.nn.functional.kl_div(spliced, plain, log_target=True, reduction="sum")
+    assert table.loc["all", "kl"] == pytest.approx(float(lost.detach()), rel=1e-3)

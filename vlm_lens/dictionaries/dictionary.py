@@ -172,7 +172,6 @@ class Dictionary(DictionaryValue):
         Raises:
             VLMLensError: The dictionary does not fit the model, or there are no prompts.
         """
-        splice = splice and not self.transcodes
         return fidelity_of(self, vlm, prompts, splice=splice, batch_size=batch_size)
 
     def save_pretrained(self, folder: str | Path, card: str = "") -> Path:
@@ -302,17 +301,19 @@ class Dictionary(DictionaryValue):
     def splice(self, at: Position | int | None = None, *, error: bool = True) -> Splice:
         """The model runs on with `decode(encode(x))`, plus what that leaves out.
 
+        A transcoder reads `x` at `point` and stands in for what is at `point_out`.
+
         Args:
             at: Where; every position of the prompt by default.
             error: Whether the error term is kept; without it the run shows what is lost.
 
         Raises:
-            DictionaryError: A transcoder.
+            DictionaryError: BatchTopK without a threshold; in a run, a transcoder between blocks.
         """
         return edits.splice(self, _everywhere(at), error)
 
     def ablate(self, features: edits.Features, at: Position | int | None = None) -> Splice:
-        """Takes features away, and leaves everything else: `x - f W_dec[feature]`.
+        """Takes features away, and leaves everything else: `y - f W_dec[feature]`.
 
         Args:
             features: One or more.
@@ -320,7 +321,7 @@ class Dictionary(DictionaryValue):
                 token.
 
         Raises:
-            DictionaryError: No such feature, or a transcoder.
+            DictionaryError: No such feature, or as for `splice`.
         """
         return edits.ablate(self, features, _everywhere(at))
 
@@ -338,7 +339,7 @@ class Dictionary(DictionaryValue):
             at: As for `ablate`.
 
         Raises:
-            DictionaryError: No such feature, or a transcoder.
+            DictionaryError: No such feature, or as for `splice`.
         """
         return edits.clamp(self, features, value, _everywhere(at))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import SupportsIndex
 
 import torch
@@ -14,6 +14,7 @@ from vlm_lens.interventions.base import Intervention, Target, places
 from vlm_lens.interventions.steer import Steer
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.ops import FEATURES, Op
+from vlm_lens.points.point import Point
 from vlm_lens.serial import savable
 
 Features = SupportsIndex | Sequence[SupportsIndex]
@@ -22,11 +23,13 @@ Features = SupportsIndex | Sequence[SupportsIndex]
 @savable
 @dataclass(frozen=True)
 class Splice(Intervention):
-    """Puts an autoencoder into the run: `x -> decode(f') + error`, `f' = factor f + shift`.
+    """Puts a dictionary into the run: `y -> decode(f') + error`, `f' = factor encode(x) + shift`.
 
-    The error term is `x - decode(encode(x))`, what the dictionary does not know. With it, nothing
-    but the change of features acts, `x + (f' - f) W_dec`: with none, the run is the plain one bit
-    for bit. Without it, the model goes on with what the dictionary knows.
+    An autoencoder reads and writes one point, `x = y`; a transcoder reads `point` (the input of an
+    MLP) and writes `point_out` (its output). The error term is `y - decode(encode(x))`, what the
+    dictionary does not know. With it, nothing but the change of features acts,
+    `y + (f' - f) W_dec`: with none, the run is the plain one bit for bit. Without it, the model
+    goes on with what the dictionary knows.
 
     Attributes:
         dictionary: The dictionary; the width of the model is checked.
@@ -46,11 +49,6 @@ class Splice(Intervention):
 
     def __post_init__(self):
         coder = self.dictionary
-        if coder.transcodes:
-            raise DictionaryError(
-                f"A transcoder reads {coder.point} and writes {coder.point_out}, so it cannot be "
-                f"spliced in at one of them. steer(feature, alpha) acts at {coder.point_out}."
-            )
         if "batch_k" in coder.tensors:
             raise DictionaryError(
                 "BatchTopK without a threshold depends on what else is in the batch, so a splice "
@@ -74,7 +72,7 @@ class Splice(Intervention):
     @property
     def point(self) -> str:
         """Where it acts."""
-        return self.dictionary.point
+        return self.dictionary.point_out
 
     def lower(self, target: Target) -> list[Op]:
         """One op.
@@ -83,8 +81,8 @@ class Splice(Intervention):
             VLMLensError: The dictionary does not fit the model.
         """
         ops = []
-        for place in places(target, (self.dictionary.point,), self.at, None):
-            self.dictionary.check_point(place.point)
+        for place in places(target, (self.point,), self.at, None):
+            self.dictionary.check_point(place.point, out=True)
             tensors = {
                 **self.dictionary.coder.tensors,
                 "which": torch.tensor(self.features, dtype=torch.long),
@@ -93,8 +91,23 @@ class Splice(Intervention):
             }
             if self.error:
                 tensors["error"] = torch.ones(())
-            ops.append(place.op(FEATURES, **tensors))
+            op = place.op(FEATURES, **tensors)
+            ops.append(replace(op, source=self._source(target, place.point)))
         return ops
+
+    def _source(self, target: Target, out: Point) -> str:
+        """The point that a transcoder reads, which is of the block that it writes in."""
+        if not self.dictionary.transcodes:
+            return ""
+        read = target.points[self.dictionary.point]
+        self.dictionary.check_point(read)
+        if (read.layer, read.space) != (out.layer, out.space):
+            raise DictionaryError(
+                f"This transcoder reads {read.name} and writes {out.name}, and only one whose "
+                "points are of one block can be spliced in: steer(feature, alpha) acts at the "
+                "latter alone."
+            )
+        return read.name
 
 
 def splice(dictionary: DictionaryValue, at: Position | int, error: bool) -> Splice:

@@ -72,8 +72,11 @@ class Hook:
 
 def op_handlers(
     interventions: Composed, target: Target, *, steps: int = 1
-) -> tuple[list[tuple[str, Handler]], list[Counter]]:
-    """Handlers for interventions, with the counters that check that each has acted.
+) -> tuple[list[tuple[str, Handler]], list[tuple[str, Handler]], list[Counter]]:
+    """Handlers for interventions: those that write, and readers of their sources.
+
+    Readers are to come after everything that writes there. The counters, third, check that each
+    intervention has acted.
 
     Args:
         interventions: What to change.
@@ -84,6 +87,7 @@ def op_handlers(
         InterventionError: Something acts at generated tokens, and none will be read.
     """
     handlers, counters = [], []
+    sources: list[tuple[str, Handler]] = []
     for intervention in interventions:
         for op in intervention.lower(target):
             if op.since is not None and steps < 2:
@@ -94,8 +98,10 @@ def op_handlers(
                 )
             counter = Counter(intervention, op.point, at_generated=op.since is not None)
             counters.append(counter)
-            handlers.append((op.point, op_handler(op, counter)))
-    return handlers, counters
+            handler, source = op_handler(op, counter)
+            handlers.append((op.point, handler))
+            sources += [(op.source, source)] if source else []
+    return handlers, sources, counters
 
 
 def check_gets_gradient(interventions: Composed, grad: bool | None) -> None:
@@ -118,18 +124,36 @@ def check_gets_gradient(interventions: Composed, grad: bool | None) -> None:
             )
 
 
-def op_handler(op: Op, counter: Counter) -> Handler:
-    """The handler that applies an op and counts what it wrote."""
+def op_handler(op: Op, counter: Counter) -> tuple[Handler, Handler | None]:
+    """The handler that applies an op and counts what it wrote, and the one that reads its source.
+
+    The second is `None` for an op without a source; it comes after the writers there.
+    """
+    held: list[Tensor] = []  # of the block that is running
+
+    def hold(x: Tensor, firing: Firing) -> None:
+        held[:] = [x]
+
+    reader = Handler(hold, writes=False) if op.source else None
+    apply = partial(_apply, op, counter, held)
     if op.since is not None:
-        return Handler(partial(_apply, op, counter), queries=range(op.since, sys.maxsize))
+        return Handler(apply, queries=range(op.since, sys.maxsize)), reader
     if op.kind == SET:
         # rows computed alone differ in the last bits from those that were read with all the others,
         # and what was read and is written back must change nothing
-        return Handler(partial(_apply, op, counter))
-    return Handler(partial(_apply, op, counter), queries=frozenset(op.positions))
+        return Handler(apply), reader
+    return Handler(apply, queries=frozenset(op.positions)), reader
 
 
-def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None:
+def _apply(
+    op: Op, counter: Counter, held: list[Tensor], x: Tensor, firing: Firing
+) -> Tensor | None:
+    if op.source and not held:
+        raise InterventionError(
+            f"What is written at {op.point} is made of {op.source}, which has not been computed "
+            "when the model comes there."
+        )
+    source = held.pop() if op.source else None
     pattern = "query" in firing.point.axes
     width = op.tensors["value"].shape[-1] if "value" in op.tensors else 1
     if width not in (1, x.shape[-1]):
@@ -139,8 +163,9 @@ def _apply(op: Op, counter: Counter, x: Tensor, firing: Firing) -> Tensor | None
         )
     try:
         new, written = apply_op(
-            op, x.transpose(1, 2) if pattern else x, firing.offset, firing.queries, firing.length
-        )
+            op, x.transpose(1, 2) if pattern else x, firing.offset, firing.queries, firing.length,
+            source,
+        )  # fmt: skip
     except IncompleteMean as error:
         raise InterventionError(
             f"A mean at {op.point} cannot be taken in this run, which computes the positions of "

@@ -68,12 +68,19 @@ def joined_handlers(variants: Iterable[Sequence[CountedOp]]) -> dict[str, list[H
         for counted in ops:
             op = counted.op
             turn = n_before[op.point] = n_before.get(op.point, -1) + 1
-            turns.setdefault((turn, op.point, op.kind, op.heads, _form(op)), []).append(counted)
+            turns.setdefault((turn, op.point, op.kind, op.heads, op.source, _form(op)), []).append(
+                counted
+            )
     handlers: dict[str, list[Handler]] = {}
+    sources: list[tuple[str, Handler]] = []  # after what changes the activation there
     for (_, name, *_), together in sorted(turns.items(), key=lambda item: item[0][0]):
         joined = _joined([op for op, _ in together])
         counter = _Counters([c for _, c in together])
-        handlers.setdefault(name, []).append(op_handler(joined, counter))
+        handler, source = op_handler(joined, counter)
+        handlers.setdefault(name, []).append(handler)
+        sources += [(joined.source, source)] if source else []
+    for name, source in sources:
+        handlers.setdefault(name, []).append(source)
     return handlers
 
 

@@ -333,10 +333,12 @@ class HookedModel(DescribedModel):
         target = Target(points, prompt.layouts, lambda: self.facts)
         handlers: dict[str, list[Handler]] = {}
         counters: list[Counter] = []
+        sources: list[tuple[str, Handler]] = []
         for active in [*self._active, compose(interventions), tuple(functions)]:
             if isinstance(active, Composed):
                 check_gets_gradient(active, grad)
-                added, counted = op_handlers(active, target, steps=steps)
+                added, read, counted = op_handlers(active, target, steps=steps)
+                sources += read
                 counters += counted
             else:
                 added = []
@@ -346,6 +348,8 @@ class HookedModel(DescribedModel):
                     added += [(name, handler) for name in names]
             for name, handler in added:
                 handlers.setdefault(name, []).append(handler)
+        for name, handler in sources:
+            handlers.setdefault(name, []).append(handler)
         for name, more in (readers or {}).items():
             handlers.setdefault(name, []).extend(more)
         hooked = run_of(self.hf_model, points, handlers)
