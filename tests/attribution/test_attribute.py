@@ -62,6 +62,18 @@ def test_many_pairs_have_intervals():
     assert "attribution patching" in repr(found)
 
 
+def test_gradients_are_blind_where_the_model_is_saturated():
+    """The tower of toy-induction asks of each color channel whether it is full, not how full."""
+    pair = Pair(asked(0), asked(1), HERE, THERE)
+    exact = pair.patch(model(), "vision.hook_embed", at=pair.changed, progress=False)
+    assert float(exact.values.squeeze()) == pytest.approx(1, abs=1e-5)
+    for direction in ("denoise", "noise"):  # the gradient at the one end, and at the other
+        found = pair.attribute(model(), "vision.hook_embed", at=pair.changed, direction=direction)
+        assert abs(float(found.values.squeeze())) < 1e-6
+    after = pair.attribute(model(), "projector.hook_out", at=pair.changed)
+    assert float(after.values.squeeze()) == pytest.approx(1, abs=1e-3)
+
+
 # ---------------------------------------------------------------------- plain torch
 
 
@@ -174,6 +186,9 @@ def test_integrated_gradients_are_complete_on_the_organisms(name):
     for pair in pairs:
         total = pair.attribute(vlm, "hook_merged", method="ig", steps=48)
         assert float(total.values) == pytest.approx(1, abs=1e-3)
+    if name == "toy-llava":  # of the tower, whose line begins at pixels and is less smooth
+        patches = pairs[1].attribute(vlm, "vision.hook_embed", method="ig", steps=96)
+        assert float(patches.values) == pytest.approx(1, abs=1e-3)
     heads = pairs.attribute(vlm, Z, heads="each", at=PLACES, progress=False)
     exact = pairs.patch(vlm, Z, heads="each", at=PLACES, progress=False)
     for one, two in zip(heads.values.to_numpy(), exact.values.to_numpy(), strict=True):

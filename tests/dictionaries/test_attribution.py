@@ -7,8 +7,8 @@ import pytest
 from families import bench
 
 from dictionaries import written
-from vlm_lens import At, LogitDiff, Rank
-from vlm_lens.dictionaries import Dictionary, DictionaryError, Splice
+from vlm_lens import At, LogitDiff, Rank, VLMLensError
+from vlm_lens.dictionaries import Dictionary, Splice
 
 POINT = "blocks.0.hook_resid_post"
 
@@ -55,5 +55,5 @@ def test_what_has_no_gradient_is_refused(clip, tmp_path):
     sae = Dictionary.from_pretrained(
         written.saelens(tmp_path, written.weights(), "standard"), point=POINT
     )
-    with pytest.raises(DictionaryError, match="no gradient"):
+    with pytest.raises(VLMLensError, match="no gradient"):
         sae.attribution(clip, "Q:a", Rank(5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from families.every import FAMILIES
+from families.every import VLMS
 
 from vlm_lens import HookedVLM
 from vlm_lens.engine.hooks import HookedRun
@@ -17,16 +17,22 @@ from vlm_lens.testing.gradients import TOLERANCE, in_double, worst_gradient
 CHECK = "gradients equal finite differences"
 
 
+QUICK = ("qwen2_vl", "blip2", "fuyu")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ("qwen2_vl", "blip2", "fuyu") else pytest.mark.slow)
-             for n in FAMILIES]
-)  # fmt: skip
-def test_gradients_at_every_point_of_every_family_under_eager_attention(name, tmp_path):
-    folder = FAMILIES[name].save_to(tmp_path)
-    vlm = HookedVLM.from_pretrained(folder, attn_implementation="eager")
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in VLMS]
+)
+def test_gradients_at_every_point_of_every_family(name, attention, tmp_path):
+    if VLMS[name].also and attention == "eager" and "moe" not in name:
+        pytest.skip("a second model of a family")
+    folder = VLMS[name].save_to(tmp_path)
+    vlm = HookedVLM.from_pretrained(folder, attn_implementation=attention)
     prompt = vlm.prompt("Q:<image>A:", [tiny.noise_picture(1, (24, 16))])
     report = conformance(vlm, prompt, only=(CHECK,))
     assert [r.outcome for r in report.results] == ["passed"], str(report)
+    assert set(Subject(vlm, prompt).names) == set(vlm.points())
 
 
 def test_a_padded_batch_with_several_pictures(load):

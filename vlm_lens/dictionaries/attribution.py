@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
+from vlm_lens.attribution.between import bound_to, gradients
 from vlm_lens.dictionaries.features import (
     Chosen,
     FeatureScores,
@@ -28,7 +27,7 @@ from vlm_lens.dictionaries.features import (
 from vlm_lens.dictionaries.value import DictionaryError, DictionaryValue
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.positions import Position
-from vlm_lens.measures import LogitMeasure, at_last
+from vlm_lens.measures import LogitMeasure
 from vlm_lens.prompts.prompt import Prompt
 
 
@@ -41,19 +40,15 @@ def attribution(
     features: Chosen = None,
 ) -> FeatureScores:
     """See `Dictionary.attribution`."""
-    if not isinstance(measure, LogitMeasure) or not measure.differentiable:
-        raise DictionaryError(f"{measure!r} has no gradient: take LogitDiff, Prob, LogProb or KL.")
     one_row(prompt)
     point, out = dictionary.point_on(vlm), dictionary.point_on(vlm, out=True)
     pairs = pairs_at(prompt, point, at)
-    bound = measure.bind(vlm, prompt)
-    with torch.enable_grad():
-        logits, cache = vlm.run_with_cache(prompt, names_filter=[point.name, out.name], grad=True)
-        total = bound.values(at_last(logits, prompt.layouts, bound.n_last)).sum()
-        (gradient,) = torch.autograd.grad(total, cache[out.name], allow_unused=True)
-    if gradient is None:
+    bound = bound_to(vlm, prompt, measure)
+    slopes, read, _ = gradients(vlm, prompt, [point.name, out.name], bound)
+    gradient = slopes[out.name]
+    if not gradient.any():
         raise DictionaryError(f"The measure does not hang on {out.name} in this run.")
-    values, chosen = encoded(dictionary, at_pairs(cache[point.name].detach(), pairs), features)
+    values, chosen = encoded(dictionary, at_pairs(read[point.name], pairs), features)
     slope = (
         at_pairs(gradient, pairs).float() @ dictionary.coder_on(gradient).w_dec[chosen].T.float()
     )

@@ -14,7 +14,7 @@ from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
 from vlm_lens.hooked import cache_files
 from vlm_lens.hooked.stacks import Owner, Stacks
 from vlm_lens.interventions.base import ModelFacts
-from vlm_lens.interventions.origin import check_same_model
+from vlm_lens.interventions.origin import value_read_at
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.point import Point, expand_name
@@ -46,13 +46,9 @@ class CacheSlice(Savable):
             VectorError: The cache did not read it, or it is another model's and `allow_transfer` is
                 not given.
         """
-        if self.source is not None and not allow_transfer:
-            check_same_model(self.source, model, "cache")
-        if point.name not in self.values:
-            raise VectorError(
-                f"The cache holds no {point.name}; it holds {', '.join(self.values)}."
-            )
-        return self.values[point.name].data
+        return value_read_at(
+            self.values, point, self.source, model, what="cache", allow_transfer=allow_transfer
+        )
 
     def __repr__(self) -> str:
         return f"CacheSlice({', '.join(f'{k} {v!r}' for k, v in self.values.items())})"

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
-from vlm_lens.interventions.origin import check_same_model
+from vlm_lens.interventions.origin import value_read_at
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter
@@ -100,10 +100,6 @@ class Mean(Savable):
             VectorError: It was not read there, or on another model and `allow_transfer` is not
                 given.
         """
-        if point.name not in self.values:
-            raise VectorError(
-                f"This mean was not read at {point.name}; it was at {', '.join(self.values)}."
-            )
-        if not allow_transfer:
-            check_same_model(self.source, model, "mean")
-        return self.values[point.name].data
+        return value_read_at(
+            self.values, point, self.source, model, what="mean", allow_transfer=allow_transfer
+        )

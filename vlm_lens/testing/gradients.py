@@ -42,7 +42,10 @@ def _double(value: Any) -> Any:
 
 def in_double(vlm: HookedModel) -> HookedModel:
     """A copy of a model in float64."""
-    twin = HookedModel(copy.deepcopy(vlm.hf_model).double(), vlm.processor)
+    model = copy.deepcopy(vlm.hf_model).double()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # grouped kernels have no float64
+    twin = HookedModel(model, vlm.processor)
     for module in twin.hf_model.modules():  # rotary embeddings keep a copy of what they are made of
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and value.dtype == _SINGLE:
