@@ -25,7 +25,7 @@ class AnsweringMeta(ABCMeta):
                 KeywordError: Arguments that the constructor does not take.
             """
             try:
-                return super().__call__(*args, **kwargs)
+                return type.__call__(cls, *args, **kwargs)  # no super(): it does not travel
             except TypeError:
                 told = _misfit(cls, args, kwargs)
                 if told is None:

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vlm_lens.engine.ownership import OfProcess
 from vlm_lens.errors import PointError
 
 SUPPORTED = ("sdpa", "eager")
@@ -48,14 +48,6 @@ class Tap:
     rows: Callable[[int], list[int] | None] = lambda n_queries: None
 
 
-_active: ContextVar[Mapping[nn.Module, Tap | ChunkedTap] | None] = ContextVar(
-    "vlm_lens_taps", default=None
-)
-_lock = threading.Lock()
-_users = 0
-_replaced: dict[str, Callable] = {}  # another library's own overrides, put back afterwards
-
-
 def check_supported(module: nn.Module, name: str) -> None:
     """Refuses a model whose attention never forms a pattern.
 
@@ -75,42 +67,64 @@ def check_supported(module: nn.Module, name: str) -> None:
         )
 
 
-@contextmanager
-def tapped(taps: Mapping[nn.Module, Tap]) -> Iterator[None]:
-    """While open, the attention of these modules shows its scores and pattern to their taps."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+class _AttentionFunctions(OfProcess):
+    """Transformers' registry of attention functions, wrapped while any run asks for it."""
 
-    if taps:
-        _install(ALL_ATTENTION_FUNCTIONS)
-    before = _active.get()
-    _active.set(taps)
-    try:
-        yield
-    finally:
-        _active.set(before)
-        if taps:
-            _uninstall(ALL_ATTENTION_FUNCTIONS)
+    def __init__(self):
+        self.active: ContextVar[Mapping[nn.Module, Tap | ChunkedTap] | None] = ContextVar(
+            "vlm_lens_taps", default=None
+        )
+        self._lock = threading.Lock()
+        self._users = 0
+        self._replaced: dict[str, Callable] = {}  # another library's own, put back afterwards
+
+    def install(self) -> None:
+        """Wraps the functions, unless they are."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                own = registry._local_mapping
+                self._replaced.update({k: f for k, f in own.items() if k in SUPPORTED})
+                registry["sdpa"] = _wrap(registry["sdpa"])
+                registry["eager"] = _wrap(self._replaced.get("eager"))
+
+    def uninstall(self) -> None:
+        """Puts them back where nobody asks any more."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for name in SUPPORTED:
+                    del registry[name]
+                registry._local_mapping.update(self._replaced)
+                self._replaced.clear()
 
 
-def _install(registry: Any) -> None:
-    global _users
-    with _lock:
-        _users += 1
-        if _users == 1:
-            _replaced.update({k: f for k, f in registry._local_mapping.items() if k in SUPPORTED})
-            registry["sdpa"] = _wrap(registry["sdpa"])
-            registry["eager"] = _wrap(_replaced.get("eager"))
+_functions = _AttentionFunctions()
 
 
-def _uninstall(registry: Any) -> None:
-    global _users
-    with _lock:
-        _users -= 1
-        if _users == 0:
-            for name in SUPPORTED:
-                del registry[name]
-            registry._local_mapping.update(_replaced)
-            _replaced.clear()
+class tapped:  # noqa: N801 - a context
+    """While open, the attention of these modules shows its scores and pattern to their taps.
+
+    A class, because nnsight sends functions without their decorators.
+    """
+
+    def __init__(self, taps: Mapping[nn.Module, Tap | ChunkedTap]):
+        self._taps = taps
+
+    def __enter__(self) -> None:
+        if self._taps:
+            _functions.install()
+        self._before = _functions.active.get()
+        _functions.active.set(self._taps)
+
+    def __exit__(self, *exc: object) -> None:
+        _functions.active.set(self._before)
+        if self._taps:
+            _functions.uninstall()
 
 
 def _wrap(base: Callable | None) -> Callable:
@@ -119,7 +133,7 @@ def _wrap(base: Callable | None) -> Callable:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs
     ):
-        taps = _active.get()
+        taps = _functions.active.get()
         tap = None if taps is None else taps.get(module)
         own_eager = _eager_of(module)
         if tap is None or own_eager is None:
@@ -255,7 +269,7 @@ class _SoftmaxWatch(TorchFunctionMode):
     """
 
     def __init__(self, tap: Tap, rows: Sequence[int] | None, *, whole: bool = False):
-        super().__init__()
+        TorchFunctionMode.__init__(self)  # a class that is sent elsewhere loses what super() needs
         self.tap, self.rows, self.whole = tap, rows, whole
         self.changed_rows: list[Tensor] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,21 @@ class Counter:
 
     intervention: Intervention
     point: str
-    written: int = 0
     at_generated: bool = False
+    tally: dict[str, int] = field(default_factory=lambda: {"written": 0})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A counter that is sent elsewhere counts there; who asked is known here."""
+        return {**vars(self), "intervention": None}
+
+    @property
+    def written(self) -> int:
+        """How many elements."""
+        return self.tally["written"]
+
+    def add(self, written: int) -> None:
+        """Counts elements that have been written."""
+        self.tally["written"] += written
 
     def check(self) -> None:
         """Raises if nothing was written.
@@ -184,7 +197,7 @@ def _apply(
         ) from None
     if not written:
         return None
-    counter.written += written
+    counter.add(written)
     return new.transpose(1, 2) if pattern else new
 
 

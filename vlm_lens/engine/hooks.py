@@ -7,7 +7,7 @@ copy has been taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -34,6 +34,9 @@ class HookedRun(Dispatcher):
         points: Its points.
         handlers: Point name -> handlers, called in order. Readers should come after writers.
 
+    Attributes:
+        state: What handlers write to; a run elsewhere brings it home.
+
     Raises:
         ModelError: On entering, where hooks could not act: a compiled module, or gradient
             checkpointing in a run that records gradients.
@@ -43,6 +46,7 @@ class HookedRun(Dispatcher):
         self, model: nn.Module, points: PointTable, handlers: Mapping[str, Sequence[Handler]]
     ):
         super().__init__(points, handlers)
+        self.state: Sequence[MutableMapping[str, Any]] = ()
         self._model = model
         self._stack = ExitStack()
 

@@ -89,17 +89,11 @@ class _Counters:
     """Several counters that act as one."""
 
     each: list[Counter]
-    total: int = 0
 
-    @property
-    def written(self) -> int:
-        return self.total
-
-    @written.setter
-    def written(self, value: int) -> None:
+    def add(self, written: int) -> None:
+        """Counts elements in each of them."""
         for counter in self.each:
-            counter.written += value - self.total
-        self.total = value
+            counter.add(written)
 
 
 def _joined(ops: Sequence[Op]) -> Op:

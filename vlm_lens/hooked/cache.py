@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
 from vlm_lens.hooked import cache_files
+from vlm_lens.hooked.cells import cells_of
 from vlm_lens.hooked.stacks import Owner, Stacks
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import value_read_at
@@ -138,7 +139,7 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
         value = self[name]
         if self.at is not None:
             raise PositionError(f"This cache kept the activations at {self.at} only.")
-        return gather(value, point, as_position(at), self.layouts)
+        return _picked(value, point, as_position(at), self.layouts)
 
     def slice_at(self, points: tuple[str, ...], at: Position) -> CacheSlice:
         """The values of some points at a position, as a value to patch with."""
@@ -160,8 +161,8 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
         value, point = self._values[name], self._points[name]
         counts = {len(at.resolve(layout, point.space)) for layout in self.layouts}
         if len(counts) == 1:
-            return gather(value, point, at, self.layouts, position_major=True)
-        rows = [gather(value, point, at, (row,), position_major=True) for row in self.layouts]
+            return _picked(value, point, at, self.layouts, position_major=True)
+        rows = [_picked(value, point, at, (row,), position_major=True) for row in self.layouts]
         return torch.cat([row[0] for row in rows])
 
     def _position_major(self, name: str) -> Tensor:
@@ -228,60 +229,16 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
         return self.to_dataframe().to_html(index=False)
 
 
-def gather(
+def _picked(
     value: Tensor,
     point: Point,
     at: Position,
     layouts: tuple[Layout, ...],
     *,
     position_major: bool = False,
-    queries: Sequence[int] | None = None,
 ) -> Tensor:
-    """The places of a position, as a copy: `[batch, positions, ...]`.
-
-    Attention patterns keep their form, `[batch, head, positions, key]`, unless `position_major`;
-    `queries` says of which positions they hold the rows, where that is not all.
-
-    Raises:
-        PositionError: The rows have different numbers of such positions.
-    """
-    pattern = "query" in point.axes
-    value = value.transpose(1, 2) if pattern else value
-    index, n_places = _index(at, point, layouts)
-    if queries is not None:
-        row_of = {position: row for row, position in enumerate(queries)}
-        index = index[0], torch.tensor([row_of[p] for p in index[1].tolist()])
-    picked = value[tuple(i.to(value.device) for i in index)].unflatten(0, (len(layouts), n_places))
-    return picked.transpose(1, 2) if pattern and not position_major else picked
-
-
-def scatter(
-    value: Tensor, picked: Tensor, point: Point, at: Position, layouts: tuple[Layout, ...]
-) -> Tensor:
-    """An activation with what `gather` picked of it in its places, as a new tensor."""
-    pattern = "query" in point.axes
-    value, picked = (x.transpose(1, 2) if pattern else x for x in (value, picked))
-    (rows, positions), _ = _index(at, point, layouts)
-    index = (rows.to(value.device), positions.to(value.device))
-    whole = value.index_put(index, picked.flatten(0, 1).to(value.device))
-    return whole.transpose(1, 2) if pattern else whole
-
-
-def _index(
-    at: Position, point: Point, layouts: tuple[Layout, ...]
-) -> tuple[tuple[Tensor, Tensor], int]:
-    """Rows and positions of the places of a position, and how many each prompt has."""
-    pairs = [at.resolve(layout, point.space) for layout in layouts]
-    counts = sorted({len(p) for p in pairs})
-    if len(counts) > 1:
-        raise PositionError(
-            f"{at} holds {' or '.join(map(str, counts))} positions in the rows of this batch: "
-            "read rows of different size one by one."
-        )
-    if not counts[0]:
-        raise PositionError(f"{at} holds no position of this prompt, so there is nothing to read.")
-    rows, positions = zip(*(pair for row in pairs for pair in row), strict=True)
-    return (torch.tensor(rows), torch.tensor(positions)), counts[0]
+    cells = cells_of(at, point.space, layouts)
+    return cells.pick(value, pattern="query" in point.axes, position_major=position_major)
 
 
 def _bytes(n: float) -> str:

@@ -10,7 +10,6 @@ rows          Last() + Generated()  pL-1, t0, .. tn-2: where t0, .. tn-1 are pre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,19 +22,6 @@ from vlm_lens.points.table import PointTable
 from vlm_lens.prompts.prompt import Prompt
 
 PREDICTING = Last() + Generated()  # where each new token is predicted
-
-
-@dataclass
-class _Rows:
-    """What of one point has been read so far.
-
-    Attributes:
-        kept: Pieces `[batch, rows, ...]`, in order.
-        until: The last position that was read; no position of the prompt is read twice.
-    """
-
-    kept: list[Tensor] = field(default_factory=list)
-    until: int = -1
 
 
 class GenerationReader:
@@ -74,7 +60,9 @@ class GenerationReader:
                 )
             self._places[space] = torch.tensor([[p for _, p in row] for row in pairs])
         self._points = {name: points[name] for name in names}
-        self._rows = {name: _Rows() for name in names}
+        # pieces [batch, rows, ...] in order, and the last position read: none is read twice
+        self.kept: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.until = dict.fromkeys(names, -1)
 
     def handlers(self) -> dict[str, list[Handler]]:
         """The handlers to run with."""
@@ -88,14 +76,14 @@ class GenerationReader:
         return found
 
     def _read(self, x: Tensor, firing: Firing) -> None:
-        point, rows = firing.point, self._rows[firing.point.name]
+        point, name = firing.point, firing.point.name
         value = x.transpose(1, 2) if "query" in point.axes else x
         span = range(firing.offset, firing.offset + value.shape[1])
         held = list(firing.queries) if firing.queries is not None else list(span)
         local = {position: i for i, position in enumerate(held)}
         places = self._places[point.space]
         pieces = []
-        if rows.until < 0 and places.numel():
+        if self.until[name] < 0 and places.numel():
             lost = [p for p in places.flatten().tolist() if p not in local]
             if lost:
                 raise PointError(
@@ -105,12 +93,12 @@ class GenerationReader:
             index = torch.tensor([[local[p] for p in row] for row in places.tolist()])
             batch = torch.arange(len(value))[:, None]
             pieces.append(value[batch.to(value.device), index.to(value.device)])
-        new = [p for p in held if self._new and p >= self._length and p > rows.until]
+        new = [p for p in held if self._new and p >= self._length and p > self.until[name]]
         if new:
             pieces.append(value[:, [local[p] for p in new]].clone())
-        rows.until = max(self._length - 1, *held, rows.until)
-        length = rows.until + 1
-        rows.kept += [self._by_key(piece, point, length) for piece in pieces]
+        self.until[name] = max(self._length - 1, *held, self.until[name])
+        length = self.until[name] + 1
+        self.kept[name] += [self._by_key(piece, point, length) for piece in pieces]
 
     def _by_key(self, value: Tensor, point: Point, length: int) -> Tensor:
         """Scores or a pattern with a key for each position so far.
@@ -130,14 +118,13 @@ class GenerationReader:
             PromptError: New tokens were asked, and every row ended with its first.
         """
         found = {}
-        for name, rows in self._rows.items():
+        for name, kept in self.kept.items():
             point = self._points[name]
-            if not rows.kept:
+            if not kept:
                 raise PromptError(
                     "Every row ended with its first new token, so none was read: take "
                     "Last() + Generated(), or eos_token_id=None."
                 )
-            kept = rows.kept
             if "query" in point.axes:
                 width, fill = max(k.shape[-1] for k in kept), _unseen(point)
                 kept = [

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm_lens.engine.engines import engine_named
+from vlm_lens.engine.engines import Run, engine_named
 from vlm_lens.engine.firing import Handler
 from vlm_lens.engine.handlers import (
     Counter,
@@ -48,13 +48,13 @@ FwdHooks = Sequence[tuple[NamesFilter, Callable]]
 class _Open:
     """A run that is about to happen: counters of its writes, points watched, gradients or not.
 
-    `call` calls the model, or a method of it.
+    `engine` is what calls the model.
     """
 
     counters: list[Counter]
     watched: tuple[str, ...]
     grad: bool
-    call: Callable[..., Any]
+    engine: Run
 
 
 class HookedModel(DescribedModel):
@@ -86,7 +86,8 @@ class HookedModel(DescribedModel):
             images: Pictures, where `prompt` is text.
             interventions: What to change.
             grad: Whether to record gradients.
-            engine: What calls this package at the points: torch `"hooks"`, or `"nnsight"`.
+            engine: What calls this package at the points: torch `"hooks"`; `"nnsight"`; or
+                `"ndif"`: nnsight in a remote service, where the model is.
 
         Raises:
             VLMLensError: The prompt or an intervention does not fit.
@@ -134,13 +135,15 @@ class HookedModel(DescribedModel):
         at = None if positions is None else as_position(positions)
         names = names_to_read(self.architecture.points, prompt, names_filter, at)
         store: dict[str, Tensor] = {}
-        keeper = Keeper(at, prompt, device)
         table = self.architecture.points
+        keeper = Keeper.of(at, (table[name] for name in names), prompt.layouts, device)
         readers = {
             name: [read_handler(store, keeper.keep, keeper.put_back, keeper.queries(table[name]))]
             for name in names
         }
-        with self._hooked(prompt, interventions, readers=readers, grad=grad, engine=engine) as run:
+        with self._hooked(
+            prompt, interventions, readers=readers, grad=grad, engine=engine, state=[store]
+        ) as run:
             logits = self._forward(prompt, run, last_logits)
         cache = ActivationCache(
             store, self.architecture.points, prompt.layouts, at=at, source=self.facts_later(),
@@ -239,8 +242,11 @@ class HookedModel(DescribedModel):
         readers = reader.handlers()
         for name, more in logits.handlers().items():
             readers.setdefault(name, []).extend(more)
-        with self._hooked(prompt, composed, steps=steps, readers=readers, engine=engine) as run:
-            sequences = run.call("generate", **prompt.inputs, **settings.options)
+        state = [part for one in (reader, logits) for part in (one.kept, one.until)]
+        with self._hooked(
+            prompt, composed, steps=steps, readers=readers, engine=engine, state=state
+        ) as run:
+            sequences = run.engine.call("generate", **prompt.inputs, **settings.options)
             tokens = sequences[:, prompt.length :]
             if tokens.shape[1] == 1:  # every row ended at once: there was nothing to act on
                 run.counters[:] = [c for c in run.counters if not c.at_generated]
@@ -327,6 +333,7 @@ class HookedModel(DescribedModel):
         grad: bool | None = None,
         steps: int = 1,
         engine: str = "hooks",
+        state: Sequence[dict[str, Any]] = (),
     ) -> Iterator[_Open]:
         """The model with handlers on: contexts' first, then the run's own, then readers."""
         points, run_of = self.architecture.points, engine_named(engine)
@@ -353,8 +360,9 @@ class HookedModel(DescribedModel):
         for name, more in (readers or {}).items():
             handlers.setdefault(name, []).extend(more)
         hooked = run_of(self.hf_model, points, handlers)
+        hooked.state = [*(counter.tally for counter in counters), *state]
         with torch.set_grad_enabled(bool(grad)), hooked:
-            yield _Open(counters, tuple(handlers), bool(grad), hooked.call)
+            yield _Open(counters, tuple(handlers), bool(grad), hooked)
         for counter in counters:
             counter.check()
         check_fired(points, prompt, handlers, hooked.fired)
@@ -367,7 +375,7 @@ class HookedModel(DescribedModel):
         options: dict[str, Any] = {"use_cache": False, "return_dict": True}
         if last_logits and "logits_to_keep" in signature(self.hf_model.forward).parameters:
             options["logits_to_keep"] = last_logits
-        return run.call(**inputs, **options).logits
+        return run.engine.call(**inputs, **options).logits
 
     def __call__(self, prompt: Promptable, images: Pictures = None, **options: Any) -> Tensor:
         """Logits at every position, as `run` gives them."""

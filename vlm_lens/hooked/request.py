@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlm_lens.engine.firing import Firing
 from vlm_lens.errors import PointError, PositionError, PromptError
-from vlm_lens.hooked.cache import gather, scatter
+from vlm_lens.hooked.cells import Cells, cells_of
+from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter, PointTable
@@ -107,32 +109,44 @@ class Keeper:
     """What of an activation is kept: all of it, or a copy of some positions; and where.
 
     Attributes:
-        at: Which positions; `None` for all.
-        prompt: The prompt.
+        cells: The places, by whose positions they are; `None` for all.
         device: Where it is kept; `None` for where it is computed.
     """
 
-    at: Position | None
-    prompt: Prompt
+    cells: Mapping[str, Cells] | None
     device: str | torch.device | None
+
+    @classmethod
+    def of(
+        cls, at: Position | None, points: Iterable[Point], layouts: tuple[Layout, ...], device: Any
+    ) -> Keeper:
+        """What keeps some points at a position, of everything they are at if it is `None`.
+
+        Raises:
+            PositionError: The position has other numbers of places in each prompt.
+        """
+        if at is None:
+            return cls(None, device)
+        spaces = {point.space for point in points}
+        return cls({space: cells_of(at, space, layouts) for space in spaces}, device)
 
     def keep(self, value: Tensor, firing: Firing) -> Tensor:
         """What is kept of an activation."""
-        if self.at is not None:
-            value = gather(
-                value, firing.point, self.at, self.prompt.layouts, queries=firing.queries
-            )
+        if self.cells is not None:
+            pattern = "query" in firing.point.axes
+            cells = self.cells[firing.point.space]
+            value = cells.pick(value, pattern=pattern, queries=firing.queries)
         return value if self.device is None else value.to(self.device)
 
     def queries(self, point: Point) -> frozenset[int] | None:
         """Of scores and patterns, the positions of the queries that are kept; `None` for all."""
-        if self.at is None or "query" not in point.axes:
+        if self.cells is None or "query" not in point.axes:
             return None
-        pairs = [p for row in self.prompt.layouts for p in self.at.resolve(row, point.space)]
-        return frozenset(position for _, position in pairs)
+        return frozenset(self.cells[point.space].positions.tolist())
 
     def put_back(self, value: Tensor, kept: Tensor, firing: Firing) -> Tensor:
         """The activation made of what was kept of it, so that gradients pass through that."""
-        if self.at is None:
+        if self.cells is None:
             return kept.to(value.device)
-        return scatter(value, kept, firing.point, self.at, self.prompt.layouts)
+        pattern = "query" in firing.point.axes
+        return self.cells[firing.point.space].put(value, kept, pattern=pattern)

@@ -12,6 +12,9 @@ which the model computes them. What is behind the names is this package's own en
 no controllers of nnsight, every point of the family is there (patterns, heads, tower, projector),
 and an edit is a functional write that acts at once.
 
+With `remote=True` the block goes to a service with what it names, and runs there, in step with the
+model that the service holds; what it saves comes home.
+
 nnsight 0.8 moved what tracers are made of (0.5 and 0.7 had other modules): the range of versions in
 `pyproject.toml` is what this file is written against.
 """
@@ -26,26 +29,27 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.errors import InterventionError, ModelError, PointError, PromptError
+from vlm_lens.engine.nnsight.block import Block, BlockView
+from vlm_lens.errors import ModelError, PointError, PromptError
 from vlm_lens.hooked.hooked_model import HookedModel, Interventions
 from vlm_lens.hooked.request import names_to_read
-from vlm_lens.layout.layout import Layout
-from vlm_lens.layout.positions import Position, as_position
-from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
 
 try:
+    from nnsight import save
     from nnsight.intervention.envoy import Envoy
-    from nnsight.intervention.eproperty import WriteBack
-    from nnsight.intervention.interleaver import Mediator
+    from nnsight.intervention.interleaver import EarlyStopException
+    from nnsight.intervention.serialization import reduce_block
     from nnsight.intervention.tracer import InterleavingTracer
+    from nnsight.tracing.backend import Backend
+    from nnsight.tracing.util import push
 except ImportError as error:  # an extra
     raise ModelError(
         f"nnsight 0.8 cannot be imported ({error}): pip install 'vlm-lens[interop]'."
     ) from error
 
 
-class Trace(InterleavingTracer):
+class Trace(BlockView, InterleavingTracer):
     """A traced run of one prompt; see `HookedVLM.trace`.
 
     Args:
@@ -53,79 +57,26 @@ class Trace(InterleavingTracer):
         prompt: The prompt, of one or more rows.
         interventions: What to change before the block sees an activation.
         grad: Whether to record gradients.
+        remote: Whether the block runs in a remote service.
     """
 
     def __init__(
-        self, vlm: HookedModel, prompt: Prompt, *, interventions: Interventions, grad: bool
+        self,
+        vlm: HookedModel,
+        prompt: Prompt,
+        *,
+        interventions: Interventions,
+        grad: bool,
+        remote: bool = False,
     ):
         # An envoy of nothing: its interleaver is fed by this package's hooks.
-        super().__init__(Envoy(nn.Module()), self._run, prompt)
+        backend = _Remotely() if remote else None
+        InterleavingTracer.__init__(self, Envoy(nn.Module()), self._run, prompt, backend=backend)
+        table = vlm.points()
+        BlockView.__init__(self, dict(table), table.aliases, prompt.layouts)
         self.prompt = prompt
         self._vlm: HookedModel | None = vlm
-        self._table = vlm.points()
         self._interventions, self._grad = interventions, grad
-        self._fires: tuple[str, ...] = ()
-
-    # ------------------------------------------------------------------ in the block
-
-    @property
-    def layout(self) -> Layout:
-        """The coordinates of the prompt's first row."""
-        return self.prompt.layout
-
-    def at(self, position: Position | int, space: str = "text") -> tuple[Tensor, Tensor]:
-        """Rows and positions of a place, to index an activation with.
-
-        Args:
-            position: The place, in every row of the prompt.
-            space: Whose positions: `"text"`, `"vision"` or `"projector"`.
-        """
-        where = as_position(position)
-        cells = [cell for layout in self.prompt.layouts for cell in where.resolve(layout, space)]
-        rows, positions = torch.tensor(cells).T
-        return rows, positions
-
-    def __getitem__(self, name: str | tuple) -> Tensor:
-        """A point's activation; edits of it in place act in the run.
-
-        Raises:
-            PointError: There is no such point, or this prompt does not compute it.
-        """
-        point = self._point(name)
-        mediator = Mediator.current(point.name)
-        occurrence = mediator.wanted(point.name)
-        waiting = mediator.transform
-        if waiting is not None and waiting.key == (self, point.name, occurrence):
-            return waiting.view
-        x: Tensor = Mediator.value(point.name)
-        if not point.read_only:
-            mediator.transform = WriteBack(lambda: x, x, self, point.name, occurrence)
-        return x
-
-    def __setitem__(self, name: str | tuple, value: Any) -> None:
-        """Puts another activation in a point's place.
-
-        Raises:
-            PointError: There is no such point, or this prompt does not compute it.
-            InterventionError: The point cannot be written, or the value has another shape.
-        """
-        point = self._point(name)
-        if point.read_only:
-            raise InterventionError(f"{point.name} cannot be written: {point.read_only}.")
-        if not isinstance(value, Tensor):
-            raise InterventionError(f"{point.name} takes a tensor, not {type(value).__name__}.")
-        current = self[name]
-        if value is not current and value.shape != current.shape:
-            raise InterventionError(
-                f"{point.name} has the shape {list(current.shape)} in this run, and the value "
-                f"{list(value.shape)}: index the places that it is meant for, tr[name][...] = x."
-            )
-        Mediator.swap(point.name, value)
-
-    @property
-    def logits(self) -> Tensor:
-        """The run's logits, `[batch, pos, d_vocab]`."""
-        return Mediator.value("result")
 
     def invoke(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: a trace runs one prompt."""
@@ -138,16 +89,31 @@ class Trace(InterleavingTracer):
         """Refused: there are no modules here to keep."""
         raise PointError("Read points by name, tr[name].save(), or call vlm.run_with_cache.")
 
-    # ------------------------------------------------------------------ the run
-
     def execute(self, code: CodeType) -> None:
         """Runs the block in step with the model."""
-        vlm = self._vlm
-        self._fires = (
-            *names_to_read(vlm.architecture.points, self.prompt, None, None),
-            *self._attention_asked_for(),
-        )
+        self._find_what_fires()
         super().execute(code)
+
+    def send(self) -> None:
+        """Has the service run the block, and puts what it saves into the caller's frame."""
+        self._find_what_fires()
+        frame = self.info.frame
+        view = BlockView(self.points, self.aliases, self.layouts, self.fires)
+        names = {name: view if value is self else value for name, value in frame.f_locals.items()}
+        block = Block(*reduce_block(self.node, frame.f_globals, names))
+        functions = [(list(self.fires), block.offer)]
+        try:
+            with self._vlm._hooked(
+                self.prompt, self._interventions, functions=functions, grad=self._grad,
+                engine="ndif", state=[block.saved],
+            ) as run:  # fmt: skip
+                run.engine.around = block
+                self._vlm._forward(self.prompt, run)
+        except EarlyStopException:  # the block has asked for it
+            pass
+        for value in block.saved.values():
+            save(value)
+        push(frame, block.saved)
 
     def __exit__(self, *exc: Any) -> bool:
         try:
@@ -163,20 +129,14 @@ class Trace(InterleavingTracer):
             return None if new is x or torch.equal(new, x) and not self._grad else new
 
         return self._vlm.run_with_hooks(
-            prompt, fwd_hooks=[(list(self._fires), offer)], interventions=self._interventions,
+            prompt, fwd_hooks=[(list(self.fires), offer)], interventions=self._interventions,
             grad=self._grad,
         )  # fmt: skip
 
-    def _point(self, name: str | tuple) -> Point:
-        point = self._table[name]
-        if point.name not in self._fires:
-            how = (
-                "write its name in the block as it is, so that attention is computed for it"
-                if "query" in point.axes
-                else "this prompt does not compute it"
-            )
-            raise PointError(f"{point.name} does not fire in this trace: {how}.")
-        return point
+    def _find_what_fires(self) -> None:
+        table = self._vlm.architecture.points
+        usual = names_to_read(table, self.prompt, None, None)
+        self.fires = (*usual, *self._attention_asked_for())
 
     def _attention_asked_for(self) -> Sequence[str]:
         """Scores and patterns that the block names; they cost a layer's attention once more."""
@@ -185,11 +145,19 @@ class Trace(InterleavingTracer):
             for node in ast.walk(ast.Module(self.node.body, []))
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
+        table = self._vlm.architecture.points
         named = [name for name in strings if "pattern" in name or "attn_scores" in name]
-        known = [self._table[name].name for name in named if name in self._table]
+        known = [table[name].name for name in named if name in table]
         if len(known) < len(named):  # a name put together, f"blocks.{i}.attn.hook_pattern"
-            known += [n for n, p in self._table.items() if "query" in p.axes and p.space == "text"]
+            known += [n for n, p in table.items() if "query" in p.axes and p.space == "text"]
         return tuple(dict.fromkeys(known))
+
+
+class _Remotely(Backend):
+    """Has a trace sent."""
+
+    def __call__(self, tracer: Trace) -> None:
+        tracer.send()
 
 
 __all__ = ["Trace"]

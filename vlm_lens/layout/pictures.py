@@ -161,7 +161,7 @@ class PicturesOfPrompt(tuple[ImageLayout, ...]):
 
     def __getitem__(self, index):
         try:
-            return super().__getitem__(index)
+            return tuple.__getitem__(self, index)
         except IndexError:
             count = "no picture" if not self else f"{len(self)} picture{'s' * (len(self) > 1)}"
             raise PositionError(f"This prompt has {count}; image {index} was asked.") from None
@@ -259,7 +259,7 @@ class VideosOfPrompt(tuple[VideoLayout, ...]):
             PositionError: There is no such video.
         """
         try:
-            return super().__getitem__(index)
+            return tuple.__getitem__(self, index)
         except IndexError:
             count = f"{len(self) or 'no'} video{'s' * (len(self) != 1)}"
             raise PositionError(f"This prompt has {count}; video {index} was asked.") from None

@@ -109,6 +109,7 @@ class HookedVLM(HookedModel):
         *,
         interventions: Interventions = (),
         grad: bool = False,
+        remote: bool = False,
     ) -> Trace:
         """Nnsight's deferred tracing, with points by name: `with vlm.trace(prompt) as tr:`.
 
@@ -120,14 +121,16 @@ class HookedVLM(HookedModel):
             images: Pictures, where `prompt` is text.
             interventions: What to change before the block sees an activation.
             grad: Whether to record gradients.
+            remote: Whether the block runs in a remote service, NDIF or `NDIF_HOST`, which holds the
+                model; its key is in the environment, `NDIF_API_KEY`.
 
         Raises:
-            VLMLensError: nnsight is not installed, or the prompt does not fit.
+            VLMLensError: nnsight is not installed, the prompt does not fit, or the service fails.
         """
         from vlm_lens.interop.nnsight import Trace
 
         prompt = self.as_prompt(prompt, images)
-        return Trace(self, prompt, interventions=interventions, grad=grad)
+        return Trace(self, prompt, interventions=interventions, grad=grad, remote=remote)
 
     @answers_habits
     def attention(

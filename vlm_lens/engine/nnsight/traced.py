@@ -39,8 +39,8 @@ except ImportError as error:  # an extra
         f"nnsight 0.8 cannot be imported ({error}): pip install 'vlm-lens[interop]'."
     ) from error
 
-_WORK = compile("work()", "<vlm_lens>", "exec")  # what each worker runs
 _NOTHING = object()
+_TAG = "_persistent_id"
 
 
 class TracedRun(HookedRun):
@@ -67,6 +67,7 @@ def wrapped(model: nn.Module) -> Iterator[Envoy]:
     Args:
         model: The model, which may have controllers of another wrapper; these stay.
     """
+    tagged = [m for m in model.modules() if _TAG in m.__dict__]
     fresh = [m for m in model.modules() if STATE not in m.__dict__]
     forwards = {m: m.__dict__.get("forward", _NOTHING) for m in fresh}
     try:
@@ -76,6 +77,8 @@ def wrapped(model: nn.Module) -> Iterator[Envoy]:
             root = Envoy(model)
         yield root
     finally:
+        for module in set(model.modules()) - set(tagged):
+            module.__dict__.pop(_TAG, None)  # what sending them to a service leaves
         for module, forward in forwards.items():
             if module.__dict__.pop(STATE, None) is None:
                 continue
@@ -99,12 +102,13 @@ def interleaved(
     places: dict[tuple[nn.Module, str], list[Callable]] = defaultdict(list)
     for hook in hooks:
         places[submodule(root._module, hook.path), hook.side].insert(0, hook.call)
+    code = compile("work()", "<vlm_lens>", "exec")  # what each worker runs
     workers = []
     for (module, side), calls in places.items():
         location = f"{interleaver.envoys[id(module)].path}.{side}"
         serve = _inputs if side == INPUT else _outputs
         work = _worker(interleaver, location, _together(serve, module, calls))
-        workers.append(Mediator(_WORK, {}, {"work": work}))
+        workers.append(Mediator(code, {}, {"work": work}))
     interleaver.mediators = workers
     return root.interleave(method, **kwargs)
 
