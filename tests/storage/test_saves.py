@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,16 +17,29 @@ from PIL import Image
 
 from storage.kills import at_every_operation
 from vlm_lens import Ablate, ActivationPatch, Last, Steer, TaskVector, VLMLensError
+from vlm_lens.dictionaries import Dictionary
+from vlm_lens.dictionaries.gallery import Gallery
+from vlm_lens.dictionaries.train import _State as TrainingState
+from vlm_lens.directions import Direction, Subspace
+from vlm_lens.explorer import Explorer
+from vlm_lens.figures.feature_gallery import FeatureRow
+from vlm_lens.figures.picture_view import PictureView
+from vlm_lens.figures.write import write_figure
 from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.interventions import Intervention, ModelFacts
 from vlm_lens.layout.layout import Layout
+from vlm_lens.lenses import JacobianLens, TunedLens
+from vlm_lens.lenses.jacobian import _Sums as JacobianSums
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import OutputSite
 from vlm_lens.points.table import PointTable
+from vlm_lens.reading.mean import Mean
+from vlm_lens.reading.samples import Samples
 from vlm_lens.recipes import Result
 from vlm_lens.report import write_page
 from vlm_lens.scores.scores import Scores
 from vlm_lens.serial import FrozenTensor
+from vlm_lens.testing.report import Report
 
 P = "blocks.0.hook_resid_post"
 
@@ -52,6 +68,81 @@ def activations(value):
     layout = Layout((5, 6), ("a", "b"), ("text", "text"))
     held = {P: torch.full((1, 2, 3), value)}
     return ActivationCache(held, PointTable([point]), (layout,), source=lambda: FACTS)
+
+
+def dictionary(value):
+    tensors = {"w_enc": torch.full((3, 4), value), "b_enc": torch.zeros(4),
+               "w_dec": torch.full((4, 3), value), "b_dec": torch.zeros(3)}  # fmt: skip
+    return Dictionary({k: FrozenTensor(t) for k, t in tensors.items()}, P, P)
+
+
+def lens(kind, value):
+    weights = {f"{P}/all": FrozenTensor(torch.full((3, 3), value))}
+    return kind(weights=weights, source=FACTS)
+
+
+def direction(value):
+    data = FrozenTensor(torch.full((2, 3), value))
+    return Direction(data, "resid_post", FACTS, Last(), "mean", (1.0, 1.0), (value, value))
+
+
+def jacobian_sums(value):
+    sums = JacobianSums([P], ["all"], 3, torch.device("cpu"))
+    sums.counts["all"] = int(value)
+    for total in sums.sums.values():
+        total.fill_(value)
+    return sums
+
+
+def same_sums(one, other):
+    return one.counts == other.counts and all(
+        torch.equal(one.sums[k], other.sums[k]) for k in one.sums
+    )
+
+
+def loaded_sums(to):
+    found = jacobian_sums(0.0)
+    found.load(to)
+    return found
+
+
+def training(value):
+    weights = {name: torch.full((2, 2), value) for name in ("w_enc", "b_enc", "w_dec", "b_dec")}
+    state = TrainingState(weights, torch.tensor(value), torch.zeros(2), 1.0)
+    state.step = state.chunk = state.read = int(value)
+    return state
+
+
+def same_training(one, other):
+    same = all(torch.equal(one.weights[k], other.weights[k]) for k in one.weights)
+    return same and one.scale == other.scale and one.step == other.step
+
+
+def figure(word):
+    import plotly.graph_objects as go
+
+    return go.Figure(go.Bar(x=[word], y=[1]))
+
+
+def picture_view(word):
+    return PictureView(np.zeros(1), (), (), {}, (), (word,), name=word)
+
+
+@dataclass(frozen=True, eq=False)
+class WordExplorer(Explorer):
+    """An explorer of no model, whose page is one word."""
+
+    word: str = ""
+
+    @property
+    def html(self):
+        """The word."""
+        return self.word
+
+
+def in_file(name):
+    """Which of two words a file holds."""
+    return lambda to: "old" if re.search(r"\bold\b", (to / name).read_text()) else "new"
 
 
 def same_scores(one, other):
@@ -92,6 +183,71 @@ SAVES = {
         activations(1.0), activations(2.0),
         lambda v, to: v.save(to / "c"), lambda to: ActivationCache.load(to / "c"),
     ),
+    "a dictionary": (
+        dictionary(1.0), dictionary(2.0),
+        lambda v, to: v.save(to / "d"), lambda to: Dictionary.load(to / "d"),
+    ),
+    "a dictionary's folder": (
+        dictionary(1.0), dictionary(2.0),
+        lambda v, to: v.save_pretrained(to / "d"),
+        lambda to: dictionary(
+            float(Dictionary.from_pretrained(to / "d").tensors["w_enc"].data[0, 0])
+        ),
+    ),
+    "a tuned lens": (
+        lens(TunedLens, 1.0), lens(TunedLens, 2.0),
+        lambda v, to: v.save(to / "l"), lambda to: TunedLens.load(to / "l"),
+    ),
+    "a Jacobian lens": (
+        lens(JacobianLens, 1.0), lens(JacobianLens, 2.0),
+        lambda v, to: v.save(to / "l"), lambda to: JacobianLens.load(to / "l"),
+    ),
+    "a direction": (
+        direction(1.0), direction(2.0),
+        lambda v, to: v.save(to / "d"), lambda to: Direction.load(to / "d"),
+    ),
+    "a mean": (
+        Mean({P: FrozenTensor(torch.ones(3))}, FACTS, Last(), {P: 1}),
+        Mean({P: FrozenTensor(torch.zeros(3))}, FACTS, Last(), {P: 2}),
+        lambda v, to: v.save(to / "m"), lambda to: Mean.load(to / "m"),
+    ),
+    "samples": (
+        Samples({P: FrozenTensor(torch.ones(1, 1, 3))}, FACTS, Last()),
+        Samples({P: FrozenTensor(torch.zeros(1, 1, 3))}, FACTS, Last()),
+        lambda v, to: v.save(to / "s"), lambda to: Samples.load(to / "s"),
+    ),
+    "a subspace": (
+        Subspace(FrozenTensor(torch.ones(1, 3)), P, Last(), FACTS),
+        Subspace(FrozenTensor(torch.zeros(1, 3)), P, Last(), FACTS),
+        lambda v, to: v.save(to / "s"), lambda to: Subspace.load(to / "s"),
+    ),
+    "sums of a fit": (
+        jacobian_sums(1.0), jacobian_sums(2.0), lambda v, to: v.save(to, int(v.counts["all"])),
+        loaded_sums,
+    ),
+    "a training": (
+        training(1.0), training(2.0),
+        lambda v, to: v.save(to / "t"), lambda to: TrainingState.load(to / "t"),
+    ),
+    "an explorer": (
+        "old", "new",
+        lambda v, to: WordExplorer((), v).save(to / "e.html"), in_file("e.html"),
+    ),
+    "a gallery": (
+        "old", "new",
+        lambda v, to: Gallery(pd.DataFrame(), (FeatureRow(v, "", ()),)).save(to / "g.html"),
+        in_file("g.html"),
+    ),
+    "a view": (
+        "old", "new", lambda v, to: picture_view(v).save(to / "v.html"), in_file("v.html"),
+    ),
+    "a figure": (
+        "old", "new", lambda v, to: write_figure(figure(v), to / "f.html"), in_file("f.html"),
+    ),
+    "a conformance report": (
+        "old", "new",
+        lambda v, to: Report(v, "family", ()).save_html(to / "r.html"), in_file("r.html"),
+    ),
     "a page": (
         "old", "new",
         lambda v, to: write_page(to / "p.html", v, v, []),
@@ -100,10 +256,13 @@ SAVES = {
 }  # fmt: skip
 
 
+SAME = {"scores": same_scores, "sums of a fit": same_sums, "a training": same_training}
+
+
 @pytest.mark.parametrize("name", SAVES)
 def test_old_or_new_wherever_the_process_ends(name, tmp_path):
     old, new, save, load = SAVES[name]
-    same = same_scores if name == "scores" else lambda a, b: type(a) is type(b) and a == b
+    same = SAME.get(name, lambda a, b: type(a) is type(b) and a == b)
     save(old, tmp_path)
     assert same(load(tmp_path), old)
     seen = []

@@ -33,6 +33,7 @@ from vlm_lens.figures.view_parts import (
     strengths,
 )
 from vlm_lens.layout.geometry import PatchGrid
+from vlm_lens.storage.files import write_whole
 
 _MOST = 4_000_000  # numbers in one page
 _SIDE = 300  # pixels of a picture on the page
@@ -84,12 +85,11 @@ class PictureView:
             The path.
 
         Raises:
-            VLMLensError: Another ending, or no such setting.
+            VLMLensError: Another ending, no such setting, or a file that cannot be written.
         """
         path = Path(path)
         if path.suffix == ".html":
-            path.write_text(_page(self), encoding="utf-8")
-            return path
+            return write_whole(path, _page(self))
         from vlm_lens.figures.static_view import draw
 
         chosen = self.setting(**setting)

@@ -26,18 +26,21 @@ PICTURES = (".png", ".svg", ".pdf")
 _LETTER = 6.7  # pixels, of a legend's text
 
 
-def draw_figure(fig: go.Figure, to: str | Path | io.BytesIO, *, dpi: int = 150) -> None:
+def draw_figure(
+    fig: go.Figure, to: str | Path | io.BytesIO, *, kind: str = "", dpi: int = 150
+) -> None:
     """Draws a figure as a picture.
 
     Args:
         fig: A figure of the package: heat maps, bars, lines and markers on x and y axes.
         to: A file, whose ending says what kind, or a buffer for PNG.
+        kind: `"png"`, `"svg"` or `"pdf"`, where the ending does not say it.
         dpi: Dots to the inch of PNG; a figure has 100 of its pixels to the inch.
 
     Raises:
         VLMLensError: Another ending, a kind of trace that only plotly draws, or no matplotlib.
     """
-    kind = "png" if isinstance(to, io.BytesIO) else Path(to).suffix[1:]
+    kind = kind or ("png" if isinstance(to, io.BytesIO) else Path(to).suffix[1:])
     if f".{kind}" not in PICTURES:
         raise VLMLensError(
             f"{Path(str(to)).name}: a figure is written as .html, {', '.join(PICTURES)}."

@@ -19,6 +19,7 @@ from vlm_lens.figures.view_parts import (
     peak,
     strengths,
 )
+from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,8 +91,7 @@ def draw(
             said = f"tokens, set against the strongest of them: {peak(values[named]):.3g}"
             below.set_title(said, fontsize=9, loc="left")
     fig.suptitle(title, fontsize=10)
-    fig.savefig(path, dpi=150)
-    return path
+    return write_whole(path, lambda to: fig.savefig(to, format=path.suffix[1:], dpi=150))
 
 
 def _height(grids: Sequence[PatchGrid]) -> float:

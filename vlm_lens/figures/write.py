@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlm_lens.figures.static_figure import PICTURES, draw_figure
 from vlm_lens.figures.style import CONFIG
+from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,9 +25,16 @@ def write_figure(fig: go.Figure, path: str | Path, *, plotlyjs: str = "directory
             a path to a file `.js` (relative to the file) shares one.
 
     Raises:
-        VLMLensError: A picture is asked for, and matplotlib is not installed.
+        VLMLensError: A picture is asked for, and matplotlib is not installed; or the file cannot be
+            written.
     """
-    if Path(path).suffix in PICTURES:
-        draw_figure(fig, path)
+    path = Path(path)
+    if path.suffix in PICTURES:
+        write_whole(path, lambda to: draw_figure(fig, to, kind=path.suffix[1:]))
         return
-    fig.write_html(path, include_plotlyjs=plotlyjs, config=CONFIG)
+    library = path.with_name("plotly.min.js")
+    if plotlyjs == "directory" and not library.exists():
+        from plotly.offline import get_plotlyjs
+
+        write_whole(library, get_plotlyjs())
+    write_whole(path, lambda to: fig.write_html(to, include_plotlyjs=plotlyjs, config=CONFIG))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_lens.errors import ModelError
+from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +88,7 @@ class Report:
         """Writes the report as one page; returns its path."""
         title = escape(f"{self.model} ({self.family})")
         page = f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>"
-        path = Path(path)
-        path.write_text(page + self._repr_html_(), encoding="utf-8")
-        return path
+        return write_whole(path, page + self._repr_html_())
 
     def _repr_html_(self) -> str:
         rows = "".join(
