@@ -168,7 +168,8 @@ def single_token(tokenizer: Any, text: str) -> int:
     ids = encode(tokenizer, text)
     if len(ids) != 1:
         parts = [string_token(tokenizer, i) for i in ids]
-        raise PromptError(f"{text!r} is {len(ids)} tokens of this model, {parts}, not one.")
+        first = f"; its first is {parts[0]!r}, id {ids[0]}" if ids else ""
+        raise PromptError(f"{text!r} is {len(ids)} tokens of this model, {parts}, not one{first}.")
     return ids[0]
 
 

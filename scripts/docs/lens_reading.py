@@ -168,7 +168,8 @@ def page(rows: Sequence[dict[str, Any]], kl: Sequence[dict[str, Any]]) -> str:
                 continue
             row = here[lens]
             cell = f"{row['share']:.2f} ({row['shuffled']:.2f}) at {row['layer']}"
-            clear = row["share"] > max(0.03, 2 * row["shuffled"])  # more than the control
+            # more than the control, on more than a handful of patches
+            clear = row["share"] > max(0.03, 2 * row["shuffled"]) and row["positions"] >= 30
             line.append(f"**{cell}**" if row["share"] == leads and clear else cell)
         lines.append(line)
     parts = [
