@@ -60,6 +60,13 @@ def reproduce(
             min=1,
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Where several runs at once are made: loky (processes of this machine), ray, or "
+            "the address of a Ray cluster."
+        ),
+    ] = None,
 ) -> None:
     """Runs experiments of the paper and sets each number beside the paper's.
 
@@ -92,7 +99,8 @@ def reproduce(
                     plan,
                     say=lambda line: screen.print(line, highlight=False, markup=False),
                     progress=screen.is_terminal,
-                    jobs=jobs or _usual_jobs(plan.setup),
+                    jobs=jobs or (None if on else _usual_jobs(plan.setup)),
+                    on=on,
                     **options,
                 )
             )

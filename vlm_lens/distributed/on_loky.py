@@ -17,7 +17,7 @@ from typing import Any
 
 from vlm_lens.distributed.packed import Packed, pack, read_packed, unpack, write_packed
 from vlm_lens.distributed.refusal import DistributedError
-from vlm_lens.distributed.source import on_gpu, sent
+from vlm_lens.distributed.source import sent
 from vlm_lens.distributed.worker import Failure, Worker, versions
 from vlm_lens.distributed.workers import Job, OtherWorkers, Queue, Task
 from vlm_lens.hooked.hooked_model import HookedModel
@@ -29,9 +29,10 @@ _WORKER: dict[str, Worker] = {}
 
 @dataclass(frozen=True)
 class Loky:
-    """Processes of this machine, for models on the CPU: `on=Loky(workers=4)`, or `on="loky"`.
+    """Processes of this machine: `on=Loky(workers=4)`, or `on="loky"`.
 
-    Weights are written to a temporary file once, and its pages are shared by all processes.
+    Weights are written to a temporary file once, and its pages are shared by all processes; a model
+    on a GPU is put there once more by each.
 
     Attributes:
         workers: How many processes, each with one thread; as many as there are cores by default.
@@ -47,13 +48,8 @@ class Loky:
         """The processes, with a model: a context manager, for several calls.
 
         Raises:
-            DistributedError: The model is not on the CPU, or cannot be sent.
+            DistributedError: The model cannot be sent.
         """
-        if on_gpu(vlm):
-            raise DistributedError(
-                "Processes of this machine would each put the model on the same GPU: use Ray, "
-                "which gives each worker its own."
-            )
         return LokyWorkers(vlm, self.workers or len(os.sched_getaffinity(0)))
 
 

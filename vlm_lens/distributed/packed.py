@@ -7,10 +7,12 @@ Tensors that share a storage, as tied weights do, share it afterwards.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import pickle
 import warnings
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -21,6 +23,7 @@ from vlm_lens.distributed.refusal import DistributedError
 from vlm_lens.storage.files import write_whole
 
 _SMALL = 1 << 16  # bytes that are copied: they may be written to, what is shared may not
+_HOOKS = "transformers.utils.output_capturing"
 _ALIGNED = 64  # as torch's allocator and Ray's store do
 
 
@@ -108,23 +111,64 @@ class _Pickler(cloudpickle.Pickler):
         if isinstance(obj, torch.storage.TypedStorage):
             return _typed, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage):
-            cpu = obj if obj.device.type == "cpu" else obj.cpu()
-            array = torch.empty(0, dtype=torch.uint8).set_(cpu).numpy()
-            return _storage, (pickle.PickleBuffer(array), obj.device.type)
+            array, offset = _whole_lines(obj if obj.device.type == "cpu" else obj.cpu())
+            return _storage, (pickle.PickleBuffer(array), offset, obj.device.type)
+        if isinstance(obj, FunctionType) and obj.__module__ == _HOOKS and "<locals>" in str(obj):
+            return _dropped_hook, ()
         return super().reducer_override(obj)
+
+
+def dropped_hook(module: Any, args: Any, output: Any) -> None:
+    """Stands where transformers had put on a hook, which knows the other process's state."""
+
+
+def _dropped_hook() -> FunctionType:
+    return dropped_hook  # type: ignore[return-value]
 
 
 def _typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
     return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 
 
-def _storage(buffer: Any, device: str) -> torch.UntypedStorage:
-    if not memoryview(buffer).nbytes:
+class _Owned(np.ndarray):
+    """An array that keeps alive what its memory belongs to."""
+
+    owner: Any = None
+
+
+def _whole_lines(storage: torch.UntypedStorage) -> tuple[np.ndarray, int]:
+    """A storage's bytes from the beginning of their cache line on, and where there it begins.
+
+    Kernels sum in another order where numbers lie elsewhere in a line, and the last bits differ.
+    What stands before in the line is in the same page of memory, so it can be read.
+    """
+    if not storage.nbytes():
+        return np.empty(0, dtype=np.uint8), 0
+    offset = storage.data_ptr() % _ALIGNED
+    kind = ctypes.c_uint8 * (storage.nbytes() + offset)
+    array = np.frombuffer(kind.from_address(storage.data_ptr() - offset), np.uint8).view(_Owned)
+    array.owner = storage
+    return array, offset
+
+
+def _storage(buffer: Any, offset: int, device: str) -> torch.UntypedStorage:
+    array = np.frombuffer(buffer, dtype=np.uint8)
+    if not array.nbytes:
         return torch.UntypedStorage(0, device=device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DistributedError(
+            "What was sent lies on a GPU, and this worker has none: give Ray(num_gpus=1), or move "
+            "the model to the CPU first."
+        )
+    if array.ctypes.data % _ALIGNED:  # one that is small, in the stream
+        room = np.empty(array.nbytes + _ALIGNED, dtype=np.uint8)
+        start = -room.ctypes.data % _ALIGNED
+        room[start : start + array.nbytes] = array
+        array = room[start : start + array.nbytes]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it cannot be written to: nothing here writes
-        found = torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage()
+        found = torch.frombuffer(array, dtype=torch.uint8, offset=offset).untyped_storage()
     return found if device == "cpu" else found.to(device=device)
 
 
-__all__ = ["Packed", "pack", "read_packed", "unpack", "write_packed"]
+__all__ = ["Packed", "dropped_hook", "pack", "read_packed", "unpack", "write_packed"]

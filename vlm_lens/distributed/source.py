@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from vlm_lens.distributed.packed import dropped_hook
 from vlm_lens.distributed.refusal import DistributedError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.storage.identity import model_settings, processor_digest
@@ -28,6 +30,7 @@ class SentModel:
 
     def make(self) -> HookedModel:
         """The model, in a worker."""
+        _settle(self.hf_model)
         vlm = self.kind(self.hf_model, self.processor)
         vlm.__dict__["name"] = self.name
         return vlm
@@ -103,6 +106,25 @@ def _identity(vlm: HookedModel) -> dict[str, str]:
         "settings": model_settings(vlm.hf_model),
         "processor": processor_digest(vlm.processor),
     }
+
+
+def _settle(model: nn.Module) -> None:
+    """Has transformers know a model that was not made in this process.
+
+    What a class can record, such as the hidden states that LLaVA reads of its tower, stands in a
+    table that its constructor fills. The hooks that record stayed where the model comes from: the
+    next run puts on new ones.
+    """
+    from transformers import PreTrainedModel
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if hook is dropped_hook:
+                del module._forward_hooks[key]
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
+        if isinstance(module, PreTrainedModel):
+            _CAN_RECORD_REGISTRY[module] = module._can_record_outputs
 
 
 def on_gpu(vlm: HookedModel) -> bool:

@@ -285,17 +285,23 @@ class HookedModel(DescribedModel):
             yield self
 
     @contextmanager
-    def reusing_pictures(self) -> Iterator[Self]:
+    def reusing_pictures(self, store: PictureStore | None = None) -> Iterator[Self]:
         """While open, `run` and `run_with_cache` compute each distinct picture's features once.
 
         Pictures are told apart by their pixels as the model reads them. Runs that read or change
         tower or projector, that record gradients, or whose family's pictures depend on each other
         compute them as ever. Logits equal those of other runs up to rounding, because pictures are
         computed in other batches.
+
+        Args:
+            store: One of `picture_store`, which outlives the context; a new one by default.
         """
-        store = self._pictures or PictureStore(self.hf_model, self.family, self.architecture)
-        with opened(self, store):
+        with opened(self, store or self._pictures or self.picture_store()):
             yield self
+
+    def picture_store(self) -> PictureStore:
+        """A store of pictures' features for `reusing_pictures`."""
+        return PictureStore(self.hf_model, self.family, self.architecture)
 
     @property
     def _pictures(self) -> PictureStore | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -11,10 +11,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from vlm_lens.distributed import opened
+from vlm_lens.engine.picture_store import PictureStore
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
-from vlm_lens.interventions.base import compose
+from vlm_lens.interventions.base import Composed, compose
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.storage.files import FileError, read_json, write_tensors
@@ -110,6 +112,7 @@ def read_each(
     batch_size: int = 16,
     interventions: Any = (),
     save: str | Path | None = None,
+    on: Any = None,
 ) -> Tensor | Readings:
     """The activation at one position of each prompt, at every layer, `[prompts, layers, ...]`.
 
@@ -126,6 +129,7 @@ def read_each(
         interventions: What to change while reading.
         save: A folder to which each batch is written as soon as it is read, so that memory does
             not grow with the number of prompts; a reading that was killed goes on from there.
+        on: Where batches are read; see `HookedVLM.sweep`.
 
     Returns:
         A tensor on the CPU; with `save`, `Readings`.
@@ -146,25 +150,12 @@ def read_each(
     edits = compose(interventions)
     last_logits = None if len(edits) or "hook_logits" in names else 1  # nobody sees the others
 
-    def read(batch: Batch) -> Tensor:
-        _, cache = vlm.run_with_cache(
-            vlm.as_prompt(batch.prompts),
-            names_filter=names, positions=at, device="cpu", interventions=edits,
-            last_logits=last_logits,
-        )  # fmt: skip
-        stacked = torch.stack([cache[n] for n in names], dim=1)  # [batch, layers, positions, ...]
-        if stacked.shape[2] != 1:
-            raise VectorError(
-                f"{at} holds {stacked.shape[2]} positions; a vector is read at one: Last(), "
-                "Find(':', -3), ..."
-            )
-        return stacked[:, :, 0]
-
+    work = _Reading(tuple(names), at, edits, last_logits)
     if save is None:
         rows: list[Tensor | None] = [None] * n_rows
-        with vlm.reusing_pictures():
-            for batch in batches(vlm, listed, batch_size):
-                for number, value in zip(batch.rows, read(batch), strict=True):
+        with opened(on, vlm) as workers:
+            for numbers, values in workers.run(work, batches(vlm, listed, batch_size)):
+                for number, value in zip(numbers, values, strict=True):
                     rows[number] = value
         return torch.stack(rows)  # type: ignore[arg-type]
     identity = run_identity(
@@ -175,10 +166,49 @@ def read_each(
         done = frozenset(row for path in _shards(folder.path) for row in _rows_of(path))
         if len(done) < n_rows:
             folder.must_be_writable()
-        with vlm.reusing_pictures():
-            for batch in batches(vlm, listed, batch_size, done):
-                _write(folder.path, batch.rows, read(batch))
+            with opened(on, vlm) as workers:
+                left = batches(vlm, listed, batch_size, done)
+                for numbers, values in workers.run(work, left):
+                    _write(folder.path, numbers, values)
     return Readings(folder.path)
+
+
+@dataclass
+class _Reading:
+    """Reads batches; a picture that several of them show is computed once.
+
+    Attributes:
+        names: The points.
+        at: The position.
+        edits: What to change while reading.
+        last_logits: At how many of the last positions logits are computed; at all if None.
+    """
+
+    names: tuple[str, ...]
+    at: Position
+    edits: Composed
+    last_logits: int | None
+    _pictures: PictureStore | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, vlm: HookedModel, batch: Batch) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """The rows of a batch and their values, `[rows, layers, ...]`."""
+        self._pictures = vlm._pictures or self._pictures or vlm.picture_store()
+        with vlm.reusing_pictures(self._pictures):
+            _, cache = vlm.run_with_cache(
+                vlm.as_prompt(batch.prompts),
+                names_filter=list(self.names), positions=self.at, device="cpu",
+                interventions=self.edits, last_logits=self.last_logits,
+            )  # fmt: skip
+        stacked = torch.stack([cache[n] for n in self.names], dim=1)  # [batch, layers, pos, ...]
+        if stacked.shape[2] != 1:
+            raise VectorError(
+                f"{self.at} holds {stacked.shape[2]} positions; a vector is read at one: Last(), "
+                "Find(':', -3), ..."
+            )
+        yield batch.rows, stacked[:, :, 0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pictures": None}
 
 
 def made_or_raw(vlm: HookedModel, prompts: list[Any]) -> list[Any]:

@@ -128,6 +128,7 @@ class TaskVector(LayerVectors):
         batch_size: int = 16,
         seed: int | None = None,
         interventions: Any = (),
+        on: Any = None,
     ) -> Self:
         """Reads a vector at every layer and averages it over prompts.
 
@@ -139,6 +140,7 @@ class TaskVector(LayerVectors):
             batch_size: How many prompts run together at the most.
             seed: Noted in the vector, not used.
             interventions: What to change while reading.
+            on: Where prompts are read; see `HookedVLM.sweep`.
 
         Raises:
             VectorError: No prompts, or `at` means several positions.
@@ -154,8 +156,9 @@ class TaskVector(LayerVectors):
                 "'blocks.*...' and take one with vector.layer(i)."
             )
         stacked = read_each(
-            vlm, prompts, at=at, points=points, batch_size=batch_size, interventions=interventions
-        )
+            vlm, prompts, at=at, points=points, batch_size=batch_size,
+            interventions=interventions, on=on,
+        )  # fmt: skip
         return cls(
             FrozenTensor(stacked.double().mean(0).to(stacked.dtype)),
             kind=table[names[0]].kind,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from vlm_lens.distributed import Loky, Ray, as_place
 from vlm_lens.errors import VLMLensError
 from vlm_lens.figures.write import write_figure
 from vlm_lens.model.hooked_vlm import HookedVLM
@@ -18,7 +19,7 @@ from vlm_lens.reproduce.plan import ModelPlan
 from vlm_lens.reproduce.resized import remember_resized
 from vlm_lens.reproduce.setup import ReproduceError
 from vlm_lens.reproduce.store import Store
-from vlm_lens.reproduce.workers import in_processes, kept_error, run_one
+from vlm_lens.reproduce.workers import kept_error, run_on, run_one
 from vlm_lens.storage.files import written_together
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def execute(
     *,
     say: Callable[[str], None] = lambda line: None,
     progress: bool = False,
-    jobs: int = 1,
+    jobs: int | None = None,
+    on: Any = None,
     **options: Any,
 ) -> Outcome:
     """Runs a model's recipes; those that are finished in its folder are not run again.
@@ -68,7 +70,9 @@ def execute(
         plan: What to run.
         say: Called with a line for each run.
         progress: Whether recipes show progress bars; not with several jobs.
-        jobs: How many runs at once, each in a process of its own with the model loaded.
+        jobs: How many runs at once, each in a process with the model; one, in this process, by
+            default, and on Ray as many as it has room for.
+        on: Where: `"loky"`, `"ray"`, a cluster's address; see `HookedVLM.sweep`.
         **options: Passed to `HookedVLM.from_pretrained`: `dtype`, `device`, ...
 
     Returns:
@@ -80,12 +84,23 @@ def execute(
     vlm = HookedVLM.from_pretrained(plan.setup.model, **options)
     remember_resized(vlm.processor)
     with Store(plan.folder, plan.setup, vlm) as store:
-        return _execute(plan, store, vlm, say, progress, jobs, options)
+        return _execute(plan, store, vlm, say, progress, _place(vlm, jobs, on))
+
+
+def _place(vlm: HookedVLM, jobs: int | None, on: Any) -> Loky | Ray | None:
+    """Where several runs at once are made; None for one after the other, here."""
+    if on is None:
+        return Loky(jobs) if jobs is not None and jobs > 1 else None
+    place = as_place(on)
+    place = place if jobs is None else replace(place, workers=jobs)
+    if isinstance(place, Ray) and getattr(vlm.hf_model, "hf_quantizer", None) is not None:
+        return replace(place, load=True)
+    return place
 
 
 def _execute(
     plan: ModelPlan, store: Store, vlm: HookedVLM, say: Callable[[str], None], progress: bool,
-    jobs: int, options: Mapping[str, Any],
+    place: Loky | Ray | None,
 ) -> Outcome:  # fmt: skip
     """As `execute`, on a loaded model, in its folder."""
     skipped = dict(plan.skipped)
@@ -97,7 +112,7 @@ def _execute(
     needed = {name for one in experiments for name in one.recipes(plan.setup)}
     runs = {name: recipe for name, recipe in plan.runs.items() if name in needed}
     todo, errors = _check(runs, store, vlm, say)
-    work = _work(todo, plan, store, vlm, progress, jobs, options)
+    work = _work(todo, plan, store, vlm, progress, place)
     for i, (name, seconds, error) in enumerate(work, start=1):
         if error:
             errors[name] = error
@@ -126,15 +141,14 @@ def _work(
     store: Store,
     vlm: HookedVLM,
     progress: bool,
-    jobs: int,
-    options: Mapping[str, Any],
+    place: Loky | Ray | None,
 ) -> Iterator[tuple[str, float, str]]:
     """The runs, several at once where asked; what is timed runs alone, after the others."""
     timed = {n for one in plan.experiments if one.changes for n in one.recipes(plan.setup)}
     shared = {name: recipe for name, recipe in todo.items() if name not in timed}
     here = [name for name in todo if name in timed]
-    if jobs > 1 and len(shared) > 1:
-        yield from in_processes(shared, plan, options, jobs)
+    if place is not None and len(shared) > 1:
+        yield from run_on(shared, vlm, store, place)
     else:
         here = [*shared, *here]
     for name in here:

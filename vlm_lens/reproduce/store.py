@@ -33,7 +33,7 @@ class Store:
         vlm: The model.
 
     Raises:
-        ReproduceError: On entering, or by `check`: the folder holds results of another model, setup
+        ReproduceError: On entering: the folder holds results of another model, setup
             or version, or another process is at work in it.
     """
 
@@ -52,10 +52,6 @@ class Store:
 
     def __exit__(self, *error: Any) -> None:
         self._run.close()
-
-    def check(self) -> None:
-        """Checks a folder that another process, the one that started this one, has entered."""
-        self._run.check()
 
     def load(self, name: str, recipe: Recipe) -> Result | None:
         """A finished run; None if it is not there.

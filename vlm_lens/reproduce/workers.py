@@ -1,18 +1,14 @@
-"""Runs one recipe and keeps it, here or in processes that each hold the model."""
+"""Runs recipes and keeps their results: here, or in workers that each hold the model."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from vlm_lens.distributed import DistributedError, opened
 from vlm_lens.errors import VLMLensError
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reproduce.resized import remember_resized
@@ -20,13 +16,9 @@ from vlm_lens.reproduce.store import Store
 from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
-    from vlm_lens.recipes import Recipe
-    from vlm_lens.reproduce.plan import ModelPlan
-    from vlm_lens.reproduce.setup import Setup
+    from vlm_lens.recipes import Recipe, Result
 
-__all__ = ["in_processes", "kept_error", "run_one"]
-
-_WORKER: dict[str, Any] = {}
+__all__ = ["kept_error", "run_on", "run_one"]
 
 
 def run_one(
@@ -49,57 +41,66 @@ def kept_error(folder: Path, name: str, error: Exception) -> str:
         name: Of the run or the experiment.
         error: As it was caught.
     """
-    if isinstance(error, VLMLensError):
-        return str(error)
-    path = folder / "errors" / f"{name}.txt"
-    write_whole(path, "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {error} (traceback: {path})"
+    return _kept(folder, name, *_told(error))
 
 
-def in_processes(
-    runs: Mapping[str, Recipe], plan: ModelPlan, options: Mapping[str, Any], jobs: int
+def run_on(
+    runs: Mapping[str, Recipe], vlm: HookedVLM, store: Store, on: Any
 ) -> Iterator[tuple[str, float, str]]:
-    """Runs recipes in processes that each hold the model, in the order in which they finish."""
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    start = (plan.setup, plan.folder, dict(options))
-    with ProcessPoolExecutor(
-        min(jobs, len(runs)), context, initializer=_start_worker, initargs=start
-    ) as pool:
-        waiting = {pool.submit(_work, name, recipe): name for name, recipe in runs.items()}
+    """Runs recipes where `on` says, and saves them here, in the order in which they finish.
+
+    Args:
+        runs: The recipes by name.
+        vlm: The model.
+        store: Where results go.
+        on: A `Loky` or `Ray`; see `vlm_lens.distributed`.
+    """
+    left = dict(runs)
+    try:
+        with opened(on, vlm) as workers:
+            for name, seconds, result, error in workers.run(_run, runs.items()):
+                del left[name]
+                yield name, seconds, _saved(name, store, result, error)
+    except DistributedError as error:  # processes ended again and again: for want of memory, say
+        for name in left:
+            yield name, 0.0, str(error)
+
+
+def _saved(name: str, store: Store, result: Result | None, error: tuple[str, str] | None) -> str:
+    """Saves a result; what went wrong with it, if anything."""
+    if error is None:
         try:
-            for done in as_completed(waiting):
-                name, error = waiting[done], done.exception()
-                if isinstance(error, Exception):  # the process itself ended: killed for memory, say
-                    yield name, 0.0, kept_error(plan.folder, name, error)
-                else:
-                    yield name, *done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            store.save(name, result)
+            return ""
+        except Exception as raised:
+            error = _told(raised)
+    return _kept(store.folder, name, *error)
 
 
-def _start_worker(setup: Setup, folder: Path, options: Mapping[str, Any]) -> None:
-    import signal
-
-    import torch
-    from transformers.utils import logging
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    vlm = HookedVLM.from_pretrained(setup.model, **options)
-    store = Store(folder, setup, vlm)
-    store.check()
-    _WORKER.update(vlm=vlm, store=store)
+def _run(
+    vlm: HookedVLM, named: tuple[str, Recipe]
+) -> Iterator[tuple[str, float, Result | None, tuple[str, str] | None]]:
+    """A recipe's result, in a worker; or what went wrong, and the traceback if not foreseen."""
     remember_resized(vlm.processor)
+    name, recipe = named
+    clock = perf_counter()
+    try:
+        result, error = recipe.run(vlm, progress=False), None
+    except Exception as raised:
+        result, error = None, _told(raised)
+    yield name, perf_counter() - clock, result, error
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed has nobody to work for."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+def _told(error: Exception) -> tuple[str, str]:
+    """An error in a line, and its traceback; none where the package foresaw it."""
+    if isinstance(error, VLMLensError):
+        return str(error), ""
+    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
 
-def _work(name: str, recipe: Recipe) -> tuple[float, str]:
-    return run_one(name, recipe, _WORKER["vlm"], _WORKER["store"], progress=False)
+def _kept(folder: Path, name: str, line: str, trace: str) -> str:
+    if not trace:
+        return line
+    path = folder / "errors" / f"{name}.txt"
+    write_whole(path, trace)
+    return f"{line} (traceback: {path})"
