@@ -201,15 +201,18 @@ def test_a_vision_language_model_of_a_known_form_conforms(picture):
         assert torch.equal(mine[name], theirs[name]), name
     for here, there in zip(prompt.layouts, known.layouts, strict=True):
         assert [i.positions for i in here.images] == [i.positions for i in there.images]
+        for mine, theirs in zip(here.images, there.images, strict=True):  # found by painting
+            for space in ("text", "vision", "projector"):
+                assert mine.space(space).grids == theirs.space(space).grids != ()
 
 
 def test_what_is_not_known_is_told(picture):
     vlm = new_vlm()
     prompt = vlm.prompt("<image>A:", [picture])
-    with pytest.raises(VLMLensError, match="geometry of this model's pictures is not described"):
-        vlm.run(prompt, interventions=Ablate("projector.hook_out", at=Patches(0, rows=0)))
+    row = Ablate("projector.hook_out", at=Patches(0, rows=0))
     changed = vlm.run(prompt, interventions=Ablate("projector.hook_out", at=Images()))
     assert not torch.equal(changed, vlm.run(prompt))
+    assert not torch.equal(changed, vlm.run(prompt, interventions=row))
     with pytest.raises(VLMLensError, match="which of the tower's layers"):
         vlm.points("vision.hook_out")
 

@@ -22,6 +22,7 @@ from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.family import Family
 from vlm_lens.families.parts.found import HELP, found_decoder
 from vlm_lens.families.parts.found_encoder import Encoder
+from vlm_lens.families.parts.found_geometry import Painted, painted, placed
 from vlm_lens.families.parts.found_tower import FoundTower, Held, blocks_read, found_tower
 from vlm_lens.families.parts.picture import Picture, runs_of
 from vlm_lens.families.parts.picture_lengths import lengths_of_features, rows_are_pictures
@@ -56,6 +57,7 @@ class StructureFamily(Family):
         self.takes_images = _vision_config(config) is not None
         self._tower: FoundTower | None = None
         self._encoder: Encoder | None = None
+        self._painted: dict[Any, Painted | None] = {}
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
         """The parts that can be told for certain.
@@ -151,7 +153,7 @@ class StructureFamily(Family):
         return len(pixels[0])
 
     def pictures(self, batch: PictureBatch) -> list[Picture]:
-        """Each picture's image tokens; which patch is where is not known.
+        """Each picture's image tokens, and its patches where painting shows where they stand.
 
         Raises:
             PromptError: It cannot be told which image tokens belong to which picture.
@@ -163,10 +165,16 @@ class StructureFamily(Family):
             spaces = [_spaces(batch, h, counts, patches) for h in held]
         else:
             spaces = [_by_rows(batch, counts, tower=t) for t in (True, False)]
-        return [
+        pictures = [
             Picture(n, (), vision, projector, _WHY)
             for n, vision, projector in zip(counts, *spaces, strict=True)
         ]
+        pixels = batch.inputs.get("pixel_values")
+        size = None if pixels is None else pixels.shape[1:]
+        if size not in self._painted:
+            alone = patches is None and pixels is not None and len(pixels) == len(pictures)
+            self._painted[size] = painted(batch) if alone else None
+        return placed(batch, pictures, self._painted[size])
 
 
 def _vision_config(config: Any) -> Any:

@@ -84,21 +84,35 @@ def pictures_are_separate(subject: Subject) -> str:
 
 
 def half_precision(subject: Subject) -> str:
-    """A copy in bfloat16 reads the same prompt and runs as Hugging Face's own."""
-    vlm, prompt = subject.vlm, subject.prompt
+    """Copies in bfloat16 and float16 read the same prompt and run as Hugging Face's own."""
+    vlm = subject.vlm
     if not subject.cold:
         raise NotApplicable("it takes a copy of the model (cold=True)")
     if not has_plain_weights(vlm.hf_model):
         raise NotApplicable("weights that are quantised or offloaded are not cast")
-    cast = copy.deepcopy(vlm.hf_model).to(torch.bfloat16)
-    inputs = {
-        k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in prompt.inputs.items()
-    }
+    told = {dtype: _in_half(subject, dtype) for dtype in (torch.bfloat16, torch.float16)}
+    ran = [_named(dtype) for dtype, why in told.items() if not why]
+    lacks = [f"Hugging Face's own model does not run in {_named(dtype)} ({why})"
+             for dtype, why in told.items() if why]  # fmt: skip
+    if not ran:
+        raise NotApplicable("; ".join(lacks))
+    return "; ".join([" and ".join(ran), *lacks])
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _in_half(subject: Subject, dtype: torch.dtype) -> str:
+    """Why Hugging Face's own model does not run in a dtype; empty where it does, as here."""
+    vlm, prompt = subject.vlm, subject.prompt
+    cast = copy.deepcopy(vlm.hf_model).to(dtype)
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in prompt.inputs.items()}
     try:
         with torch.no_grad():
             plain = cast(**inputs, use_cache=False).logits
-    except RuntimeError as error:
-        raise NotApplicable(f"Hugging Face's own model does not run in bfloat16: {error}") from None
+    except (RuntimeError, NotImplementedError) as error:  # a kernel that the device lacks
+        return str(error).split("\n")[0][:120]
     twin = HookedModel(cast, vlm.processor)
     known = prompt.texts and vlm.processor is not None and len(prompt.images) == len(prompt.texts)
     try:
@@ -108,10 +122,13 @@ def half_precision(subject: Subject) -> str:
             given = twin.as_prompt(dict(prompt.inputs))
         logits = twin.run(given)
     except (RuntimeError, VLMLensError) as error:
-        raise CheckFailed(f"Hugging Face's own model runs in bfloat16, and here: {error}") from None
-    if not torch.equal(logits, plain):
-        raise CheckFailed(f"bfloat16 is off by {float((logits - plain).abs().max()):.3g}")
-    return "bfloat16"
+        raise CheckFailed(
+            f"Hugging Face's own model runs in {_named(dtype)}, and here: {error}"
+        ) from None
+    same = torch.equal(logits.nan_to_num(), plain.nan_to_num())  # float16 may overflow
+    if not same or not torch.equal(logits.isnan(), plain.isnan()):
+        raise CheckFailed(f"{_named(dtype)} is off by {float((logits - plain).abs().max()):.3g}")
+    return ""
 
 
 def _same(mine: Tensor, expected: Tensor) -> bool:

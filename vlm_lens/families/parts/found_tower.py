@@ -134,7 +134,7 @@ def found_tower(model: nn.Module, config: Any, text: str) -> FoundTower | None:
             recording, out = record(model, run)
         except Exception:  # noqa: BLE001  whatever a model may raise on a form that is not its own
             continue
-        features = _features(out)
+        features = features_of(out)
         if features is not None:
             return _found(model, config, text, pictures, recording, out, features, run)
     return None
@@ -152,7 +152,7 @@ def blocks_read(model: nn.Module, config: Any, text: str, path: str, n_blocks: i
     """
     for _, run in _runs(model, config, text, _MOST_BARE):
         try:
-            features = _features(run())
+            features = features_of(run())
             if features is not None:
                 return _reads(model, path, n_blocks, run, features)
         except Exception:  # noqa: BLE001  whatever a model may raise on a form that is not its own
@@ -181,7 +181,7 @@ def _runner(model: nn.Module, function: Callable, pictures: ProbePictures) -> Ca
     return run
 
 
-def _features(out: Any) -> Tensor | None:
+def features_of(out: Any) -> Tensor | None:
     """What stands in the text, `[pos, d_model]`."""
     pooled = getattr(out, "pooler_output", None)
     deep = getattr(out, "deepstack_features", None)
@@ -325,7 +325,7 @@ def _reads(
 
         handle = submodule(model, f"{path}.{i}").register_forward_hook(changed, prepend=True)
         try:
-            if not torch.equal(_features(run()), features):
+            if not torch.equal(features_of(run()), features):
                 return i + 1
         finally:
             handle.remove()
