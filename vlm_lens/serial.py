@@ -69,6 +69,15 @@ class FrozenTensor:
         """What it holds, detached and on the CPU."""
         return self.data
 
+    @property
+    def extremes(self) -> tuple[bool, bool]:
+        """Whether it holds NaN, and whether infinity; looked at once, as it does not change."""
+        known = vars(self).get("_extremes")
+        if known is None:
+            known = bool(self.data.isnan().any()), bool(self.data.isinf().any())
+            object.__setattr__(self, "_extremes", known)
+        return known
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FrozenTensor):
             return False
@@ -100,6 +109,11 @@ class LearnedTensor(FrozenTensor):
 
     def __post_init__(self):
         pass
+
+    @property
+    def extremes(self) -> tuple[bool, bool]:
+        """Whether it holds NaN now, and whether infinity."""
+        return bool(self.data.isnan().any()), bool(self.data.isinf().any())
 
     @property
     def content(self) -> Tensor:

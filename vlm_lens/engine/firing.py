@@ -129,8 +129,8 @@ class Dispatcher:
         self._rows = 1
         self._generates = False
         self._entry = _entry(points)
-        reads = (p.site for p in points.values() if p.name == "encoder.hook_merged")
-        self._encoder_reads = next(reads, None)
+        merged = "encoder.hook_merged"
+        self._encoder_reads = points[merged].site if merged in points else None
         self._owner = Owner()
 
     def attachments(self, model: nn.Module) -> Attachments:

@@ -164,6 +164,10 @@ class _JointRun:
             self._columns.append(_Columns(len(position), start, layer))
             position += range(start, length)
             whose += [number] * (length - start)
+        self._widths = [
+            length + sum(length - c.start for c in self._columns if c.layer <= layer)
+            for layer in range(run.n_layers + 1)
+        ]  # how many positions stand in each block, and before the final norm
         self._position, self._whose = torch.tensor(position), torch.tensor(whose)
         self._begins = torch.tensor([length, *(c.start for c in self._columns)])
         ops = [
@@ -212,7 +216,7 @@ class _JointRun:
         args: tuple, kwargs: dict[str, Any],
     ) -> tuple[tuple, dict[str, Any]]:  # fmt: skip
         """Gives a block the further positions, and masks and rotary embeddings for them."""
-        width = self._width(layer)
+        width = self._widths[layer]
         named = dict(zip(names, args, strict=False)) | kwargs
         stream: Tensor = named[names[0]]
         hooked.place(offset=0, length=width, rows=self._outline.n_rows)
@@ -253,17 +257,12 @@ class _JointRun:
             self._positions[device] = self._position.to(device)
         return self._positions[device]
 
-    def _width(self, layer: int) -> int:
-        """How many positions stand in a block."""
-        length = self._outline.length
-        return length + sum(length - c.start for c in self._columns if c.layer <= layer)
-
     def _grown(self, stream: Tensor, layer: int) -> Tensor:
         """The stream with the positions of those variants that join it here."""
-        width = self._width(layer)
+        width = self._widths[layer]
         if width == stream.shape[1]:
             return stream
-        if stream.shape[1] != (self._width(layer - 1) if layer else self._outline.length):
+        if stream.shape[1] != (self._widths[layer - 1] if layer else self._outline.length):
             raise NotReplayable("its stream has other positions than its prompt")
         joining = self._position_on(stream.device)[stream.shape[1] : width]
         return torch.cat([stream, stream.index_select(1, joining)], 1)

@@ -19,9 +19,7 @@ def check_not_compiled(model: nn.Module, paths: Iterable[str]) -> None:
     Raises:
         ModelError: One of them, or a module around it, is compiled.
     """
-    names = {name for path in paths for name in _around(path)}
-    for name in sorted(names):
-        module = model.get_submodule(name)
+    for name, module in _around(model, paths):
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         if compiled or "_orig_mod" in module._modules:
             raise ModelError(
@@ -31,11 +29,18 @@ def check_not_compiled(model: nn.Module, paths: Iterable[str]) -> None:
             )
 
 
-def _around(path: str) -> Iterator[str]:
-    yield ""
-    parts = path.split(".") if path else []
-    for n in range(len(parts)):
-        yield ".".join(parts[: n + 1])
+def _around(model: nn.Module, paths: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Each module on the way from the model to those at some paths, once."""
+    seen = {"": model}
+    yield "", model
+    for path in sorted(paths):
+        name, module = "", model
+        for part in path.split(".") if path else ():
+            name = f"{name}.{part}" if name else part
+            if name not in seen:
+                seen[name] = module.get_submodule(part)
+                yield name, seen[name]
+            module = seen[name]
 
 
 def check_not_checkpointing(model: nn.Module) -> None:

@@ -42,9 +42,11 @@ def freeze_value(value: Any, points: tuple[str, ...], at: Position) -> Any:
     Raises:
         InterventionError: Not a number, tensor, vector or cache.
     """
+    if isinstance(value, FrozenTensor):  # first, as questions of a Protocol are slow
+        return value
     if isinstance(value, Sliceable):
         return value.slice_at(points, at)
-    if isinstance(value, PointValue | FrozenTensor):
+    if isinstance(value, PointValue):
         return value
     if isinstance(value, Tensor):
         return as_frozen(checked(value))
@@ -104,15 +106,16 @@ def value_for(
         VectorError: There is none for this point, or it does not fit this model.
     """
     if isinstance(value, FrozenTensor):
-        found = value.data
+        found, (nan, infinity) = value.data, value.extremes
     else:
         found = value.value_at(point, target.model, allow_transfer=allow_transfer)
-    if found.isnan().any():
+        nan, infinity = bool(found.isnan().any()), bool(found.isinf().any())
+    if nan:
         raise InterventionError(
             f"The value for {point.name} holds NaN, and the model would go on with nothing else: "
             "look where it comes from (a mean over nothing, a division by zero, an overflow)."
         )
-    if found.isinf().any() and not point.name.endswith("attn_scores"):
+    if infinity and not point.name.endswith("attn_scores"):
         raise InterventionError(
             f"The value for {point.name} holds infinity, of which the model would make NaN: look "
             "where it comes from (an overflow in half precision, a division by zero)."

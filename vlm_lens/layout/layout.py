@@ -105,7 +105,8 @@ class Layout:
     @property
     def last(self) -> int:
         """The last position that is not padding."""
-        return max((i for i, k in enumerate(self.kinds) if k != PAD), default=len(self) - 1)
+        backwards = range(len(self.kinds) - 1, -1, -1)
+        return next((i for i in backwards if self.kinds[i] != PAD), len(self) - 1)
 
     def of_kind(self, kind: str) -> list[int]:
         """All positions of one kind: `"text"`, `"special"`, `"pad"` or `"image 0"`."""

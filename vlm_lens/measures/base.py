@@ -95,7 +95,13 @@ class LogitMeasure(Measure):
     """A measure of the logits at a prompt's last positions.
 
     `values` and `records` are given what `resolved` made of the measure's tokens.
+
+    Attributes:
+        of_each_row: Whether a row's record is made of its logits alone, so that the rows of many
+            variants can be measured together.
     """
+
+    of_each_row: ClassVar[bool] = False
 
     @property
     def n_last(self) -> int:
@@ -182,7 +188,11 @@ class BoundLogits(BoundMeasure):
 
     def of_replay(self, baseline: Baseline, replayed: Replayed) -> list[list[Record]]:
         """From the replayed logits."""
-        return [self.records(logits) for logits in replayed.logits]
+        if not self.measure.of_each_row:
+            return [self.records(logits) for logits in replayed.logits]
+        n_rows = replayed.logits.shape[1]
+        records = self.records(replayed.logits.flatten(0, 1))
+        return [records[i : i + n_rows] for i in range(0, len(records), n_rows)]
 
     def of_run(self, interventions: Any) -> list[Record]:
         """From the logits of a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,11 +15,15 @@ from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.serial import savable
 from vlm_lens.tokens import string_token
 
+_AT_ONCE = 1 << 24  # numbers of which probabilities are made at once
+
 
 @savable
 @dataclass(frozen=True)
 class Top1(LogitMeasure):
     """The most likely next token and its probability."""
+
+    of_each_row: ClassVar[bool] = True
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -29,11 +33,13 @@ class Top1(LogitMeasure):
     def records(self, vlm: HookedModel, logits: Tensor, tokens: Any) -> list[Record]:
         """Columns `token_id`, `token`, `prob`."""
         found = []
-        for row in logits:
-            probs = row[-1].float().softmax(-1)
-            best = int(probs.argmax())
-            text = string_token(vlm.tokenizer, best) if vlm.tokenizer else str(best)
-            found.append({"token_id": best, "token": text, "prob": float(probs[best])})
+        for some in logits[:, -1].split(max(1, _AT_ONCE // logits.shape[-1])):
+            probs = some.float().softmax(-1)
+            best = probs.argmax(-1, keepdim=True)
+            prob = probs.gather(-1, best)
+            for token, p in zip(best[:, 0].tolist(), prob[:, 0].tolist(), strict=True):
+                text = string_token(vlm.tokenizer, token) if vlm.tokenizer else str(token)
+                found.append({"token_id": token, "token": text, "prob": p})
         return found
 
 
@@ -85,6 +91,7 @@ class Logits(LogitMeasure):
     """
 
     positions: int = 1
+    of_each_row: ClassVar[bool] = True
 
     @property
     def n_last(self) -> int:
@@ -98,7 +105,7 @@ class Logits(LogitMeasure):
 
     def records(self, vlm: HookedModel, logits: Tensor, tokens: Any) -> list[Record]:
         """One column `logits`, a tensor `[positions, d_vocab]` on the CPU."""
-        return [{"logits": row.cpu().clone()} for row in logits]
+        return [{"logits": row.clone()} for row in logits.cpu()]
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ class PointTable(Mapping[str, Point]):
         self._aliases = aliases
 
     def __getitem__(self, name: str | tuple) -> Point:
+        if isinstance(name, str) and name in self._points:
+            return self._points[name]
         full = self.full_name(name)
         if full in self._points:
             return self._points[full]

@@ -55,7 +55,10 @@ class Lowered:
             if cells not in self._shared:
                 self._shared[cells] = cells
                 self._size += len(cells)
-        return replace(op, rows=self._shared[op.rows], positions=self._shared[op.positions])
+        rows, positions = self._shared[op.rows], self._shared[op.positions]
+        if rows is op.rows and positions is op.positions:
+            return op
+        return replace(op, rows=rows, positions=positions)
 
     def _note_place(self, variant: Variant, ops: Sequence[Op]) -> None:
         """Where the label of a position lies, if it means one place of each row of the prompt."""
