@@ -23,6 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from vlm_lens import ActivationCache, HookedVLM
 from vlm_lens.errors import ModelError, PointError
 from vlm_lens.interop.transformer_lens import from_cache, to_bridge, to_cache
+from vlm_lens.lenses import JacobianLens, LensError
 
 pytestmark = pytest.mark.slow  # transformer_lens takes seconds to import
 
@@ -325,3 +326,51 @@ def test_caches_that_cannot_be_handed_over_are_refused(both):
     empty = ActivationCache({}, vlm.points(), prompt.layouts)
     with pytest.raises(PointError, match="nothing"):
         to_cache(empty, vlm, bridge)
+
+
+def test_its_jacobian_lens_is_read(both, tmp_path):
+    from transformer_lens.tools.analysis.jacobian_lens import JacobianLens as TheirLens
+
+    vlm, bridge, prompt = both
+    seed = torch.Generator().manual_seed(0)
+    width, last = vlm.cfg.d_model, vlm.cfg.n_layers - 1
+    maps = {n: torch.randn(width, width, generator=seed) for n in range(last)}
+    theirs = TheirLens(maps, n_prompts=3, d_model=width)
+    theirs.save(tmp_path / "lens.pt", dtype=torch.float32)
+    ours = JacobianLens.from_published(tmp_path / "lens.pt", vlm)
+    _, cache = vlm.run_with_cache(prompt)
+    read = ours.run(vlm, prompt)
+    model = vlm.hf_model
+    for layer in range(last):
+        with torch.no_grad():
+            moved = theirs.transport(cache["resid_post", layer][0], layer)
+            expected = model.lm_head(model.model.language_model.norm(moved)).argmax(-1)
+        assert torch.equal(read.top_ids[layer, :, 0], expected)
+    sums = {"jacobian_sum": {n: 5 * m for n, m in maps.items()}, "n_done": 5}
+    torch.save(sums, tmp_path / "fit.pt")
+    again = JacobianLens.from_published(tmp_path / "fit.pt", vlm)
+    for name, weight in ours.weights.items():
+        torch.testing.assert_close(again.weights[name].data, weight.data)
+    torch.save({"J": {0: torch.zeros(3, 3)}}, tmp_path / "other.pt")
+    for name, why in (("other.pt", "of width"), ("none.pt", "cannot be read")):
+        with pytest.raises(LensError, match=why):
+            JacobianLens.from_published(tmp_path / name, vlm)
+    torch.save({"a": 1}, tmp_path / "else.pt")
+    with pytest.raises(LensError, match="no Jacobian lens"):
+        JacobianLens.from_published(tmp_path / "else.pt", vlm)
+
+
+def test_what_its_logit_attribution_would_get_wrong_is_right_from_our_cache(both):
+    """It refuses a bridge whose weights are as the checkpoint has them; the cache does the same."""
+    from transformer_lens.tools.analysis import direct_logit_attribution
+
+    vlm, bridge, prompt = both
+    logits, cache = vlm.run_with_cache(prompt)
+    theirs = to_cache(cache, vlm, bridge)
+    with pytest.raises(ValueError, match="compatibility"):
+        direct_logit_attribution(bridge, answer_tokens=7, cache=theirs)
+    parts = theirs.decompose_resid(pos_slice=-1)
+    difference = theirs.logit_attrs(parts, 7, incorrect_tokens=20, pos_slice=-1).sum(0)
+    torch.testing.assert_close(
+        difference.flatten(), (logits[:, -1, 7] - logits[:, -1, 20]), atol=1e-3, rtol=1e-3
+    )

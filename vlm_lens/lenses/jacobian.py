@@ -13,6 +13,7 @@ before a source within its picture count as well.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from vlm_lens.integers import as_integer
 from vlm_lens.interventions.steer import Steer
 from vlm_lens.layout.positions import All
 from vlm_lens.lenses.base import LensError
-from vlm_lens.lenses.fitted import FittedLens, fit_folder, group_of, groups, positions_read
+from vlm_lens.lenses.fitted import WHOLE, FittedLens, fit_folder, group_of, groups, positions_read
 from vlm_lens.lenses.logit_lens import LogitLens
 from vlm_lens.reading.many import as_list, batches, made_or_raw
 from vlm_lens.serial import FrozenTensor, savable
@@ -100,6 +101,48 @@ class JacobianLens(FittedLens):
             kinds=kinds,
             about={"prompts": len(listed), "sources": dict(sums.counts)},
         )
+
+    @classmethod
+    def from_published(cls, path: str | Path, vlm: HookedModel) -> Self:
+        """Reads a lens that TransformerLens, or the method's own code, has saved: one `.pt` file.
+
+        Tensors alone are unpickled (`weights_only`), nothing in the file is run. The file says the
+        width and the blocks of its model and not its weights, so that it is yours to know that it
+        was fitted on `vlm`, or on the language model that `vlm` was made from.
+
+        Args:
+            path: The file: `J`, block -> `[d_model, d_model]`, or `jacobian_sum` with `n_done`.
+            vlm: The model that it is used on.
+
+        Raises:
+            LensError: No such file, another kind of file, or a lens of another model.
+        """
+        try:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise LensError(f"{path} cannot be read: {error}.") from None
+        sums = held.get("jacobian_sum") if isinstance(held, dict) else None
+        found = held.get("J", sums) if isinstance(held, dict) else None
+        prompts = int(held.get("n_done" if found is sums else "n_prompts", 0)) if found else 0
+        if not found or (found is sums and prompts < 1):
+            raise LensError(f"{path} holds no Jacobian lens: it has neither J nor jacobian_sum.")
+        width, last = vlm.cfg.d_model, vlm.cfg.n_layers - 1
+        misfit = [m for m in found.values() if tuple(m.shape) != (width, width)]
+        if misfit or max(map(int, found)) >= last or min(map(int, found)) < 0:
+            size = list((misfit or list(found.values()))[0].shape)
+            raise LensError(
+                f"{path} holds maps {size} for blocks {min(found)} to {max(found)}; {vlm.name} has "
+                f"{last + 1} blocks of width {width}, of which the last needs none."
+            )
+        weights = {
+            f"blocks.{int(layer)}.hook_resid_post/{WHOLE}": FrozenTensor(
+                matrix.float() / (prompts if found is sums else 1)
+            )
+            for layer, matrix in found.items()
+        }
+        about = {"prompts": prompts, "file": Path(path).name}
+        points = tuple(key.rsplit("/", 1)[0] for key in weights)
+        return cls(points=points, weights=weights, source=vlm.facts, about=about)
 
 
 class _Sums:
