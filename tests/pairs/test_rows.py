@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
 
-from vlm_lens import HookedVLM, VLMLensError
+from vlm_lens import HookedVLM, Images, Last, VLMLensError
 from vlm_lens.pairs import PairError, constraint_pairs, task_pairs
 from vlm_lens.tasks import Task
 
@@ -88,3 +89,22 @@ def test_pictures_of_other_proportions_are_brought_to_one_size(tmp_path):
     pairs = task_pairs(qwen, task, 1, size=(32, 32))
     assert all(isinstance(p, Image.Image) and p.size == (32, 32) for p in pairs[0].clean.images[0])
     assert all(a[0] < b[0] for a, b in pairwise(pairs[0].positions.text))
+
+
+@pytest.mark.slow
+def test_on_an_organism_the_picture_that_differs_is_found_and_the_other_is_not():
+    vlm = HookedVLM.from_pretrained("toy-idefics2")
+    pairs = task_pairs(vlm, "country-capital", 3, examples=1, seed=0).solved(vlm)
+    assert len(pairs) == 3 and len(pairs[0].clean.images[0]) == 2
+    places = lambda pair: {  # noqa: E731
+        "that picture": pair.changed, "the other": Images() - pair.changed, "last": Last(),
+    }  # fmt: skip
+    entry = pairs.patch(vlm, "hook_merged", at=places, progress=False).mean("pair")
+    assert entry.values.to_numpy() == pytest.approx([1, 0, 0], abs=1e-4)
+    found = pairs.patch(vlm, "blocks.*.hook_resid_post", at=places, progress=False)
+    assert np.abs(found.sel(kind="the other").values.to_numpy()).max() < 1e-4  # the control
+    means = found.mean("pair")
+    assert float(means.sel(kind="that picture", layer=0).values) > 0.2  # text has read it already
+    assert means.sel(layer=7).values.to_numpy() == pytest.approx([0, 0, 1], abs=1e-4)
+    best = pairs.attribute(vlm, "hook_merged", at=places, progress=False).mean("pair").top(1)
+    assert best["kind"][0] == "that picture"
