@@ -54,6 +54,12 @@ def test_all_code_is_tested():
     assert len(shown) == fences.count("text"), "what is shown stands right below its code"
 
 
+def test_the_readme_is_short():
+    text = re.sub(r"^```.*?^```$", "", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+    words = [word for word in text.split() if re.search(r"\w", word)]
+    assert len(words) <= 700
+
+
 def test_pages_name_only_points_that_exist():
     """Names in prose and tables, not only in code that runs."""
     from vlm_lens import HookedVLM

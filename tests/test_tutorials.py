@@ -22,24 +22,52 @@ MOST = 1_500_000  # bytes of a file
 # answers to the exercises of each tutorial that a check must refuse, also of wrong kinds
 WRONG = {
     "01_first_look": [
-        ("layout.image[0].positions", "8", "'right'", "None", "[[1, 2]].pop"),
+        ("layout.image[0].positions", "8", "'right'", "None", "[[1, 2]].pop", "torch.zeros(3, 2)"),
         ("torch.zeros(vlm.cfg.n_layers)", "[0.1, 0.2]", "['a'] * 8", "3", "None", "{'a': 1}"),
         ("patch(best, torch.zeros(vlm.cfg.d_model))", "[1, 2]", "read", "'currency'", "None"),
     ],
-    "02_what_a_patch_says": [
+    "02_the_papers_finding": [
+        ("99", "'block 3'", "None", "[3]", "alike"),
+        ("'Greece'", "3", "None", "['Athens']", "vectors"),
+        ("vectors['text'].layer(best)", "[1.0, 2.0]", "'noise'", "None", "3", "vectors"),
+    ],
+    "03_where_it_looks": [
+        ("(2, 1)", "3", "'d1'", "None", "[0]", "prompt"),
+        ("AttentionKnockout(Last(), keys=Images(), layers=[2])", "[1]", "'cut'", "None",
+         "AttentionKnockout(Last(), keys=Images(), layers=[2], heads=[1])"),
+        ("0", "'late'", "None", "[7]", "flowing"),
+    ],
+    "04_why_this_answer": [
+        ("(99, 0)", "3", "'block 3'", "None", "[2, 2]", "pair"),
+        ("0.0", "'much'", "None", "[1.0]", "parts"),
+    ],
+    "05_what_a_patch_says": [
         ("['Cow'] * 7", "8", "'Cow'", "None", "[1, 2]"),
-        ("-1", "'first'", "None", "[0]"),
+        ("-1", "'first'", "None", "[0]", "table"),
     ],
-    "03_why_this_answer": [
-        ("(99, 0)", "3", "'block 3'", "None", "[2, 2]"),
-        ("0.0", "'much'", "None", "[1.0]"),
+    "06_your_own_model": [
+        ("3", "'all'", "None", "[117]", "vlm"),
+        ("(0, 0, 128, 64)", "64", "'middle'", "None", "[32, 96]", "task"),
+        ("capitals", "3", "'worse'", "None", "[0.0]", "pd.DataFrame({'vector': [1]})"),
     ],
+}  # fmt: skip
+# right answers in another form: checks are about the answer, not its type
+ALSO = {
+    "01_first_look": ["tuple(right)", "looks.tolist()", "currency"],
+    "02_the_papers_finding": ["float(meeting)", "word + ' '", "noise.tolist()"],
+    "03_where_it_looks": ["list(seen)", "cut", "float(block)"],
+    "04_why_this_answer": ["list(needed)", "parts.values.sum()"],
+    "05_what_a_patch_says": ["tuple(words)", "float(rank)"],
+    "06_your_own_model": ["float(count)", "list(seen)", "shuffled"],
 }
 # what the tutorials say that the model says, where the exercises are solved
 RIGHT = {
     "01_first_look": ("without: Greece\n", "with:    Athens\n", "Right: Euro\n"),
-    "02_what_a_patch_says": ("Right: ['", "Right: "),
-    "03_why_this_answer": ("Right: (", "Right: "),
+    "02_the_papers_finding": ("text         after block 3: Athens\n", "Right: Athens\n"),
+    "03_where_it_looks": ("what is in b3? blue\n", "Right: (0, 3)\n"),
+    "04_why_this_answer": ("Right: (", "Right: "),
+    "05_what_a_patch_says": ("Right: ['", "Right: "),
+    "06_your_own_model": ("the same: True\n", "Right: (32.0, 0.0, 96.0, 64.0)\n"),
 }
 SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.DOTALL)
 
@@ -73,6 +101,10 @@ def outputs(notebook):
 
 def drawn(notebook):
     return [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
+
+
+def test_there_are_exercises_enough():
+    assert sum(map(len, WRONG.values())) >= 15 and list(WRONG) == [p.stem for p in TUTORIALS]
 
 
 def test_outputs_are_kept_each_figure_with_a_picture_and_the_file_is_small(path, notebook):
@@ -116,8 +148,13 @@ def test_outputs_are_those_of_the_present_code_and_checks_tell_right_from_wrong(
     exercises, checks = tagged(ran, "exercise"), tagged(ran, "check")
     wrong = WRONG[path.stem]
     assert len(solutions) == len(exercises) == len(checks) == len(wrong) >= 2
-    for exercise, check, bad, good in zip(exercises, checks, wrong, solutions, strict=True):
+    also = ALSO[path.stem]
+    for exercise, check, bad, good, form in zip(
+        exercises, checks, wrong, solutions, also, strict=True
+    ):
         assert exercise.source.endswith(" = ...")
+        hint = ran.cells[ran.cells.index(exercise) - 1].source
+        assert "<summary>Hint</summary>" in hint
         body = "\n".join(f"    {line}" for line in check.source.splitlines())
         tries = [
             f"{exercise.source.replace('...', answer)}\n"
@@ -125,7 +162,9 @@ def test_outputs_are_those_of_the_present_code_and_checks_tell_right_from_wrong(
             for answer in bad
         ]
         # not begun: the check says nothing
+        name = exercise.source.partition(" ")[0]
         exercise.source = "".join([f"{exercise.source}\n{check.source}\n", *tries, good])
+        check.source += f"\n{name} = {form}\n{check.source}"
     notebooks.run(ran, tmp_path)
     for cell, bad in zip(exercises, wrong, strict=True):
         said = printed(cell).splitlines()

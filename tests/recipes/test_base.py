@@ -100,6 +100,21 @@ def test_a_wrong_field_is_named_when_the_recipe_is_made(fields, name):
         Typed(**fields)
 
 
+def test_a_field_may_be_a_dataclass_of_the_package():
+    @dataclass(frozen=True)
+    class OfTask(Recipe):
+        task: Task
+
+        def measure(self, vlm):
+            return pd.DataFrame({"rows": [len(self.task.test)]})
+
+    OfTask.__annotations__ |= {"task": Task, "model": str | None}  # named within a function
+    task = Task.load("country-capital")
+    assert OfTask(task).task is task
+    with pytest.raises(RecipeError, match=r"OfTask\.task .*an instance of Task"):
+        OfTask("country-capital")
+
+
 def test_a_list_stands_for_a_tuple_and_numpy_s_numbers_for_python_s():
     typed = Typed(seeds=[np.int64(1), 2], scale=np.float32(0.5))
     assert typed == Typed(seeds=(1, 2), scale=0.5) and hash(typed) == hash(typed)

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
 __all__ = ["misfit", "plain_field", "seed_list"]
 
@@ -49,7 +49,13 @@ def _adapters(cls: type) -> Mapping[str, TypeAdapter]:
         hints = typing.get_type_hints(cls)
     except NameError:  # a class made inside a function may name what cannot be looked up
         return {}
-    return {f.name: TypeAdapter(hints[f.name], config=_STRICT) for f in dataclasses.fields(cls)}
+    return {f.name: _adapter(hints[f.name]) for f in dataclasses.fields(cls)}
+
+
+def _adapter(hint: Any) -> TypeAdapter:
+    if dataclasses.is_dataclass(hint):  # pydantic takes no settings for it where it stands alone
+        return TypeAdapter(InstanceOf[hint])
+    return TypeAdapter(hint, config=_STRICT)
 
 
 def _said(error: Mapping[str, Any]) -> str:
