@@ -53,6 +53,13 @@ def names_at(page: Path, line: int) -> dict[str, Any]:
     return names
 
 
+def _boxed(html: str) -> list[nodes.Node]:
+    """HTML as wide as the page at most: what is wider, as on a phone, scrolls within it."""
+    return [
+        nodes.raw("", f'<div class="shown" style="overflow-x: auto">{html}</div>', format="html")
+    ]
+
+
 def as_nodes(value: Any, root: str = "") -> list[nodes.Node]:
     """A value as it is shown; `root` leads from the page to the documentation's first folder."""
     if hasattr(value, "to_plotly_json"):
@@ -60,10 +67,9 @@ def as_nodes(value: Any, root: str = "") -> list[nodes.Node]:
         html = value.to_html(full_html=False, include_plotlyjs=False, config=options)
         # before the figure's own script; a browser loads it once for all
         library = f'<script src="{root}_static/plotly.min.js"></script>'
-        return [nodes.raw("", f'<div class="shown">{library}{html}</div>', format="html")]
+        return _boxed(library + html)
     if hasattr(value, "_repr_html_"):
-        html = f'<div class="shown">{value._repr_html_()}</div>'
-        return [nodes.raw("", html, format="html")]
+        return _boxed(value._repr_html_())
     return [nodes.literal_block(text=repr(value))]
 
 
