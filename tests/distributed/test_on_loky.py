@@ -41,6 +41,15 @@ def test_a_sweep_is_that_of_this_process(vlm, workers, tmp_path):
         )  # fmt: skip
 
 
+def test_many_prompts_in_batches(vlm, workers, tmp_path):
+    texts = [f"Q:{n}\nA:" for n in ("France", "Peru", "Chad", "Greece", "Japan")]
+    edit = ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=0.5).each_layer()
+    here = vlm.sweep(texts, edit, batch_size=2, progress=False)
+    found = vlm.sweep(texts, edit, batch_size=2, on=workers, save=tmp_path / "it", progress=False)
+    assert_same(found, here)
+    assert found.engines == here.engines and len(found.baseline) == 5
+
+
 def test_what_a_task_raises_and_where_it_ran(workers):
     def where(vlm, chunk):
         yield chunk, os.getpid(), torch.get_num_threads()

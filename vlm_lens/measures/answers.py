@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -141,6 +142,26 @@ def per_row(answers: Answers, n_rows: int) -> list[Answer]:
             "same are AnyOf(...)."
         )
     return list(answers)
+
+
+def for_rows(measure: Any, rows: Sequence[int], n_rows: int) -> Any:
+    """A measure for some rows of many: of an answer for each row, theirs.
+
+    Args:
+        measure: A measure; answers are its fields `answer` and `other`.
+        rows: Which rows.
+        n_rows: How many there are in all.
+
+    Raises:
+        MeasureError: Another number of answers than rows.
+    """
+    found = {}
+    for name in ("answer", "other"):
+        given = getattr(measure, name, None)
+        if isinstance(given, tuple | list):
+            listed = per_row(given, n_rows)
+            found[name] = tuple(listed[row] for row in rows)
+    return replace(measure, **found) if found else measure
 
 
 def answer_ids(vlm: HookedModel, answer: int | str | tuple[int, ...]) -> list[int]:

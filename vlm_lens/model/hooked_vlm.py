@@ -264,6 +264,7 @@ class HookedVLM(HookedModel):
         memory: int | None = None,
         save: str | Path | None = None,
         on: Any = None,
+        batch_size: int | None = None,
         progress: bool = True,
     ) -> SweepResult:
         """Measures many variants of one run, computing of each only what it can change.
@@ -286,6 +287,9 @@ class HookedVLM(HookedModel):
             on: Where: `"loky"` for processes of this machine, `"ray"` or a cluster's address for
                 workers of Ray, with settings a `Loky` or `Ray` of `vlm_lens.distributed`, or
                 workers that are open; this process by default.
+            batch_size: For a list of many texts or RawPrompts: how many of like length run
+                together at the most. Records are then by prompt (`row`) and by variant; with
+                `save` they stay on disk until they are asked for. One batch by default.
             progress: Whether to show a progress bar. Ctrl-C ends a sweep with what is finished.
 
         Raises:
@@ -294,7 +298,7 @@ class HookedVLM(HookedModel):
         """
         return sweep(
             self, prompt, variants, images, measure=measure, engine=engine, memory=memory,
-            save=save, on=on, progress=progress,
+            save=save, on=on, batch_size=batch_size, progress=progress,
         )  # fmt: skip
 
 

@@ -278,6 +278,16 @@ def _shows_any(images: Pictures) -> bool:
     return isinstance(images, Image.Image | str | Path) or any(images or ())
 
 
+def raw_prompts(text: Any, images: Any = None) -> list[RawPrompt]:
+    """Texts and their pictures as RawPrompts, one each.
+
+    Raises:
+        PromptError: Pictures and placeholders do not match, or it is no text.
+    """
+    texts, rows = _texts_and_pictures(text, images)
+    return [RawPrompt(t, tuple(row)) for t, row in zip(texts, rows, strict=True)]
+
+
 def _texts_and_pictures(text: Any, images: Any) -> tuple[list[str], list[list[Image.Image]]]:
     """Texts, and the pictures of each, from what a user may give."""
     given = list(text) if isinstance(text, list | tuple) else [text]

@@ -16,6 +16,8 @@ from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import Target
 from vlm_lens.measures.base import Record
 from vlm_lens.measures.named import as_measure
+from vlm_lens.prompts.maker import raw_prompts
+from vlm_lens.sweep.many import ManyWork, refuse_made, sweep_many
 from vlm_lens.sweep.plan import Lowered
 from vlm_lens.sweep.result import SweepResult
 from vlm_lens.sweep.runner import check_labels
@@ -39,6 +41,7 @@ def sweep(
     memory: int | None = None,
     save: Any = None,
     on: Any = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Measures many variants of one run; see `HookedVLM.sweep`."""
@@ -52,11 +55,16 @@ def sweep(
         )
     if memory is not None and as_integer(memory, "memory, in bytes,", InterventionError) < 1:
         raise InterventionError(f"memory is a number of bytes, at least 1, not {memory}.")
-    prompt, measure = vlm.prompts.left_padded(vlm.as_prompt(prompt, images)), as_measure(measure)
     # what does not fit is refused before the first forward pass
-    bound = measure.bind(vlm, prompt)
-    listed = expand(variants, vlm.architecture.points)
+    measure, listed = as_measure(measure), expand(variants, vlm.architecture.points)
     labels = tuple(dict.fromkeys(k for v in listed for k in v.labels))
+    if batch_size is not None:
+        refuse_made(prompt)
+        raws = raw_prompts(prompt, images)
+        many = ManyWork(listed, measure, labels, engine, memory, len(raws))
+        return sweep_many(vlm, raws, batch_size, many, save=save, on=on, progress=progress)
+    prompt = vlm.prompts.left_padded(vlm.as_prompt(prompt, images))
+    bound = measure.bind(vlm, prompt)
     check_labels(labels, bound.columns)
     lowered = Lowered(listed, Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts))
     work = SweepWork(prompt, measure, labels, engine, memory, lowered.needs_tower)
@@ -65,7 +73,8 @@ def sweep(
         with opened(on, vlm) as workers:
             complete = sweeping.run(workers, None)
     else:
-        with SweepStore(save, identity(vlm, prompt, listed, measure)) as store:
+        read = prompt.inputs, prompt.layouts
+        with SweepStore(save, identity(vlm, read, listed, measure)) as store:
             sweeping.load(store)
             with opened(on if sweeping.todo else None, vlm) as workers:
                 complete = sweeping.run(workers, store)

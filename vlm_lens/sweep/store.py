@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
-from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.storage.files import read_tensors, write_tensors
 from vlm_lens.storage.folder import RunFolder
 from vlm_lens.sweep.variants import Variant
 
 _PLAIN = "plain"
 _RECORDS = "records"
+_ROWS = "rows"
+_PLAIN_RUN = -1  # its number among the variants of a batch
 
 Records = Mapping[int, Sequence[Mapping[str, Any]]]
 
@@ -30,19 +32,26 @@ class StoreError(VLMLensError):
 
 
 def identity(
-    vlm: HookedModel, prompt: Prompt, variants: Sequence[Variant], measure: Any
+    vlm: HookedModel, prompt: Any, variants: Sequence[Variant], measure: Any
 ) -> dict[str, str]:
-    """What tells one sweep from another: the run's identity, prompt, variants, measure."""
+    """What tells one sweep from another: the run's identity, prompt, variants, measure.
+
+    Args:
+        vlm: The model.
+        prompt: What is read: a prompt's tensors and layouts, or texts and pictures.
+        variants: The variants.
+        measure: What is measured.
+    """
     return run_identity(
         vlm,
-        prompt=(prompt.inputs, prompt.layouts),
+        prompt=prompt,
         variants=[(v.intervention, {k: str(x) for k, x in v.labels.items()}) for v in variants],
         measure=measure,
     )
 
 
-class SweepStore:
-    """A folder of finished chunks, a context manager: see `RunFolder`.
+class _Store:
+    """A folder of finished work, a context manager: see `RunFolder`.
 
     Args:
         folder: The folder; made if it is not there.
@@ -52,10 +61,12 @@ class SweepStore:
         StoreError: The folder holds another sweep, or another process is at work in it.
     """
 
-    def __init__(self, folder: str | Path, identity: Mapping[str, str]):
-        self._folder = RunFolder(folder, identity, holds="a sweep", error=StoreError)
+    holds: str
 
-    def __enter__(self) -> SweepStore:
+    def __init__(self, folder: str | Path, identity: Mapping[str, str]):
+        self._folder = RunFolder(folder, identity, holds=self.holds, error=StoreError)
+
+    def __enter__(self) -> Self:
         self._folder.__enter__()
         return self
 
@@ -65,6 +76,12 @@ class SweepStore:
     def must_be_writable(self) -> None:
         """Refuses a folder that cannot be written to, before anything is computed."""
         self._folder.must_be_writable()
+
+
+class SweepStore(_Store):
+    """Finished chunks of the variants of one prompt."""
+
+    holds = "a sweep"
 
     def load(self) -> dict[int, list[dict[str, Any]]]:
         """Variant number -> its records, for every variant that was finished."""
@@ -99,11 +116,63 @@ class SweepStore:
         )
 
 
-def _write(path: Path, records: Records) -> None:
+class BatchStore(_Store):
+    """Finished batches of prompts, each with all variants."""
+
+    holds = "a sweep of prompts"
+
+    def places(self) -> dict[int, tuple[Path, int]]:
+        """Prompt -> the file of its batch and its place in it, for those that are finished."""
+        return {
+            row: (path, i)
+            for path in self._folder.files("batch-*.safetensors")
+            for i, row in enumerate(json.loads(_header(path)[_ROWS]))
+        }
+
+    def rows(self) -> set[int]:
+        """The prompts that are finished."""
+        return set(self.places())
+
+    def plain(self) -> dict[int, dict[str, Any]]:
+        """Prompt -> the measurements of its plain run, where they were measured."""
+        found: dict[int, dict[str, Any]] = {}
+        for path in self._folder.files("batch-*.safetensors"):
+            plain = self.read(path).get(_PLAIN_RUN, ())
+            for row, record in zip(json.loads(_header(path)[_ROWS]), plain, strict=False):
+                # a copy: what is read keeps the file's whole pages in memory
+                found[row] = {
+                    k: v.clone() if isinstance(v, Tensor) else v for k, v in record.items()
+                }
+        return found
+
+    def add(
+        self, rows: Sequence[int], records: Records, plain: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Writes a finished batch; the file is there whole or not at all.
+
+        Raises:
+            StoreError: The measure gives what cannot be written.
+        """
+        held = {**records, **({_PLAIN_RUN: plain} if plain else {})}
+        path = self._folder.path / f"batch-{min(rows):08d}.safetensors"
+        _write(path, held, {_ROWS: json.dumps(list(rows))})
+
+    @staticmethod
+    def read(path: Path) -> dict[int, list[dict[str, Any]]]:
+        """Variant -> its records in a batch, one a row."""
+        return _read(path)
+
+
+def _header(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def _write(path: Path, records: Records, about: Mapping[str, str] | None = None) -> None:
     """Numbers and texts as JSON in the file's header, tensors as its tensors."""
     tensors: dict[str, Tensor] = {}
     data = {n: [_columns(row, tensors) for row in rows] for n, rows in records.items()}
-    write_tensors(path, tensors, {_RECORDS: json.dumps(data)})
+    write_tensors(path, tensors, {_RECORDS: json.dumps(data), **(about or {})})
 
 
 def _read(path: Path) -> dict[int, list[dict[str, Any]]]:
@@ -143,4 +212,4 @@ def _column(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-__all__ = ["StoreError", "SweepStore", "identity"]
+__all__ = ["BatchStore", "StoreError", "SweepStore", "identity"]

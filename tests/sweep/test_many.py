@@ -1,0 +1,105 @@
+"""Variants of many prompts: what each prompt alone gives, in order, kept on disk, resumed."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import tiny
+import torch
+
+from vlm_lens import ActivationPatch, Find, Last, LogitDiff, Steer, VLMLensError
+from vlm_lens.measures import GeneratedTokens
+from vlm_lens.prompts.template import RawPrompt
+
+PICTURES = [tiny.noise_picture(seed) for seed in range(3)]
+TEXTS = [
+    "Q:Greece\nA:", "<image>A:", "Q:Peru\nA:Lima Q:Greece\nA:", "<image><image>Q:Peru\nA:",
+    "Q:Peru\nA:", "A:", "Q:Chad\nA:",
+]  # fmt: skip
+VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
+
+
+def edits(vlm):
+    vector = VECTOR[: vlm.cfg.d_model]
+    return [
+        (),
+        ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=vector),
+        Steer("blocks.0.hook_resid_post", at=Find(":", -1), vector=vector, scale=2.0),
+    ]
+
+
+@pytest.mark.parametrize("measure", ["logits", GeneratedTokens(2)], ids=["logits", "generate"])
+def test_records_are_those_of_each_prompt_alone_in_order(clip, measure, tmp_path):
+    options = {"measure": measure, "progress": False}
+    found = clip.sweep(TEXTS, edits(clip), PICTURES, batch_size=3, **options)
+    saved = clip.sweep(TEXTS, edits(clip), PICTURES, batch_size=3, save=tmp_path / "it", **options)
+    assert len(found) == len(saved) == len(TEXTS) * 3
+    pictures, records = iter(PICTURES), iter(zip(found.records, saved.records, strict=True))
+    for row, text in enumerate(TEXTS):
+        mine = [next(pictures) for _ in range(text.count("<image>"))]
+        alone = clip.sweep(text, edits(clip), mine, **options)
+        for expected in alone.records:
+            for one in next(records):
+                assert one["row"] == row and set(one) == {*expected, "row"}
+                for name, value in expected.items():
+                    if isinstance(value, torch.Tensor):
+                        torch.testing.assert_close(one[name], value, atol=1e-4, rtol=1e-4)
+                    else:
+                        assert one[name] == value
+        if measure == "logits":
+            torch.testing.assert_close(
+                found.baseline[row]["logits"], alone.baseline[0]["logits"], atol=1e-4, rtol=1e-4
+            )
+    assert saved.records[-1]["row"] == len(TEXTS) - 1 and len(saved.records[2:5]) == 3
+    assert found.engines == saved.engines and sum(found.engines.values()) > len(edits(clip))
+
+
+def test_an_answer_for_each_prompt_goes_with_it(clip):
+    answers, others = [3, 5, 7, 9, 11, 13, 15], [4, 6, 8, 10, 12, 14, 16]
+    raws = [RawPrompt(t) for t in TEXTS if "<image>" not in t]
+    measure = LogitDiff(answers[: len(raws)], others[: len(raws)])
+    found = clip.sweep(raws, edits(clip), measure=measure, batch_size=2, progress=False)
+    for record in found.records:
+        row = record["row"]
+        logits = clip.run(raws[row], interventions=edits(clip)[found.records.index(record) % 3])
+        expected = logits[0, -1, answers[row]] - logits[0, -1, others[row]]
+        assert record["logit_diff"] == pytest.approx(float(expected), abs=1e-4)
+    with pytest.raises(VLMLensError, match="3 answers were given for a prompt of 5 rows"):
+        clip.sweep(raws, [()], measure=LogitDiff([1, 2, 3], 9), batch_size=2, progress=False)
+
+
+def test_a_folder_is_gone_on_with(clip, tmp_path, monkeypatch):
+    folder, options = tmp_path / "it", {"batch_size": 2, "progress": False}
+    texts = [t for t in TEXTS if "<image>" not in t]
+    first = clip.sweep(texts, edits(clip), save=folder, **options)
+    before = list(first.records)
+    files = sorted(folder.glob("batch-*"))
+    assert len(files) > 2 and not list(folder.glob("chunk-*"))
+    files[1].unlink()
+    again = clip.sweep(texts, edits(clip), save=folder, **options)
+    assert list(again.records) == before and 0 < sum(again.engines.values()) <= 6
+
+    @functools.wraps(type(clip.hf_model).forward)
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("nothing was left to run")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(clip.hf_model), "forward", refuse)
+        done = clip.sweep(texts, edits(clip), save=folder, **options)
+    assert list(done.records) == before and done.to_dataframe().equals(first.to_dataframe())
+    assert list(done.baseline) == list(first.baseline) and len(done.baseline) == len(texts)
+    for other in ({"batch_size": 3}, {"measure": [1]}):
+        with pytest.raises(VLMLensError, match="another"):
+            clip.sweep(texts, edits(clip), save=folder, **{**options, **other})
+
+
+def test_what_does_not_fit_is_refused_before_any_run(clip, no_forward):
+    no_forward(clip)
+    edit = Steer("blocks.0.hook_resid_post", at=Find("Q", -1), vector=1.0)
+    with pytest.raises(VLMLensError, match="'Q'"):  # the last prompt, "A:", has none
+        clip.sweep(["Q:Peru\nA:", "Q:Chad\nA:", "A:"], [edit], batch_size=2, progress=False)
+    with pytest.raises(VLMLensError, match="batch_size= puts texts of like length together"):
+        clip.sweep(clip.prompt("Q:Peru\nA:"), [edit], batch_size=2)
+    with pytest.raises(VLMLensError, match="batch_size is at least 1"):
+        clip.sweep(["Q:Peru\nA:"], [edit], batch_size=0)
