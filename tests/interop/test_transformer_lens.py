@@ -345,7 +345,7 @@ def test_its_jacobian_lens_is_read(both, tmp_path):
         with torch.no_grad():
             moved = theirs.transport(cache["resid_post", layer][0], layer)
             expected = model.lm_head(model.model.language_model.norm(moved)).argmax(-1)
-        assert torch.equal(read.top_ids[layer, :, 0], expected)
+        assert torch.equal(read.rows[0].top_ids[layer, :, 0], expected)
     sums = {"jacobian_sum": {n: 5 * m for n, m in maps.items()}, "n_done": 5}
     torch.save(sums, tmp_path / "fit.pt")
     again = JacobianLens.from_published(tmp_path / "fit.pt", vlm)
