@@ -13,7 +13,7 @@ import pytest
 from vlm_lens import Find, HookedVLM, Pair, Steer
 from vlm_lens.errors import KeywordError, VLMLensError
 from vlm_lens.interventions import Intervention
-from vlm_lens.keywords import Answering
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.measures import Prob
 from vlm_lens.recipes import CrossModalPatch, Recipe
 
@@ -80,3 +80,23 @@ def test_what_a_constructor_raises_itself_is_left():
     for abstract in (Recipe, Intervention):
         with pytest.raises(TypeError):
             abstract()
+
+
+def test_functions_answer_as_classes_do():
+    @answering
+    def read(vlm, at=None, *, k=1):
+        return [k + 1, vlm.hf_model]
+
+    class Model:
+        hf_model = "m"
+
+    assert read(Model(), k=2) == [3, "m"]
+    with pytest.raises(KeywordError, match="read takes no kk=. Did you mean 'k'"):
+        read(Model(), kk=2)
+    with pytest.raises(KeywordError, match=r"from_pretrained\(name\), not 'toy'"):
+        read("toy")
+    with pytest.raises(TypeError, match="unsupported operand|can only concatenate"):
+        read(Model(), k="a")
+    with pytest.raises(AttributeError):
+        read(None)
+    assert list(inspect.signature(read).parameters) == ["vlm", "at", "k"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import wrong_inputs_methods
 from PIL import Image
 
 import vlm_lens as v
@@ -375,7 +376,7 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "attention at new tokens": (
             lambda: vlm.attention(one, at=v.Generated()), "no position"),
         "attention of a part that there is not": (
-            lambda: vlm.attention(one, part="audio"), "language, vision, cross"),
+            lambda: vlm.attention(one, part="audio"), "not 'audio'"),
         "attention of a block that there is not": (
             lambda: vlm.attention(one, layers=99), "block 99"),
         "attention of a head that there is not": (
@@ -494,7 +495,7 @@ def main() -> None:
     vlm = v.HookedVLM.from_pretrained("toy-llava")
     runs: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
-        found = cases(vlm, Path(folder))
+        found = cases(vlm, Path(folder)) | wrong_inputs_methods.cases(vlm, Path(folder))
         vlm.hf_model.register_forward_pre_hook(lambda *_: runs.append(1))
         for name, (mistake, words) in found.items():
             runs.clear()

@@ -1,12 +1,17 @@
-"""Constructors that answer arguments which they do not take in words."""
+"""Constructors and functions that answer arguments which they do not take in words."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABCMeta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from vlm_lens.errors import KeywordError, near_matches
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class AnsweringMeta(ABCMeta):
@@ -43,10 +48,28 @@ class Answering(metaclass=AnsweringMeta):
     """A class whose constructor answers in words."""
 
 
-def _misfit(cls: type, args: tuple, kwargs: dict[str, Any]) -> str | None:
-    """What is wrong with a constructor's arguments; `None` where they are those that it takes."""
-    signature = inspect.signature(cls)
-    takes = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
+def answering(function: Callable[P, R]) -> Callable[P, R]:
+    """A function or method that answers a wrong argument, and what is no model, in words."""
+
+    @wraps(function)
+    def answered(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            told = _misfit(function, args, kwargs)
+            told = _no_model(function, args, kwargs) if told is None else told
+            if told is None:
+                raise error
+        raise KeywordError(told)
+
+    return answered
+
+
+def _misfit(called: Callable, args: tuple, kwargs: dict[str, Any]) -> str | None:
+    """What is wrong with arguments; `None` where they are those that are taken."""
+    signature = inspect.signature(called)
+    takes = [n for n, p in signature.parameters.items()
+             if p.kind is not p.VAR_KEYWORD and n not in ("self", "cls")]  # fmt: skip
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -55,5 +78,17 @@ def _misfit(cls: type, args: tuple, kwargs: dict[str, Any]) -> str | None:
             wrong = f"takes no {unknown[0]}=.{near_matches(unknown[0], takes)}"
         else:
             wrong = f"got other arguments than it takes: {error}."
-        return f"{cls.__name__} {wrong} It takes {', '.join(takes) or 'nothing'}."
+        name = called.__name__ if isinstance(called, type) else called.__qualname__
+        return f"{name} {wrong} It takes {', '.join(takes) or 'nothing'}."
     return None
+
+
+def _no_model(called: Callable, args: tuple, kwargs: dict[str, Any]) -> str | None:
+    """What was given in place of a model, where something was."""
+    given = inspect.signature(called).bind(*args, **kwargs).arguments
+    if given.get("vlm") is None or hasattr(given["vlm"], "hf_model"):
+        return None
+    return (
+        f"{called.__qualname__} takes a model as vlm, HookedVLM.from_pretrained(name), not "
+        f"{given['vlm']!r:.60}."
+    )

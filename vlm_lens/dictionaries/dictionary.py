@@ -24,6 +24,7 @@ from vlm_lens.dictionaries.locate import SHIPPED, located
 from vlm_lens.dictionaries.train import Settings, train
 from vlm_lens.dictionaries.value import DictionaryError, DictionaryValue
 from vlm_lens.interventions.steer import Steer
+from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.serial import FrozenTensor, savable
 
@@ -38,6 +39,7 @@ class Dictionary(DictionaryValue):
     """Features of a point's activation: encoded, decoded, over a picture, changed in a run."""
 
     @classmethod
+    @answering
     def from_pretrained(
         cls,
         where: str | Path,
@@ -97,6 +99,7 @@ class Dictionary(DictionaryValue):
         )  # fmt: skip
 
     @classmethod
+    @answering
     def train(
         cls,
         vlm: HookedModel,
@@ -152,6 +155,7 @@ class Dictionary(DictionaryValue):
         about = {"layout": "trained here", "model": vlm.name}
         return cls(held, where.name, where.name, about)
 
+    @answering
     def fidelity(
         self,
         vlm: HookedModel,
@@ -205,6 +209,7 @@ class Dictionary(DictionaryValue):
 
     # ------------------------------------------------------------------ reading
 
+    @answering
     def features(
         self,
         vlm: HookedModel,
@@ -235,6 +240,7 @@ class Dictionary(DictionaryValue):
         made = vlm.as_prompt(prompt, images)
         return features_of(self, vlm, made, at, features, interventions)
 
+    @answering
     def gallery(
         self,
         vlm: HookedModel,
@@ -266,6 +272,7 @@ class Dictionary(DictionaryValue):
             self, vlm, prompts, features, k=k, captions=captions, batch_size=batch_size
         )
 
+    @answering
     def attribution(
         self,
         vlm: HookedModel,

@@ -17,11 +17,13 @@ import torch
 
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import Images, Position, as_position
 from vlm_lens.scores.scores import Scores, scores
 
 
 @torch.no_grad()
+@answering
 def internal_confidence(
     vlm: HookedModel,
     prompt: Any,

@@ -32,7 +32,7 @@ from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.interchange import Interchange
-from vlm_lens.keywords import Answering
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.layout.positions import Last, Position, as_position
 from vlm_lens.measures import at_last
 from vlm_lens.prompts.prompt import Prompt
@@ -136,6 +136,7 @@ class DasResult:
         return self.table.to_html(float_format="%.2f", border=0)
 
 
+@answering
 def das(
     vlm: HookedModel,
     pairs: Sequence[Counterfactual],
@@ -172,6 +173,8 @@ def das(
         VLMLensError: An answer that is no token, or a place that a prompt does not have.
     """
     pairs = list(pairs)
+    if other := next((p for p in pairs if not isinstance(p, Counterfactual)), None):
+        raise VectorError(f"pairs are Counterfactual(base, source, answer), not {other!r:.60}.")
     where = vlm.architecture.points[point]
     if where.has_heads or where.space != "text" or where.sizes[-1] is None:
         raise VectorError(

@@ -27,6 +27,7 @@ from torch import Tensor
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import Last, Position, as_position
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.reading.many import text_of
@@ -70,6 +71,7 @@ class Direction(LayerVectors, Savable):
     note: str = ""
 
     @classmethod
+    @answering
     def fit(
         cls,
         vlm: HookedModel,
@@ -171,6 +173,7 @@ class Direction(LayerVectors, Savable):
         values = FrozenTensor((self.values.float() * by).to(self.values.dtype))
         return replace(self, data=values, note=f"{self.note}, {note}".lstrip(", "))
 
+    @answering
     def scores(self, vlm: HookedModel, prompt: Any, images: Any = None) -> Scores:
         """How far each position of a prompt lies along the direction, at each layer.
 

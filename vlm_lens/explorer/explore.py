@@ -13,6 +13,7 @@ from vlm_lens.explorer.page import explorer_page
 from vlm_lens.explorer.read import Reader, Writable, attention_blocks
 from vlm_lens.explorer.rows import chosen_rows, task_vectors
 from vlm_lens.explorer.view import UNNAMED, ModelView
+from vlm_lens.keywords import answering
 from vlm_lens.reading.vectors import TaskVector
 from vlm_lens.recipes.parts.vector_sources import Source
 from vlm_lens.storage.files import write_whole
@@ -74,6 +75,7 @@ class Explorer:
         return f"Explorer({told}; .save('explorer.html'))"
 
 
+@answering
 def explore(
     vlm: HookedVLM,
     prompt: Any = None,
@@ -133,6 +135,8 @@ def chosen_tasks(tasks: Sequence[str | Task] | str) -> tuple[Task, ...]:
     from vlm_lens.tasks.registry import PAPER_TASKS
 
     listed = PAPER_TASKS if tasks == "all" else (tasks,) if isinstance(tasks, str | Task) else tasks
+    if not isinstance(listed, Iterable) or not all(isinstance(t, str | Task) for t in listed):
+        raise VLMLensError(f"tasks are names of tasks, Tasks, or 'all', not {tasks!r:.60}.")
     return tuple(Task.load(task) if isinstance(task, str) else task for task in listed)
 
 

@@ -30,7 +30,7 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
 from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import ModelFacts
-from vlm_lens.keywords import Answering
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.layout.layout import TEXT, Layout
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.embedding_lens import unit
@@ -69,6 +69,7 @@ class Bank(Answering):
             )
 
     @classmethod
+    @answering
     def build(
         cls,
         vlm: HookedModel,
@@ -168,6 +169,7 @@ class Bank(Answering):
     def _texts(self) -> list[str]:
         return read_json(self.folder / _TEXTS)
 
+    @answering
     def search(
         self, states: Float[Tensor, "positions d_model"]
     ) -> tuple[Float[Tensor, "positions tokens"], Int[Tensor, "positions tokens"]]:

@@ -24,7 +24,7 @@ from vlm_lens.errors import PointError, PositionError, VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer, is_integer
 from vlm_lens.interventions.base import freeze_points
-from vlm_lens.keywords import Answering
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.lenses.result import LensResult, LensRow
@@ -162,6 +162,7 @@ class Lens(Answering, ABC):
     # ------------------------------------------------------------------ running it
 
     @torch.no_grad()
+    @answering
     def run(
         self, vlm: HookedModel, prompt: Any, images: Any = None, *, interventions: Any = ()
     ) -> LensResult:

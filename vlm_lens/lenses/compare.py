@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import Position
 from vlm_lens.lenses.base import Lens, LensError
 from vlm_lens.lenses.result import LensResult
@@ -69,6 +70,7 @@ class LensComparison:
         return f"LensComparison({', '.join(self.results)})"
 
 
+@answering
 def compare_lenses(
     vlm: HookedModel,
     prompt: Any,
@@ -91,6 +93,9 @@ def compare_lenses(
     Raises:
         LensError: No lenses, two of one name, or lenses of different points.
     """
+    listed = lenses.values() if isinstance(lenses, Mapping) else lenses
+    if other := next((x for x in listed if not isinstance(x, Lens)), None):
+        raise LensError(f"A lens is LogitLens() or another, not {other!r:.60}.")
     named = lenses if isinstance(lenses, Mapping) else {lens.name: lens for lens in lenses}
     if not named or len(named) < len(lenses):
         raise LensError(

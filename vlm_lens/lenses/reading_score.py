@@ -16,6 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import Position
 from vlm_lens.lenses.base import Lens, LensError
 from vlm_lens.tokens import string_tokens
@@ -60,6 +61,7 @@ class ReadingScore:
         return self.best().to_html(index=False, float_format="{:.2f}".format)
 
 
+@answering
 def score_reading(
     vlm: HookedModel,
     known: Sequence[Known],

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vlm_lens.errors import PointError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import freeze_points
+from vlm_lens.keywords import answering
 from vlm_lens.lenses.base import Lens, LensError, Reading, States, ranked
 from vlm_lens.lenses.embedding_lens import unit
 from vlm_lens.tokens import tokenizer_of
@@ -56,6 +57,7 @@ class TowerLens(Lens):
 
     @classmethod
     @torch.no_grad()
+    @answering
     def from_pretrained(
         cls,
         vlm: HookedModel,

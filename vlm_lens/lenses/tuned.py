@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.keywords import answering
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.fitted import WHOLE, FittedLens, groups
 from vlm_lens.lenses.logit_lens import LogitLens
@@ -38,6 +39,7 @@ class TunedLens(FittedLens):
     residual: ClassVar[bool] = True
 
     @classmethod
+    @answering
     def fit(
         cls,
         vlm: HookedModel,
@@ -100,6 +102,7 @@ class TunedLens(FittedLens):
         )
 
     @classmethod
+    @answering
     def from_published(
         cls, folder: str | Path, vlm: HookedModel, *, allow_transfer: bool = False
     ) -> Self:

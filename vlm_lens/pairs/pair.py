@@ -10,12 +10,13 @@ from vlm_lens.attribution import Attribution, Edges, attribute, attribute_edges
 from vlm_lens.attribution.attribute import STEPS
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.keywords import Answering
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.layout.cells import Cells
 from vlm_lens.layout.position_map import PositionMap, position_map
 from vlm_lens.measures import LogitDiff, LogProb, Measure
 from vlm_lens.measures.answers import Answer
 from vlm_lens.measures.base import BoundMeasure
+from vlm_lens.measures.named import as_measure
 from vlm_lens.pairs.changed import changed_cells
 from vlm_lens.pairs.show import as_html, as_text
 from vlm_lens.patching.exact import Direction
@@ -104,6 +105,7 @@ class Pair(Answering):
         """
         return changed_cells(self.clean, self.corrupt, self.positions)
 
+    @answering
     def check(self, vlm: HookedModel) -> Pair:
         """This pair, if its answers can be told apart by a model's next token.
 
@@ -125,8 +127,11 @@ class Pair(Answering):
         Raises:
             VLMLensError: It does not fit the model or a prompt.
         """
-        bound = (measure or self.measure).bind
+        bound = self._asked(measure).bind
         return bound(vlm, vlm.as_prompt(self.clean)), bound(vlm, vlm.as_prompt(self.corrupt))
+
+    def _asked(self, measure: Measure | None) -> Measure:
+        return self.measure if measure is None else as_measure(measure)
 
     def flipped(self) -> Pair:
         """The same pair with clean and corrupt changed over.
@@ -138,6 +143,7 @@ class Pair(Answering):
             raise PairError("The corrupt prompt has no answer of its own, so it can't be clean.")
         return Pair(self.corrupt, self.clean, self.other, self.answer, differs=self.differs)
 
+    @answering
     def patch(
         self,
         vlm: HookedModel,
@@ -186,12 +192,13 @@ class Pair(Answering):
             VLMLensError: Something does not fit the model or the prompts (before any run).
         """
         return patch(
-            vlm, self.clean, self.corrupt, points, measure=measure or self.measure,
+            vlm, self.clean, self.corrupt, points, measure=self._asked(measure),
             at=at(self) if callable(at) else at, heads=heads, window=window,
             direction=direction, positions=self.positions,
             engine=engine, memory=memory, save=save, progress=progress,
         )  # fmt: skip
 
+    @answering
     def patch_paths(
         self,
         vlm: HookedModel,
@@ -238,10 +245,11 @@ class Pair(Answering):
         return patch_paths(
             vlm, self.clean, self.corrupt, senders=senders, receivers=receivers, freeze=freeze,
             heads=heads, at=at(self) if callable(at) else at, direction=direction,
-            measure=measure or self.measure, positions=self.positions, memory=memory,
+            measure=self._asked(measure), positions=self.positions, memory=memory,
             save=save, progress=progress,
         )  # fmt: skip
 
+    @answering
     def attribute(
         self,
         vlm: HookedModel,
@@ -276,11 +284,12 @@ class Pair(Answering):
             VLMLensError: Something does not fit the model, the measure or the prompts.
         """
         return attribute(
-            vlm, self.clean, self.corrupt, points, measure=measure or self.measure,
+            vlm, self.clean, self.corrupt, points, measure=self._asked(measure),
             at=at(self) if callable(at) else at, heads=heads, method=method, steps=steps,
             direction=direction, features=features, positions=self.positions,
         )  # fmt: skip
 
+    @answering
     def edges(
         self,
         vlm: HookedModel,
@@ -305,7 +314,7 @@ class Pair(Answering):
                 shapes.
         """
         return attribute_edges(
-            vlm, self.clean, self.corrupt, measure=measure or self.measure, method=method,
+            vlm, self.clean, self.corrupt, measure=self._asked(measure), method=method,
             steps=steps, positions=self.positions,
         )  # fmt: skip
 

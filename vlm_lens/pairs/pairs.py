@@ -15,7 +15,8 @@ from vlm_lens.attribution.attribute import METHODS, STEPS
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
-from vlm_lens.keywords import Answering
+from vlm_lens.integers import as_integer
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.measures import Measure
 from vlm_lens.pairs.pair import Pair, PairError
 from vlm_lens.pairs.scores import PAIR, PairScores
@@ -70,6 +71,7 @@ class Pairs(Answering, Sequence[Pair]):
 
     # ------------------------------------------------------------------ which pairs
 
+    @answering
     def check(self, vlm: HookedModel) -> Pairs:
         """These pairs, if a model's next token can tell their answers apart.
 
@@ -96,6 +98,7 @@ class Pairs(Answering, Sequence[Pair]):
         )
         return clean, corrupt
 
+    @answering
     def solved(self, vlm: HookedModel, *, margin: float = 0.01) -> Pairs:
         """Those pairs whose prompts the model answers as they say.
 
@@ -122,6 +125,7 @@ class Pairs(Answering, Sequence[Pair]):
             )
         return replace(self, pairs=tuple(kept))
 
+    @answering
     def permuted(self, seed: int = 0) -> Pairs:
         """The same prompts with the answers of other pairs: a control, in which nothing is to find.
 
@@ -131,6 +135,8 @@ class Pairs(Answering, Sequence[Pair]):
         Raises:
             PairError: All pairs have the same answers, or there is one pair only.
         """
+        if as_integer(seed, "seed", PairError) < 0:
+            raise PairError(f"A seed is not negative, as {seed} is.")
         answers = [(pair.answer, pair.other) for pair in self.pairs]
         generator = np.random.default_rng(seed)
         for _ in range(1000):
@@ -148,6 +154,7 @@ class Pairs(Answering, Sequence[Pair]):
 
     # ------------------------------------------------------------------ patching
 
+    @answering
     def patch(
         self,
         vlm: HookedModel,
@@ -197,6 +204,7 @@ class Pairs(Answering, Sequence[Pair]):
         )  # fmt: skip
         return self._result(vlm, first, shares, direction, measure)
 
+    @answering
     def patch_paths(
         self,
         vlm: HookedModel,
@@ -260,6 +268,7 @@ class Pairs(Answering, Sequence[Pair]):
         )  # fmt: skip
         return self._result(vlm, first, shares, direction, measure, "path patching")
 
+    @answering
     def attribute(
         self,
         vlm: HookedModel,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import Images, Last, Position, as_position
 from vlm_lens.probes.data import ProbeError, ProbeSet, as_set
 from vlm_lens.reading.pooled import points_by_layer, pooled_states
@@ -87,6 +88,7 @@ class ProbeResult:
         return self.to_dataframe().to_html(index=False, float_format="%.2f", border=0)
 
 
+@answering
 def probe(
     vlm: HookedModel,
     examples: ProbeSet | str | Sequence[Any],

@@ -13,6 +13,7 @@ from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import value_read_at
+from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter
@@ -38,6 +39,7 @@ class Mean(Savable):
     counts: dict[str, int] = field(hash=False, repr=False)
 
     @classmethod
+    @answering
     def of(
         cls,
         vlm: HookedModel,

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.keywords import Answering
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.fields import misfit, plain_field, seed_list
 from vlm_lens.recipes.parts.identity import plain
@@ -187,6 +187,7 @@ class Recipe(Answering, ABC):
         with _speaking_for(type(self), kind):
             return kind(**{**shared, **changes})
 
+    @answering
     def run(self, vlm: HookedVLM = None, *, progress: bool = True) -> Result:
         """Runs the experiment.
 
