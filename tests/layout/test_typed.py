@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -93,3 +94,15 @@ def test_tokens_of_another_text_have_no_spans(load):
         is_fast = False
 
     assert spans_of_text(Slow(), "Q:", ids) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["<image>\nQ:Peru\nA:", "Q:<image>Greece <image>A", "<image>C\u00f4te:"]
+)
+def test_what_is_typed_and_what_tokens_give_back_are_at_one_place(vlm, text):
+    layout = vlm.prompt(text, [tiny.noise_picture()] * text.count("<image>")).layout
+    given = replace(layout, typed=None)
+    for word in ("Q:", "Peru", "Greece", "ree", "A", "\u00f4te", ":", "C\u00f4"):
+        if word in text and word in "".join(layout.strings):
+            assert layout.find(word) == given.find(word), word
+            assert layout.span(word, 0) == given.span(word, 0), word

@@ -62,6 +62,10 @@ def as_typed(layout: Layout, text: str, mark: str, tokenizer: Any) -> Layout:
     if spans is None:
         return layout
     held = dict(zip(said, spans, strict=True))
+    for i, span in held.items():
+        # a space that a tokenizer puts before a word is said to hold the word's first letter
+        if span and not pieces[i].strip() and pieces[i] and written[slice(*span)].strip():
+            held[i] = None
     every = tuple(held.get(i) or NOWHERE for i in range(len(layout)))
     return replace(layout, typed=Typed(written, every))
 
