@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.interventions.steer import Steer
-from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import All
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.fitted import WHOLE, FittedLens, fit_folder, group_of, groups, positions_read
@@ -44,7 +43,6 @@ class JacobianLens(FittedLens):
     """Decodes each layer through the mean Jacobian from it to the last one."""
 
     @classmethod
-    @answering
     def fit(
         cls,
         vlm: HookedModel,

@@ -71,7 +71,6 @@ class Pairs(Answering, Sequence[Pair]):
 
     # ------------------------------------------------------------------ which pairs
 
-    @answering
     def check(self, vlm: HookedModel) -> Pairs:
         """These pairs, if a model's next token can tell their answers apart.
 
@@ -98,7 +97,6 @@ class Pairs(Answering, Sequence[Pair]):
         )
         return clean, corrupt
 
-    @answering
     def solved(self, vlm: HookedModel, *, margin: float = 0.01) -> Pairs:
         """Those pairs whose prompts the model answers as they say.
 
@@ -125,7 +123,6 @@ class Pairs(Answering, Sequence[Pair]):
             )
         return replace(self, pairs=tuple(kept))
 
-    @answering
     def permuted(self, seed: int = 0) -> Pairs:
         """The same prompts with the answers of other pairs: a control, in which nothing is to find.
 
