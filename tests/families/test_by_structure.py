@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from reach.builder import build as build_type
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -253,3 +254,14 @@ def test_which_block_is_read_is_proved_by_writes(model_class, read, dear, monkey
     if n_read < 3:
         with pytest.raises(VLMLensError, match=f"reads block {n_read - 1}, so nothing reads this"):
             vlm.run(prompt, interventions=Ablate("vision.blocks.2.hook_resid_post", at=Images()))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "second"),
+    [("deepseek_vl_hybrid", "high_res_vision_model"), ("janus", "vqmodel")],
+)
+def test_a_second_tower_is_declared_with_its_reason(model_type, second):
+    vlm = HookedVLM(build_type(model_type))
+    assert any(name.startswith("vision.blocks.1.attn") for name in vlm.points())
+    with pytest.raises(VLMLensError, match=f"model.{second} is an encoder beside the tower"):
+        vlm.points(f"vision.{second}.blocks.0.hook_resid_post")

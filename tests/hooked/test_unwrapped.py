@@ -10,7 +10,17 @@ import warnings
 import pytest
 import tiny
 import torch
-from transformers import LlamaModel, pipeline
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    LlamaModel,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
 from typecheck import unchecked
 
 from vlm_lens import HookedVLM
@@ -73,6 +83,27 @@ def test_what_stands_around_a_model_is_named(model):
         with pytest.raises(ModelError, match=message), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             wrap(given)
+
+
+def test_a_model_of_another_kind_is_told_what_to_load_instead(model):
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    bert, vit = BertConfig(vocab_size=32, **small), ViTConfig(image_size=8, patch_size=4, **small)
+    for given, message in (
+        (BertModel(bert), "BertModel has no output layer"),
+        (ViTModel(vit), "ViTModel has no output layer"),
+        (BertForMaskedLM(bert), "BertForMaskedLM gives logits of tokens that are hidden"),
+    ):
+        with pytest.raises(ModelError, match=f"{message}.*AutoModelForCausalLM"):
+            unchecked(HookedVLM)(given)
+
+
+def test_a_model_without_a_list_of_blocks_is_refused_with_what_to_write():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    given = Olmo2ForCausalLM(Olmo2Config(vocab_size=64, num_hidden_layers=2, **sizes)).eval()
+    given.model.layers = torch.nn.Sequential(*given.model.layers)
+    with pytest.raises(ModelError, match=r"0 lists of modules.*\(none\).*a family of its own"):
+        HookedVLM(given)
 
 
 def test_what_is_no_processor_is_named(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import torch
 from families import (
+    texts,
     tiny_gemma3,
     tiny_idefics3,
     tiny_llava_next,
@@ -244,6 +246,42 @@ def test_a_class_without_an_adapter_is_named(tmp_path):
     vlm = HookedVLM.from_pretrained("toy-fuyu")
     with pytest.raises(ModelError, match="no bridge for FuyuForCausalLM"):
         to_bridge(vlm)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral"])
+def test_a_mixture_of_experts_has_the_same_values_by_name(name, tmp_path):
+    made = texts.build(name)
+    made.config.vocab_size = 320  # as many as the tokenizer has
+    model = tiny.randomize(type(made)(made.config)).eval()
+    with pytest.raises(ModelError, match="made in memory"):
+        to_bridge(HookedVLM(model, tiny.tokenizer("pieces")))
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer("pieces").save_pretrained(tmp_path)
+    vlm = HookedVLM.from_pretrained(tmp_path)
+    bridge, prompt, table = to_bridge(vlm), vlm.prompt("Q:Greece A:"), vlm.points()
+    _, ours = vlm.run_with_cache(prompt, names_filter=list(table))
+    tokens, rest = split(prompt)
+    with torch.no_grad():
+        _, theirs = bridge.run_with_cache(tokens, **rest)
+    shared = set()
+    for there in theirs:
+        stands_for = read_as(there)
+        if stands_for in table and not is_other(there):
+            point = table[stands_for].name
+            torch.testing.assert_close(ours[point], theirs[there], atol=1e-4, rtol=1e-4, msg=there)
+            shared.add(point)
+    alone = {"hook_merged", *table.select("blocks.*.mlp.hook_router_logits")}
+    assert shared == set(table) - alone and len(shared) == 29
+
+
+def test_why_there_is_no_bridge_is_what_transformer_lens_says(tmp_path):
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("with torchvision the bridge is built")
+    vlm = HookedVLM.from_pretrained(tiny_qwen3_vl.save(tmp_path))
+    message = "no bridge for Qwen3VLForConditionalGeneration: .*needs the optional torchvision"
+    with pytest.raises(ModelError, match=message) as told:
+        to_bridge(vlm)
+    assert "Did you mean" not in str(told.value)
 
 
 def test_its_lens_reads_our_cache(both):

@@ -24,6 +24,7 @@ from vlm_lens.families.parts.found import HELP, found_decoder
 from vlm_lens.families.parts.found_encoder import Encoder
 from vlm_lens.families.parts.found_geometry import Painted, painted, placed
 from vlm_lens.families.parts.found_tower import FoundTower, Held, blocks_read, found_tower
+from vlm_lens.families.parts.other_encoders import other_encoders
 from vlm_lens.families.parts.picture import Picture, runs_of
 from vlm_lens.families.parts.picture_lengths import lengths_of_features, rows_are_pictures
 from vlm_lens.families.parts.towers import Tower, describe_tower, layers_read
@@ -78,6 +79,8 @@ class StructureFamily(Family):
             }
         elif self.takes_images:
             before, missing, vision = self._pictured(model, stack.path, found.decoder.d_word)
+        if before:
+            missing |= other_encoders(model, stack.path, before)
         if encoder is not None:
             self.not_replayable = "its decoder reads what its encoder gives, by cross-attention"
             before, missing = [*before, *encoder.points()], missing | encoder.missing()

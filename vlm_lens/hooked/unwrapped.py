@@ -62,10 +62,13 @@ def as_model(given: Any) -> PreTrainedModel:
             f"{_AUTO}."
         )
     if not callable(getattr(given, "generate", None)):
-        raise ModelError(
-            f"{type(given).__name__} has no output layer over a vocabulary, so it gives no logits: "
-            f"load the checkpoint with {_AUTO}."
+        head = getattr(given, "get_output_embeddings", lambda: None)()
+        lacks = (
+            "has no output layer over a vocabulary, so it gives no logits"
+            if head is None
+            else "gives logits of tokens that are hidden from it, and does not say what comes next"
         )
+        raise ModelError(f"{type(given).__name__} {lacks}: load the checkpoint with {_AUTO}.")
     return given  # type: ignore[return-value]  # a PreTrainedModel, or remote code like one
 
 

@@ -67,15 +67,22 @@ def to_bridge(vlm: HookedModel) -> TransformerBridge:
     model = vlm.hf_model
     architecture = type(model).__name__
     twin = copy.deepcopy(model)
+    tokenizer = copy.deepcopy(vlm.tokenizer)
+    if tokenizer is not None and not getattr(tokenizer, "init_kwargs", {}).get("name_or_path"):
+        raise ModelError(
+            "TransformerLens reads a tokenizer again from where it was loaded, and this one was "
+            "made in memory: save it, tokenizer.save_pretrained(folder), and load it from there."
+        )
     try:
         bridge = build_bridge_from_module(
-            twin, architecture, hf_config=twin.config, tokenizer=copy.deepcopy(vlm.tokenizer),
+            twin, architecture, hf_config=twin.config, tokenizer=tokenizer,
             dtype=vlm.dtype, device=str(vlm.device), model_name=vlm.name,
         )  # fmt: skip
     except (ValueError, KeyError, AttributeError, NotImplementedError, ImportError) as error:
+        known = _architectures()
+        near = "" if architecture in known else near_matches(architecture, known)
         raise ModelError(
-            f"TransformerLens builds no bridge for {architecture}: {error}"
-            f"{near_matches(architecture, _architectures())}"
+            f"TransformerLens builds no bridge for {architecture}: {error}{near}"
         ) from error
     bridge.eval()
     _check_logits(vlm.hf_model, bridge, "The bridge")
