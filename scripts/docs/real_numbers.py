@@ -3,7 +3,10 @@
     python -m scripts.zoo.real --out real_tables
     python -m scripts.docs.real_numbers real_tables
 
-writes docs/_generated/real_numbers.md; what was not measured is left out. Nothing is typed by hand.
+writes docs/_generated/real_numbers.md, the same into the card of smol-llava, and
+docs/_generated/side_by_side.md: Table 2 of the paper, of smol-llava and of the organisms (as
+`scripts.docs.paper_numbers` wrote theirs). What was not measured is left out. Nothing is typed by
+hand.
 """
 
 from __future__ import annotations
@@ -17,12 +20,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vlm_lens import zoo
 from vlm_lens.recipes import Result
 from vlm_lens.recipes.parts.scoring import bootstrap, prefix_match
+from vlm_lens.reproduce import paper
 from vlm_lens.tasks import Task
-from vlm_lens.terms import MEAN, NO_CONTEXT, PATCH, PROMPT, RANDOM, WRONG_SAME
+from vlm_lens.terms import MEAN, NO_CONTEXT, PATCH, PATCH_BASE, PROMPT, RANDOM, WRONG_SAME
 
-OUT = Path(__file__).resolve().parents[2] / "docs" / "_generated" / "real_numbers.md"
+OUT = Path(__file__).resolve().parents[2] / "docs" / "_generated"
+BEGIN, END = "<!-- three seeds: begin -->", "<!-- three seeds: end -->"  # in the card
+PUBLISHED = ("LLaVA-v1.5", "Mantis-Fuyu", "Idefics2")
+TABLE2 = {  # a row of Table 2 -> the entry of `scripts.zoo.real` and its method
+    NO_CONTEXT: ("text-image", NO_CONTEXT),
+    "Text Examples Prompt": ("text-image", PROMPT),
+    "Text Examples Patch": ("text-image", PATCH),
+    "Image Examples Prompt": ("image-image", PROMPT),
+    "Image Examples Patch": ("image-image", PATCH),
+    "LLM-VLM": ("base", PATCH_BASE),
+}
 PAIRS = {
     "text-image": "text -> image",
     "text-text": "text -> text",
@@ -31,6 +46,12 @@ PAIRS = {
     "instruction": "instruction -> image",
 }
 COLUMNS = ["method", NO_CONTEXT, PROMPT, PATCH, WRONG_SAME, RANDOM]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """What was measured by recipes, phases apart."""
+    names = [p.name for p in folder.glob("*/") if (p / "provenance.json").exists()]
+    return {name: Result.load(folder / name) for name in names if "phases" not in name}
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -175,14 +196,43 @@ def phases(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def organisms(written: Path) -> dict[str, dict[str, str]]:
+    """Table 2 of the organisms, from the page that `scripts.docs.paper_numbers` wrote."""
+    lines = written.read_text(encoding="utf-8").partition("\nTable 2, mean")[2].splitlines()
+    rows = [[c.strip() for c in one.strip("|").split("|")] for one in lines if one.startswith("|")]
+    names = rows[0][1:]
+    return {
+        row: dict(zip(names, (_here(c) for c in cells), strict=True)) for row, *cells in rows[2:]
+    }
+
+
+def _here(cell: str) -> str:
+    here = cell.partition(" /")[0]
+    return here[1:] if here.startswith("0.") else here
+
+
+def side_by_side(found: dict[str, Any], written: Path) -> str:
+    """Table 2 of the paper's models, the real small model and the organisms."""
+    planted, rows = organisms(written), []
+    for row, (entry, method) in TABLE2.items():
+        table = "table3" if row == "LLM-VLM" else "table2"
+        published = [paper.lookup(table, model, row) for model in PUBLISHED]
+        cells: dict[str, Any] = {"": row}
+        cells |= {m: "-" if v is None else v for m, v in zip(PUBLISHED, published, strict=True)}
+        cells["smol-llava"] = found[entry].accuracy(method) if entry in found else "-"
+        cells |= {name: value or "-" for name, value in planted.get(row, {}).items()}
+        rows.append(cells)
+    rows[-1][""] = "Text Examples Patch, vectors of the base LLM"
+    return markdown(pd.DataFrame(rows).fillna("-"))
+
+
 def page(folder: Path) -> str:
     """The generated part of the page.
 
     Args:
         folder: What `scripts.zoo.real --out` wrote.
     """
-    names = [p.name for p in folder.glob("*/") if (p / "provenance.json").exists()]
-    found: dict[str, Any] = {n: Result.load(folder / n) for n in names if "phases" not in n}
+    found = results(folder)
     others = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json")}
     known = others.get("known", {})
     parts = [
@@ -271,13 +321,20 @@ def page(folder: Path) -> str:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="what scripts.zoo.real --out wrote")
-    parser.add_argument("--to", type=Path, default=OUT, help="the file to write")
     options = parser.parse_args()
-    options.to.write_text(page(options.folder), encoding="utf-8")
-    print(f"wrote {options.to}")
+    numbers = page(options.folder)
+    (OUT / "real_numbers.md").write_text(numbers, encoding="utf-8")
+    card = zoo.path("smol-llava") / "README.md"
+    before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
+    inside = numbers.partition("\n\n")[2].replace("\n### ", "\n#### ")
+    card.write_text(f"{before}{BEGIN}\n\n{inside}\n{END}{rest.partition(END)[2]}", "utf-8")
+    beside = side_by_side(results(options.folder), OUT / "paper_numbers.md")
+    mark = "<!-- Written by scripts/docs/real_numbers.py from a run: do not edit. -->"
+    (OUT / "side_by_side.md").write_text(f"{mark}\n\n{beside}\n", encoding="utf-8")
+    print(f"wrote {OUT}/real_numbers.md and side_by_side.md")
 
 
 if __name__ == "__main__":

@@ -68,3 +68,20 @@ def test_known_rows_are_told_from_the_others(folder):
         easy = mine[[i in known[name] for i in mine["input"]]]["correct"]
         assert len(easy) == 3 and table["known"][name] == "3 of 8"
         assert table["Patch, known"][name] == pytest.approx(easy.mean())
+
+
+def test_paper_real_model_and_organisms_stand_side_by_side(folder):
+    found = script.results(folder)
+    text = script.side_by_side(found, script.OUT / "paper_numbers.md")
+    rows = {
+        one.split("|")[1].strip(): [c.strip() for c in one.split("|")[2:-1]]
+        for one in text.splitlines()
+    }
+    assert rows[""] == [
+        "LLaVA-v1.5", "Mantis-Fuyu", "Idefics2", "smol-llava", "toy-llava", "toy-idefics2",
+        "toy-fuyu",
+    ]  # fmt: skip
+    patch = f"{found['text-image'].accuracy():.2f}".replace("0.", ".", 1)
+    assert rows["Text Examples Patch"][:4] == [".32", ".31", ".51", patch]
+    assert rows["Text Examples Patch"][4:] == [".59", ".95", ".20"]
+    assert rows["Text Examples Patch, vectors of the base LLM"][0] == ".37"
