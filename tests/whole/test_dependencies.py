@@ -18,7 +18,7 @@ USED_BY_OTHERS = {"accelerate": "transformers places weights with it, whenever a
 
 
 OTHERS = frozenset({"interop", "nnsight"})  # folders that need the extra `interop`
-EXTRAS = ("real", "serve", "static")  # extras that the package imports when they are asked for
+EXTRAS = ("ray", "real", "serve", "static")  # that the package imports when they are asked for
 
 
 def module(requirement: str) -> str:

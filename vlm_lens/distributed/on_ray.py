@@ -26,6 +26,7 @@ _REACHED = 3.0  # seconds in which an address answers
 _PATIENCE = 60.0  # seconds after which it is looked at whether workers have a place
 _INITS = 2  # more attempts at starting Ray on a machine so busy that it takes over 30 seconds
 _SLOW = "timed out during startup"
+_reached: dict[str, str | None] = {}  # as the address was given by which Ray was reached last
 _STARTS = 3  # workers that may end, one after the other, before they are ready
 
 
@@ -86,7 +87,7 @@ def connect(address: str | None) -> None:
         ) from error
     if ray.is_initialized():
         there = ray.get_runtime_context().gcs_address
-        if address is not None and address.removeprefix("ray://") != there:
+        if address not in (None, there, _reached.get("address")):
             raise DistributedError(
                 f"This process is connected to the Ray at {there}, not to {address}: leave the "
                 "address out, or call ray.shutdown() first."
@@ -103,6 +104,7 @@ def connect(address: str | None) -> None:
                 address=address, include_dashboard=False if started else None,
                 log_to_driver=False, logging_level=logging.ERROR,
             )  # fmt: skip
+            _reached["address"] = address
             return
         except Exception as error:  # ray raises its own, grpc's, OSError, RuntimeError, ...
             if more and _SLOW in str(error):

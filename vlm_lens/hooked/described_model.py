@@ -16,6 +16,7 @@ from vlm_lens.engine.logit_head import with_fitted_head
 from vlm_lens.families import Architecture, family_of
 from vlm_lens.hooked.description import describe, unembed_hash
 from vlm_lens.hooked.habits import answers_habits, refuse_attribute
+from vlm_lens.hooked.sharded import as_sharded, is_sharded
 from vlm_lens.hooked.stacks import Owner
 from vlm_lens.hooked.unwrapped import as_model, check_processor
 from vlm_lens.hooked.vocabulary import Vocabulary
@@ -47,6 +48,8 @@ class DescribedModel(Vocabulary, Weights):
         self.processor = processor
         self.family = family_of(hf_model.config)
         self.architecture = with_fitted_head(hf_model, self.family.architecture(hf_model))
+        if is_sharded(hf_model):
+            self.family, self.architecture = as_sharded(hf_model, self.family, self.architecture)
         _warn_if_training(hf_model)
 
     @cached_property

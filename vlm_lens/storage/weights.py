@@ -157,7 +157,10 @@ def _parts(name: str, tensor: Tensor, module: nn.Module | None, own: str) -> Ite
         yield name, tensor, ""
     elif hasattr(tensor, "__tensor_flatten__") and (held := tensor.__tensor_flatten__()[0]):
         for inner in held:
-            yield from _parts(f"{name}.{inner}", getattr(tensor, inner), module, own)
+            if isinstance(part := getattr(tensor, inner), Tensor):
+                yield from _parts(f"{name}.{inner}", part, module, own)
+        if hasattr(tensor, "device_mesh"):
+            yield name, None, "a slice of it is here"
     else:
         yield name, None, f"held as {type(tensor).__name__}"
 
