@@ -7,8 +7,9 @@ import tiny
 import torch
 
 from families import bench, tiny_internvl
-from vlm_lens import Ablate, HookedVLM, Images, Patches
+from vlm_lens import Ablate, Frames, HookedVLM, Images, Patches
 from vlm_lens.errors import PointError, PositionError, PromptError
+from vlm_lens.families import GivenVideo
 from vlm_lens.points.sites import ScaleView
 
 MODEL = "internvl"
@@ -144,3 +145,43 @@ def test_errors(vlm):
     more = inputs | {"pixel_values": inputs["pixel_values"][:-1]}
     with pytest.raises(PromptError, match=rf"6 frames .* need {6 * PER_FRAME} image tokens"):
         vlm.run(more)
+
+
+def test_frames_of_a_video_are_coordinates_in_text_tower_and_projector(tmp_path):
+    vlm = HookedVLM.from_pretrained(tiny_internvl.save(tmp_path))
+    frames = [bench.noise((32, 24), seed=i) for i in range(3)]
+    words = vlm.processor.tokenizer
+    one = "<img>" + "<IMG_CONTEXT>" * 4 + "</img>"
+    text = "\n".join(f"Frame{i + 1}: {one}" for i in range(3)) + "Q:"  # as the processor writes it
+
+    def made(pictures):
+        size = {"height": tiny_internvl.SIDE, "width": tiny_internvl.SIDE}
+        reader = type(vlm.processor.image_processor)(size=size, crop_to_patches=False)
+        tensors = dict(words([text], return_tensors="pt"))
+        tensors["pixel_values"] = reader(pictures, return_tensors="pt")["pixel_values"]
+        return vlm.prompts.from_tensors(tensors, videos=[GivenVideo((32, 24), 3, 2.0)])
+
+    prompt = made(frames)
+    video = prompt.layout.video[0]
+    assert not prompt.layout.images and video.n_frames == 3 and video.at(1.2).index == 2
+    assert [len(f.positions) for f in video.frames] == [4, 4, 4]
+    places = [p for f in video.frames for p in f.positions]
+    assert {prompt.inputs["input_ids"][0, p].item() for p in places} == {6}
+    names = ["vision.hook_embed", "projector.hook_out"]
+    _, before = vlm.run_with_cache(prompt, names_filter=names)
+    painted = frames[1].copy()
+    painted.paste((255, 255, 255), (16, 12, 32, 24))  # the last quarter: patches and one position
+    _, after = vlm.run_with_cache(made([frames[0], painted, frames[2]]), names_filter=names)
+    moved = (before[names[0]] != after[names[0]]).any(-1).nonzero().tolist()
+    shown = video.frame(1).vision.box(16, 12, 32, 24)
+    assert {row for row, _ in moved} == {1} and {tuple(m) for m in moved} >= set(shown)
+    change = (before[names[1]] - after[names[1]]).norm(dim=-1)
+    assert (change[1] > 0).any() and not change[0].any() and not change[2].any()
+    assert Frames(0, frame=1).resolve(prompt.layout, "projector") == [(1, p) for p in range(4)]
+    zero = Ablate("projector.hook_out", at=Frames(0, frame=1))
+    text_zero = Ablate("hook_merged", at=Frames(0, frame=1))
+    assert torch.equal(
+        vlm.run(prompt, interventions=zero), vlm.run(prompt, interventions=text_zero)
+    )
+    with pytest.raises(PromptError, match="has either"):
+        vlm.prompts.from_tensors(dict(prompt.inputs), videos=[GivenVideo((32, 24), None)])

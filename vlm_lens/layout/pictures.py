@@ -178,12 +178,16 @@ class FrameLayout(PlacesInText):
             merges frames in time.
         text: It in the language model's sequence.
         seconds: From when to when, where it is known how many frames a second takes.
+        vision: It in the tower's sequence, where that is described.
+        projector: It in the projector's output, likewise.
     """
 
     index: int
     merged: tuple[int, ...]
     text: ImageSpace
     seconds: tuple[float, float] | None = None
+    vision: ImageSpace = ImageSpace()
+    projector: ImageSpace = ImageSpace()
 
 
 @savable

@@ -167,10 +167,25 @@ class Frames(Position):
         return [p for video in videos for p in video.frame(self.frame).positions]
 
     def _in_pictures(self, layout: Layout, space: str) -> Pairs:
-        raise PositionError(
-            f"Where the frames of a video stand in the {space}'s sequence is not described: act "
-            "on the language model's points."
-        )
+        if not layout.video:
+            raise PositionError("This prompt has no video.")
+        videos = layout.video if self.video is None else [layout.video[self.video]]
+        frames = [
+            frame for video in videos
+            for frame in (video.frames if self.frame is None else [video.frame(self.frame)])
+        ]  # fmt: skip
+        found = [
+            (row, position)
+            for frame in frames
+            for row, positions in getattr(frame, space).sequences
+            for position in positions
+        ]
+        if not found:
+            raise PositionError(
+                f"Where the frames of a video stand in the {space}'s sequence is not described: "
+                "act on the language model's points."
+            )
+        return found
 
 
 @savable
