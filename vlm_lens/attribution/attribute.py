@@ -142,7 +142,8 @@ def _effects(
     cells = positions.cells(plan.space)
     pairs = [(b, a) if swap else (a, b) for a, b in cells.items()]
     index = {cell: i for i, cell in enumerate(cells)}
-    rows, places = [], []
+    rows: list[int] = []
+    places: list[int] = []
     for place, at in enumerate(plan.places):
         mine = [index[c] for c in at.resolve(positions.clean, plan.space) if c in index]
         rows += mine

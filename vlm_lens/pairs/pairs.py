@@ -243,7 +243,7 @@ class Pairs(Answering, Sequence[Pair]):
             VLMLensError: Something does not fit the model or one of the prompts (before any run).
         """
         check_direction(direction)
-        how = {"receivers": receivers, "freeze": freeze, "heads": heads}
+        how: dict[str, Any] = {"receivers": receivers, "freeze": freeze, "heads": heads}
 
         def plan(pair: Pair) -> Plan:
             pair.bind(vlm, measure)

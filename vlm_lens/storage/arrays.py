@@ -65,7 +65,7 @@ class ArrayFolder:
             self._folder.must_be_writable()
         return found
 
-    def add(self, numbers: Sequence[int], arrays: Sequence[np.ndarray]) -> None:
+    def add(self, numbers: Sequence[int], arrays: Iterable[np.ndarray]) -> None:
         """Writes finished arrays; each file is there whole or not at all."""
         for number, array in zip(numbers, arrays, strict=True):
             held = torch.from_numpy(np.ascontiguousarray(array))
@@ -76,7 +76,7 @@ class ArrayFolder:
 def collect(
     total: int,
     batches: Callable[[list[int]], Iterable[Sequence[int]]],
-    make: Callable[[Sequence[int]], Sequence[np.ndarray]],
+    make: Callable[[Sequence[int]], Iterable[np.ndarray]],
     *,
     unit: str,
     store: ArrayFolder | None = None,
@@ -99,7 +99,7 @@ def collect(
         found = store.load(total) if store else {}
         bar.update(len(found))
         for batch in batches([i for i in range(total) if i not in found]):
-            made = make(batch)
+            made = list(make(batch))
             found.update(zip(batch, made, strict=True))
             if store:
                 store.add(batch, made)
