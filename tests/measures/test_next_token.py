@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vlm_lens import ActivationPatch, Last
+from vlm_lens import ActivationPatch, At, Last, Steer
+from vlm_lens.errors import PromptError
 from vlm_lens.measures import (
     KL,
     AnyOf,
@@ -15,6 +16,7 @@ from vlm_lens.measures import (
     MeasureError,
     Prob,
     Rank,
+    Top1,
     at_last,
 )
 
@@ -134,3 +136,26 @@ def test_measures_are_values(tmp_path):
         measure.save(tmp_path / str(i))
         assert type(measure).load(tmp_path / str(i)) == measure
         assert hash(measure) == hash(type(measure).load(tmp_path / str(i)))
+
+
+def test_of_a_run_only_the_logits_that_are_seen_are_computed(clip, picture):
+    prompt = clip.prompt("Q:<image>\nA:", [picture])
+    given = []
+    handle = clip.hf_model.lm_head.register_forward_pre_hook(
+        lambda module, args: given.append(args[0].shape[1])
+    )
+    try:
+        bound = Top1().bind(clip, prompt)
+        (record,) = bound.of_run(())
+        assert given == [1]
+        edit = Steer("hook_logits", At((0,)), torch.ones(clip.cfg.d_vocab))
+        bound.of_run(edit)  # acts where nobody looks, and must act
+        assert given == [1, prompt.length]
+        assert clip.run(prompt, last_logits=2).shape[1] == 2
+    finally:
+        handle.remove()
+    logits = clip.run(prompt)[0, -1]
+    assert record["token_id"] == int(logits.argmax())
+    assert record["prob"] == pytest.approx(float(logits.softmax(-1).max()), rel=1e-5)
+    with pytest.raises(PromptError, match="at least 1"):
+        clip.run(prompt, last_logits=0)

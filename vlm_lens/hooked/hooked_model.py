@@ -57,6 +57,11 @@ class _Open:
     engine: Run
 
 
+def _check_last(last_logits: int | None) -> None:
+    if last_logits is not None and as_integer(last_logits, "last_logits", PromptError) < 1:
+        raise PromptError(f"last_logits must be at least 1, not {last_logits}.")
+
+
 class HookedModel(DescribedModel):
     """Runs of a model with hooks; `HookedVLM` adds what is built on them.
 
@@ -77,6 +82,7 @@ class HookedModel(DescribedModel):
         *,
         interventions: Interventions = (),
         grad: bool = False,
+        last_logits: int | None = None,
         engine: str = "hooks",
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits at every position.
@@ -86,15 +92,18 @@ class HookedModel(DescribedModel):
             images: Pictures, where `prompt` is text.
             interventions: What to change.
             grad: Whether to record gradients.
+            last_logits: Compute logits of this many of the last positions only, where the model
+                can and nothing acts on others; all by default.
             engine: What calls this package at the points: torch `"hooks"`; `"nnsight"`; or
                 `"ndif"`: nnsight in a remote service, where the model is.
 
         Raises:
             VLMLensError: The prompt or an intervention does not fit.
         """
+        _check_last(last_logits)
         prompt = self.as_prompt(prompt, images)
         with self._hooked(prompt, interventions, grad=grad, engine=engine) as run:
-            return self._forward(prompt, run)
+            return self._forward(prompt, run, None if "hook_logits" in run.watched else last_logits)
 
     @answers_habits
     def run_with_cache(
@@ -129,8 +138,7 @@ class HookedModel(DescribedModel):
         Raises:
             VLMLensError: The prompt, a point or an intervention does not fit.
         """
-        if last_logits is not None and as_integer(last_logits, "last_logits", PromptError) < 1:
-            raise PromptError(f"last_logits must be at least 1, not {last_logits}.")
+        _check_last(last_logits)
         prompt = self.as_prompt(prompt, images)
         at = None if positions is None else as_position(positions)
         names = names_to_read(self.architecture.points, prompt, names_filter, at)

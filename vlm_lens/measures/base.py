@@ -196,7 +196,10 @@ class BoundLogits(BoundMeasure):
 
     def of_run(self, interventions: Any) -> list[Record]:
         """From the logits of a run."""
-        logits = self.vlm.run(self.prompt, interventions=interventions)
+        # of a large vocabulary, logits that nobody sees are what costs
+        at_the_end = all(layout.last == len(layout) - 1 for layout in self.prompt.layouts)
+        seen = self.n_last if at_the_end else None
+        logits = self.vlm.run(self.prompt, interventions=interventions, last_logits=seen)
         return self.records(at_last(logits, self.prompt.layouts, self.n_last))
 
 
