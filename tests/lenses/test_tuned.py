@@ -13,6 +13,7 @@ from torch import nn
 from vlm_lens import HookedVLM, LogitLens
 from vlm_lens.errors import VLMLensError
 from vlm_lens.lenses import LensError, TunedLens
+from vlm_lens.lenses.fitted import group_of
 from vlm_lens.lenses.tuned import published_hash
 from vlm_lens.prompts.template import RawPrompt
 
@@ -222,3 +223,9 @@ def test_a_pickle_is_never_executed(clip, tmp_path):
     assert not (tmp_path / "harm").exists()
     with pytest.raises(VLMLensError):
         TunedLens.from_published(tmp_path / "nowhere", clip)
+
+
+def test_frames_of_a_video_go_through_the_map_of_pictures():
+    kinds = ("text", "special", "image 0", "video 1")
+    assert [group_of(kind, "each") for kind in kinds] == ["text", "text", "image", "image"]
+    assert {group_of(kind, None) for kind in kinds} == {"all"}

@@ -41,7 +41,7 @@ def group_of(kind: str, kinds: str | None) -> str:
     """The group whose map a position of some kind gets."""
     if kinds is None:
         return WHOLE
-    return IMAGE if kind.startswith(IMAGE) else TEXT
+    return IMAGE if kind.startswith((IMAGE, "video")) else TEXT  # frames are pictures
 
 
 def groups(kinds: str | None) -> tuple[str, ...]:
