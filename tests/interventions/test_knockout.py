@@ -181,7 +181,7 @@ def test_what_is_refused(load, no_forward):
         (lambda: AttentionKnockout(Last(), Generated()), "positions of the prompt"),
         (
             lambda: AttentionKnockout(Last(), Images(), part="audio"),
-            "'language', 'vision', 'cross'",
+            "'language', 'vision', 'encoder', 'cross'",
         ),
         (lambda: AttentionKnockout(Last(), Images(), layers=()), "name at least one block"),
         (lambda: AttentionKnockout(Last(), Images(), layers="all"), "whole number"),
