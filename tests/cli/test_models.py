@@ -7,7 +7,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from vlm_lens import zoo
+import vlm_lens
+from vlm_lens import HookedVLM, zoo
 from vlm_lens.cli import app
 from vlm_lens.families import families
 from vlm_lens.families.llava import LlavaFamily
@@ -55,3 +56,16 @@ def test_points_prints_the_table_of_a_glob():
     assert shown.exit_code == 0
     assert "vision.blocks.*.hook_resid_post" in shown.output
     assert "hook_embed" not in shown.output
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_points_never_cuts_a_name(columns):
+    said = run(app, ["points", "toy-llava"], env={"COLUMNS": str(columns)}).output
+    words = set(said.split())
+    groups = HookedVLM.from_pretrained("toy-llava").points().groups()
+    assert set(groups) <= words and "…" not in said
+
+
+def test_the_version_is_said():
+    said = run(app, ["--version"])
+    assert said.exit_code == 0 and said.output.strip() == f"vlm-lens {vlm_lens.__version__}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import tiny
 import torch
@@ -35,6 +37,9 @@ def test_names_and_short_names(clip, batch):
     assert len(table) == len(cache)
     assert int(table["bytes"].sum()) == sum(v.nbytes for v in cache.values())
     assert "blocks.*.hook_resid_post" in repr(cache)
+    shown = cache._repr_html_()  # a row a kind, not a row an activation
+    kinds = {re.sub(r"blocks\.\d+\.", "blocks.*.", name) for name in cache}
+    assert shown.count("<tr>") == len(kinds) + 1 and all(kind in shown for kind in kinds)
 
 
 def test_what_was_not_read(clip, batch):

@@ -34,6 +34,9 @@ def test_sizes(vlm):
     assert v.n_class_tokens == (1 if vision.model_type == "clip_vision_model" else 0)
     assert v.n_layers_read == (2 if vision.model_type == "clip_vision_model" else 3)
     assert "vision tower" in repr(vlm)
+    shown = vlm._repr_html_()
+    assert all(group in shown for group in vlm.points().groups()) and "<details>" in shown
+    assert f"{vlm.cfg.n_layers} layers" in shown
 
 
 # ---------------------------------------------------------------------- TransformerLens's habits

@@ -54,7 +54,12 @@ def points(
     with plain_errors():
         found = load(name).points(glob)
         rows = found.rows()
-        table = Table(*rows[0], title=f"{len(found)} points of {name}", box=None)
+        table = Table(title=f"{len(found)} points of {name}", box=None)
+        names, *others = rows[0]
+        longest = max(len(str(row[names])) for row in rows)
+        table.add_column(names, overflow="fold", min_width=longest)  # a name is never cut
+        for column in others:
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(str(value).replace("[", "\\[") for value in row.values()))
         console().print(table)

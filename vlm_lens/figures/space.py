@@ -26,7 +26,10 @@ def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: Layer)
     Returns:
         The figure.
     """
-    titles = [f"{name}<br><sup>{_scores(silhouettes, name)}</sup>" for name in _ORDER]
+    titles = [
+        f"{name}<br><span style='font-size:11px'>{_scores(silhouettes, name)}</span>"
+        for name in _ORDER
+    ]
     fig = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.04)
     colours = list(PALETTE.values())
     tasks = list(dict.fromkeys(points["task"]))
@@ -71,7 +74,7 @@ def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: Layer)
         fig, title="Context lies by modality, vectors by task?",
         subtitle=f"t-SNE of the output of {layer_name(layer)} (0-based), after the final norm; "
         "distances have no unit",
-        height=560,
+        height=600,
     )  # fmt: skip
     plain = {"showticklabels": False, "zeroline": False, "ticks": ""}
     fig.update_xaxes(title_text="t-SNE 1", **plain)
@@ -79,7 +82,7 @@ def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: Layer)
     fig.update_yaxes(title_text="t-SNE 2", col=1)
     fig.update_annotations(font_size=14)
     fig.update_layout(
-        legend={"orientation": "h", "y": -0.08, "yanchor": "top", "x": 0}, margin_t=130
+        legend={"orientation": "h", "y": -0.08, "yanchor": "top", "x": 0}, margin_t=180
     )
     return fig
 
@@ -87,5 +90,5 @@ def space_maps(points: pd.DataFrame, silhouettes: pd.DataFrame, *, layer: Layer)
 def _scores(silhouettes: pd.DataFrame, name: str) -> str:
     mine = silhouettes[silhouettes["set"] == name]
     mine = mine[mine["by"].isin(("task", "modality"))]  # there is no room for more
-    scores = [f"by {row.by} {row.silhouette:.2f} (p {row.p:.3f})" for row in mine.itertuples()]
-    return "silhouette " + ", ".join(scores)
+    scores = [f"by {row.by}<br>{row.silhouette:.2f} (p {row.p:.3f})" for row in mine.itertuples()]
+    return "silhouette " + ",<br>".join(scores)  # short lines: a phone's panel is narrow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -210,23 +211,43 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        groups: dict[str, list[str]] = {}
-        for name in self._values:
-            point = self._points[name]
-            key = name.replace(f"blocks.{point.layer}.", "blocks.*.")
-            groups.setdefault(key, []).append(name)
-        total = sum(v.nbytes for v in self._values.values())
-        lines = [f"ActivationCache: {len(self)} activations, {_bytes(total)}"]
-        width = max((len(k) for k in groups), default=0)
-        for key, names in groups.items():
-            value = self._values[names[0]]
-            size = sum(self._values[n].nbytes for n in names)
-            shape = "x".join(map(str, value.shape))
-            lines.append(f"  {key:<{width}}  {len(names):>3} x [{shape}]  {_bytes(size)}")
+        kinds = self._kinds()
+        lines = [self._summary()]
+        width = max((len(kind) for kind in kinds), default=0)
+        for kind, values in kinds.items():
+            size = _bytes(sum(v.nbytes for v in values))
+            lines.append(f"  {kind:<{width}}  {len(values):>3} x {_shape(values[0])}  {size}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False)
+        head = ("point", "activations", "shape", "dtype", "size")
+        rows = [
+            (f"<code>{escape(kind)}</code>", str(len(values)), _shape(values[0]),
+             str(values[0].dtype).removeprefix("torch."), _bytes(sum(v.nbytes for v in values)))
+            for kind, values in self._kinds().items()
+        ]  # fmt: skip
+        titles = "".join(f"<th>{title}</th>" for title in head)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return (
+            f"<div>{escape(self._summary())}</div><table style='table-layout:auto'>"
+            f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def _summary(self) -> str:
+        total = sum(v.nbytes for v in self._values.values())
+        return f"ActivationCache: {len(self)} activations, {_bytes(total)}"
+
+    def _kinds(self) -> dict[str, list[Tensor]]:
+        """What was read, the blocks of one kind together."""
+        kinds: dict[str, list[Tensor]] = {}
+        for name, value in self._values.items():
+            kind = name.replace(f"blocks.{self._points[name].layer}.", "blocks.*.")
+            kinds.setdefault(kind, []).append(value)
+        return kinds
+
+
+def _shape(value: Tensor) -> str:
+    return f"[{'x'.join(map(str, value.shape))}]"
 
 
 def _picked(

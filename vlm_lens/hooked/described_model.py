@@ -14,7 +14,7 @@ from torch import nn
 
 from vlm_lens.engine.logit_head import with_fitted_head
 from vlm_lens.families import Architecture, family_of
-from vlm_lens.hooked.description import describe, unembed_hash
+from vlm_lens.hooked.description import describe, describe_html, unembed_hash
 from vlm_lens.hooked.habits import answers_habits, refuse_attribute
 from vlm_lens.hooked.sharded import as_sharded, is_sharded
 from vlm_lens.hooked.stacks import Owner
@@ -197,10 +197,15 @@ class DescribedModel(Vocabulary, Weights):
         def __getattr__(self, name: str) -> Any:
             refuse_attribute(name, [n for n in dir(type(self)) if not n.startswith("_")])
 
+    @property
+    def _told(self) -> tuple[Any, ...]:
+        return self.name, self.hf_model, self.architecture, self.device, self.dtype
+
     def __repr__(self) -> str:
-        return describe(
-            self.name, self.hf_model, self.architecture, self.device, self.dtype
-        )  # fmt: skip
+        return describe(*self._told)
+
+    def _repr_html_(self) -> str:
+        return describe_html(*self._told)
 
 
 def _warn_if_training(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from vlm_lens.storage.weights import is_plain
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_RUNS = "runs"  # said without its label in text
 _GROUPS = {
     "language model": lambda name: not name.startswith(("vision.", "projector.", "encoder.")),
     "encoder": lambda name: name.startswith("encoder."),
@@ -22,37 +24,61 @@ _GROUPS = {
 }
 
 
-def describe(
+def describe(*model: Any) -> str:
+    """Family, sizes, dtype, device, attention, and the points by group; arguments of `_facts`."""
+    title, facts, groups = _facts(*model)
+    lines = [f"  {text if label == _RUNS else f'{label}: {text}'}" for label, text in facts]
+    lines += [f"  points, {group}: {', '.join(names)}" for group, names in groups.items()]
+    return "\n".join([title, *lines])
+
+
+def describe_html(*model: Any) -> str:
+    """The same as a table for notebooks; the points of each group are folded."""
+    title, facts, groups = _facts(*model)
+    rows = [(label, escape(text)) for label, text in facts]
+    for group, names in groups.items():
+        listed = ", ".join(f"<code>{escape(one)}</code>" for one in names)
+        folded = f"<details><summary>{len(names)} kinds</summary>{listed}</details>"
+        rows.append((f"points, {group}", folded))
+    left = "text-align:left;vertical-align:top"
+    body = "".join(
+        f"<tr><th style='{left};white-space:nowrap'>{escape(label)}</th>"
+        f"<td style='{left};white-space:normal'>{cell}</td></tr>"
+        for label, cell in rows
+    )
+    return f"<div><b>{escape(title)}</b></div><table style='table-layout:auto'>{body}</table>"
+
+
+def _facts(
     name: str,
     hf_model: PreTrainedModel,
     architecture: Architecture,
     device: torch.device,
     dtype: torch.dtype,
-) -> str:
-    """Family, sizes, dtype, device, attention, and the points by group."""
+) -> tuple[str, list[tuple[str, str]], dict[str, list[str]]]:
+    """A title, what is said of each part, and the names of points by group."""
     cfg = architecture.cfg
-    lines = [
-        f"HookedVLM {name} ({cfg.family}, {type(hf_model).__name__})",
-        f"  language model: {cfg.n_layers} layers, d_model {cfg.d_model}, "
-        f"{cfg.n_heads} heads of {cfg.d_head}, vocabulary {cfg.d_vocab}",
-    ]
+    facts = [
+        ("language model", f"{cfg.n_layers} layers, d_model {cfg.d_model}, "
+         f"{cfg.n_heads} heads of {cfg.d_head}, vocabulary {cfg.d_vocab}")
+    ]  # fmt: skip
     if cfg.vision:
         v = cfg.vision
         frame = f"{v.image_size} px" if v.image_size else "pictures of any size"
-        lines.append(
-            f"  vision tower: {v.n_layers} layers ({v.n_layers_read} read), d_model {v.d_model}, "
-            f"{v.n_heads} heads, {frame} in patches of {v.patch_size}"
-        )
+        facts.append(
+            ("vision tower", f"{v.n_layers} layers ({v.n_layers_read} read), d_model {v.d_model}, "
+             f"{v.n_heads} heads, {frame} in patches of {v.patch_size}")
+        )  # fmt: skip
     attention = hf_model.config._attn_implementation
-    lines.append(f"  {str(dtype).removeprefix('torch.')} on {device}, {attention}")
+    facts.append((_RUNS, f"{str(dtype).removeprefix('torch.')} on {device}, {attention}"))
     if weights := getattr(hf_model.config, "weights", None):
-        lines.append(f"  weights: {weights}")
-    groups = architecture.points.groups()
-    for title, belongs in _GROUPS.items():
-        names = [name for name in groups if belongs(name)]
-        if names:
-            lines.append(f"  points, {title}: {', '.join(names)}")
-    return "\n".join(lines)
+        facts.append(("weights", str(weights)))
+    groups = {
+        title: names
+        for title, belongs in _GROUPS.items()
+        if (names := [name for name in architecture.points.groups() if belongs(name)])
+    }
+    return f"HookedVLM {name} ({cfg.family}, {type(hf_model).__name__})", facts, groups
 
 
 def unembed_hash(hf_model: PreTrainedModel, architecture: Architecture) -> str | None:

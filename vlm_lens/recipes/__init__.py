@@ -9,6 +9,7 @@ from vlm_lens.recipes.back_patching import BackPatching, BackPatchingResult
 from vlm_lens.recipes.base import Recipe, RecipeError, Result
 from vlm_lens.recipes.causal_tracing import CausalTracing, CausalTracingResult
 from vlm_lens.recipes.circuit_faithfulness import CircuitFaithfulness, CircuitResult
+from vlm_lens.recipes.compare import compare
 from vlm_lens.recipes.cross_modal_patch import CrossModalPatch, TransferResult
 from vlm_lens.recipes.function_vectors import FunctionVectors, FunctionVectorsResult
 from vlm_lens.recipes.heads_of_pairs import (
@@ -101,6 +102,7 @@ __all__ = [
     "TopDecodingsResult",
     "TransferResult",
     "Wanted",
+    "compare",
     "heads_side_by_side",
     "side_by_side",
 ]
