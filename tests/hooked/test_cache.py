@@ -113,7 +113,7 @@ def test_slices(clip, batch):
     point = clip.points(P)[P]
     assert torch.equal(piece.value_at(point, clip.facts), cache[P][:, -1:])
     assert piece == cache.slice_at(("blocks.*.hook_resid_post",), Last())
-    with pytest.raises(VectorError, match="holds no hook_merged"):
+    with pytest.raises(VectorError, match="was not read at hook_merged"):
         piece.value_at(clip.points("hook_merged")["hook_merged"], clip.facts)
     with pytest.raises(VectorError, match="holds none of hook_embed"):
         cache.slice_at(("hook_embed",), Last())
