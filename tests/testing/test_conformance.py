@@ -19,6 +19,14 @@ def test_each_check_runs_alone(load, check):
     assert report.passed, str(report)
 
 
+def test_the_check_that_runs_is_shown(load, capfd):
+    one = ("every point fires",)
+    conformance(load("llama"), "Q:Greece\nA:", only=one)
+    assert "every point fires" not in capfd.readouterr().err
+    conformance(load("llama"), "Q:Greece\nA:", only=one, progress=True)
+    assert "every point fires" in capfd.readouterr().err
+
+
 def test_a_check_that_does_not_exist(load):
     with pytest.raises(ModelError, match="no check 'gradients'; there are forward equals"):
         conformance(load("llama"), "Q:Greece", only=("gradients",))

@@ -43,6 +43,7 @@ def check(
     picture: Image.Image | str | Path | None = None,
     cold: bool = False,
     only: tuple[str, ...] = (),
+    progress: bool = True,
     **options: Any,
 ) -> Report:
     """Wraps a model and puts it to the conformance suite, on a short prompt of its own making.
@@ -54,6 +55,7 @@ def check(
         picture: What the prompt shows where the model takes pictures; noise by default.
         cold: Also run the checks that need a copy of the model in memory; see `conformance`.
         only: Names of checks; all by default.
+        progress: Show a progress bar, with the name of the check that runs.
         **options: Passed to `HookedVLM.from_pretrained`: `dtype`, `device`, ...
 
     Returns:
@@ -64,9 +66,8 @@ def check(
         ModelError: It cannot be loaded or wrapped.
     """
     vlm = model if isinstance(model, HookedVLM) else HookedVLM.from_pretrained(model, **options)
-    return replace(
-        conformance(vlm, _prompt(vlm, picture), cold=cold, only=only), found=tuple(_found(vlm))
-    )
+    report = conformance(vlm, _prompt(vlm, picture), cold=cold, only=only, progress=progress)
+    return replace(report, found=tuple(_found(vlm)))
 
 
 def _prompt(vlm: HookedVLM, picture: Any) -> Prompt:

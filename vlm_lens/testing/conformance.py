@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from vlm_lens.errors import ModelError
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.testing import checks, engines, gradients
@@ -38,6 +40,7 @@ def conformance(
     *,
     cold: bool = True,
     only: tuple[str, ...] = (),
+    progress: bool = False,
 ) -> Report:
     """Checks a model on a prompt against plain Hugging Face and closed forms.
 
@@ -52,6 +55,7 @@ def conformance(
             first run, and gradients in float64. They take the memory of a second model, or of two
             to four where the weights are in half precision.
         only: Names of checks; all by default.
+        progress: Show a progress bar, with the name of the check that runs.
 
     Returns:
         A report; `report.raise_if_failed()` turns failures into an error.
@@ -64,11 +68,12 @@ def conformance(
         raise ModelError(f"There is no check {unknown[0]!r}; there are {', '.join(CHECKS)}.")
     subject = Subject(vlm, vlm.as_prompt(prompt, images), cold)
     results = []
-    for name, check in CHECKS.items():
-        if only and name not in only:
-            continue
+    chosen = [name for name in CHECKS if not only or name in only]
+    bar = tqdm(chosen, unit="check", leave=False, disable=not progress)
+    for name in bar:
+        bar.set_description(name)
         try:
-            results.append(CheckResult(name, PASSED, check(subject)))
+            results.append(CheckResult(name, PASSED, CHECKS[name](subject)))
         except CheckFailed as failure:
             results.append(CheckResult(name, FAILED, str(failure)))
         except NotApplicable as reason:
