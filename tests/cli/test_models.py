@@ -27,6 +27,18 @@ def test_models_lists_families_zoo_and_checkpoints(columns):
     assert max(map(len, shown.output.splitlines())) <= columns
 
 
+@pytest.mark.parametrize("columns", [80, 100, 130])
+def test_models_never_cuts_what_is_copied(columns):
+    said = run(app, ["models"], env={"COLUMNS": str(columns)}).output
+    words = set(said.split())
+    for one in CHECKPOINTS.values():
+        assert {one.name, one.repo, one.revision[:8]} <= words
+    assert {*zoo.names(), *(f.name for f in families().values())} <= words
+    assert "…" not in said and max(map(len, said.splitlines())) <= columns
+    types = {word.strip(",") for word in words}
+    assert set(families()) <= types
+
+
 def test_models_says_what_a_family_is():
     shown = run(app, ["models"], env={"COLUMNS": "400"}).output
     lines = {line.split()[0]: line for line in shown.splitlines() if line.split()}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["models", "points"]
 
+_NOTES_FIT = 120  # columns from which on the table of checkpoints has room for notes
+
 
 def models(
     check: Annotated[
@@ -28,9 +30,10 @@ def models(
         _check(check, html, dtype, device)
         return
     screen = console()
-    for table in (_families_table(), _zoo_table(), _checkpoints_table()):
+    for table in (_families_table(), _zoo_table()):
         screen.print(table)
         screen.print()
+    _print_checkpoints(screen)
 
 
 def _check(name: str, html: Path | None, dtype: str | None, device: str | None) -> None:
@@ -114,22 +117,29 @@ def _zoo_table() -> Table:
     return table
 
 
-def _checkpoints_table() -> Table:
+def _print_checkpoints(screen: Any) -> None:
+    """Names, ids and revisions in whole lines, to be copied; notes below where they do not fit."""
     from rich.table import Table
 
     from vlm_lens.model.checkpoints import CHECKPOINTS
 
+    wide = screen.width >= _NOTES_FIT
     table = Table(title="Published checkpoints, by short name", box=None, header_style="bold",
                   padding=(0, 1))  # fmt: skip
-    table.add_column("name", no_wrap=True)
-    table.add_column("Hub id", overflow="fold")
-    table.add_column("revision", no_wrap=True)
+    for column in ("name", "Hub id", "revision"):
+        table.add_column(column, no_wrap=True)
     table.add_column("blocks", justify="right")
-    table.add_column("patched after block", justify="right")
-    table.add_column("notes", overflow="fold")
+    table.add_column("patch after" if not wide else "patched after block", justify="right")
+    if wide:
+        table.add_column("notes", overflow="fold")
+    below = []
     for one in CHECKPOINTS.values():
         layer = "" if one.patch_layer is None else str(one.patch_layer)
         notes = [*(f"{k.rsplit('.', 1)[-1]}={v}" for k, v in one.settings.items()), one.note]
-        table.add_row(one.name, one.repo, one.revision[:8], str(one.n_layers), layer,
-                      "; ".join(n for n in notes if n))  # fmt: skip
-    return table
+        said = "; ".join(n for n in notes if n)
+        cells = (one.name, one.repo, one.revision[:8], str(one.n_layers), layer)
+        table.add_row(*cells, *[said] * wide)
+        below += [f" {one.name}: {said}"] if said and not wide else []
+    screen.print(table)
+    for line in ["", *below]:
+        screen.print(line, highlight=False)
