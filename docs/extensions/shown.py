@@ -9,8 +9,9 @@ directive are not run. Nothing is fetched when the page is read.
 
 from __future__ import annotations
 
-import os
 import tempfile
+from contextlib import chdir
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,30 @@ from docutils.parsers.rst import Directive
 
 from scripts.docs.examples import blocks
 
-_PAGES: dict[str, tuple[int, dict[str, Any]]] = {}  # page -> lines that have run, its names
+
+@dataclass
+class _Run:
+    """A page that runs.
+
+    Attributes:
+        folder: Where it runs, kept to the end: values are shown from files that blocks wrote.
+        names: What its blocks have defined.
+        done: Up to which line they have run.
+    """
+
+    folder: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
+    names: dict[str, Any] = field(default_factory=dict)
+    done: int = 0
+
+    def until(self, page: Path, line: int) -> None:
+        """Runs the blocks above a line that have not run."""
+        for block in blocks(page):
+            if self.done < block.line < line:
+                exec(compile("\n" * block.line + block.code, str(page), "exec"), self.names)
+        self.done = max(self.done, line)
+
+
+_PAGES: dict[str, _Run] = {}
 
 
 class Shown(Directive):
@@ -30,27 +54,13 @@ class Shown(Directive):
 
     def run(self) -> list[nodes.Node]:
         """The value as nodes."""
-        page = self.state.document.current_source
-        names = names_at(Path(page), self.lineno)
-        value = eval(self.arguments[0], names)  # the page's own code
+        page = Path(self.state.document.current_source).resolve()
+        run = _PAGES.setdefault(str(page), _Run())
         depth = self.state.document.settings.env.docname.count("/")
-        return as_nodes(value, "../" * depth)
-
-
-def names_at(page: Path, line: int) -> dict[str, Any]:
-    """The names that the code blocks above a line define, each block run once."""
-    done, names = _PAGES.get(str(page), (0, {}))
-    here = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            for block in blocks(page):
-                if done < block.line < line:
-                    exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
-        finally:
-            os.chdir(here)
-    _PAGES[str(page)] = (max(done, line), names)
-    return names
+        with chdir(run.folder.name):
+            run.until(page, self.lineno)
+            value = eval(self.arguments[0], run.names)  # the page's own code
+            return as_nodes(value, "../" * depth)
 
 
 def _boxed(html: str) -> list[nodes.Node]:
