@@ -212,3 +212,14 @@ def test_functions_and_values_are_told_by_name_and_content():
 def test_versions_name_the_libraries_on_which_numbers_depend():
     assert versions()["numpy"] == np.__version__
     assert {"tokenizers", "pillow", "scikit-learn", "scipy"} <= set(versions())
+
+
+@pytest.mark.parametrize("name", ["CrossModalPatch", "LayerSweep", "CausalTracing"])
+def test_a_task_is_not_called_as_the_mean_over_tasks_is(name):
+    from vlm_lens import recipes
+
+    own = Task.from_rows(
+        "mean", [("a", None, "b"), ("c", None, "d")], instruction="The:", validation=1
+    )
+    with pytest.raises(RecipeError, match="'mean'.*another name"):
+        getattr(recipes, name)(tasks=own)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.parts.vector_sources import given_rows
 from vlm_lens.tasks import PAPER_TASKS, Split, Task
+from vlm_lens.terms import MEAN
 
 __all__ = ["TaskRecipe"]
 
@@ -25,13 +26,18 @@ class TaskRecipe(Recipe):
         """The tasks that the field `tasks` means.
 
         Raises:
-            RecipeError: There are none, or two of one name.
+            RecipeError: There are none, two of one name, or one called as the mean over tasks is.
         """
         names = PAPER_TASKS if self.tasks == "all" else self.tasks
         names = names if isinstance(names, tuple) else (names,)
         tasks = tuple(Task.load(name) if isinstance(name, str) else name for name in names)
         if len({task.name for task in tasks}) < len(tasks) or not tasks:
             raise RecipeError(f"{self.named('tasks')} must name different tasks: {self.tasks!r}.")
+        if any(task.name == MEAN for task in tasks):
+            raise RecipeError(
+                f"{self.named('tasks')} has a task called {MEAN!r}, as tables call the mean over "
+                "tasks: give it another name."
+            )
         return tuple(given_rows(task, *self.modalities()) for task in tasks)
 
     def modalities(self) -> tuple[str, ...]:
