@@ -63,7 +63,11 @@ ALSO = {
 # what the tutorials say that the model says, where the exercises are solved
 RIGHT = {
     "01_first_look": ("without: Greece\n", "with:    Athens\n", "Right: Euro\n"),
-    "02_the_papers_finding": ("text         after block 3: Athens\n", "Right: Athens\n"),
+    "02_the_papers_finding": (
+        "text         after block 3: Athens\n",
+        "patched: yellow",
+        "Right: Athens\n",
+    ),
     "03_where_it_looks": ("what is in b3? blue\n", "Right: (0, 3)\n"),
     "04_why_this_answer": ("Right: (", "Right: "),
     "05_what_a_patch_says": ("Right: ['", "Right: "),
