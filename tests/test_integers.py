@@ -50,4 +50,4 @@ def test_tokens_by_number(llama):
         with pytest.raises(VLMLensError, match="ids of this model are 0 to"):
             llama.to_token_id(wrong)
         with pytest.raises(VLMLensError, match="0 to"):
-            llama.sweep("Q:", [], measure=[wrong], progress=False)
+            llama.sweep("Q:", [()], measure=[wrong], progress=False)

@@ -90,6 +90,7 @@ def with_outputs(notebook: Any) -> Any:
 def texts(cell: Any) -> str:
     """What a cell gives, as text: what it prints, its tables without their tags."""
     found = []
+    printing = False
     for output in cell.outputs:
         data = output.get("data", {})
         shown = output.get("text") or data.get("text/html") or data.get("text/plain", "")
@@ -98,8 +99,12 @@ def texts(cell: Any) -> str:
         if "text/html" in data:
             shown = re.sub(r"<style.*?</style>", "", shown, flags=re.DOTALL)
             shown = unescape(re.sub(r"\s*<[^>]+>\s*", " ", shown))
-        found.append(shown)
-    return tidy("\n".join(found))
+        if printing and output.output_type == "stream":
+            found[-1] += shown  # how often a kernel sends what is printed hangs on its haste
+        else:
+            found.append(shown)
+        printing = output.output_type == "stream"
+    return tidy(re.sub(r"/tmp/\w+", "a folder", "\n".join(found)))
 
 
 def stale(kept: Any, ran: Any) -> list[tuple[str, str, str]]:

@@ -231,7 +231,7 @@ def test_sweeps_run_in_full_and_say_why(vlm, longer):
     result = vlm.sweep(longer, zero.each_layer(), measure="logits", progress=False)
     assert "cross-attention" in str(result)
     one = ActivationPatch("encoder.blocks.1.hook_resid_post", at=Find("red"), value=torch.zeros(32))
-    expected = vlm.run(longer, interventions=one)[0, -1]
+    expected = vlm.run(longer, interventions=one, last_logits=1)[0, -1]
     assert torch.equal(result.stack("logits")[1].flatten()[-128:], expected)
 
 

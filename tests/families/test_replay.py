@@ -25,7 +25,7 @@ from vlm_lens.engine.start import start_of
 from vlm_lens.interventions import Target
 from vlm_lens.layout.positions import At
 from vlm_lens.measures import Capture, GeneratedTokens
-from vlm_lens.sweep import run as run_module
+from vlm_lens.sweep import runner as run_module
 
 N_SEEDS, N_TOWER_SEEDS = 10, 6
 

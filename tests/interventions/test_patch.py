@@ -61,7 +61,7 @@ def test_what_the_cache_has_not_read(clip):
     _, cache = clip.run_with_cache(ONE, names_filter="blocks.0.hook_mlp_out")
     with pytest.raises(VectorError, match="holds none of"):
         ActivationPatch("blocks.1.hook_mlp_out", at=Last(), value=cache)
-    with pytest.raises(VectorError, match="holds no blocks.1.hook_mlp_out"):
+    with pytest.raises(VectorError, match="was not read at blocks.1.hook_mlp_out"):
         clip.run(
             TWO, interventions=ActivationPatch("blocks.*.hook_mlp_out", at=Last(), value=cache)
         )

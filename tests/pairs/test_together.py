@@ -82,15 +82,15 @@ def test_cells_that_hold_the_same_in_both_runs_are_not_computed(clip, monkeypatc
     pair = Pair(*map(clip.prompt, texts), 17, 29)
     first = pair.changed.resolve(pair.clean.layout)[0][1]
     starts = []
-    from vlm_lens.sweep import run
+    from vlm_lens.sweep import runner
 
-    real = run.replay
+    real = runner.replay
 
     def counted(baseline, variants, **options):
         starts.extend(v.start.position for v in variants)
         return real(baseline, variants, **options)
 
-    monkeypatch.setattr(run, "replay", counted)
+    monkeypatch.setattr(runner, "replay", counted)
     found = pair.patch(clip, Z, at="each", progress=False)
     assert min(starts) >= first > 3
     before = found.values.sel(position=range(first)).to_numpy()

@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused_before_any_run(clip, no_forward):
 
 def test_two_prompts_that_give_the_same_are_refused_before_the_sweep(clip, monkeypatch):
     clean, _ = same_shape(clip)
-    monkeypatch.setattr("vlm_lens.sweep.run.replay", None)  # no variant is run
+    monkeypatch.setattr("vlm_lens.sweep.runner.replay", None)  # no variant is run
     with pytest.raises(PatchingError, match="no difference to share out"):
         patch_spots(clip, clean, clean, SPOTS, measure=MEASURE)
 
@@ -169,7 +169,7 @@ def test_a_killed_sweep_goes_on(clip, tmp_path, monkeypatch):
     plain = patch_spots(clip, clean, corrupt, SPOTS, measure=MEASURE)
     options = {"measure": MEASURE, "memory": 1, "save": tmp_path / "run"}
     first = patch_spots(clip, clean, corrupt, SPOTS, **options)
-    monkeypatch.setattr("vlm_lens.sweep.run.replay", None)
+    monkeypatch.setattr("vlm_lens.sweep.runner.replay", None)
     again = patch_spots(clip, clean, corrupt, SPOTS, **options)
     assert again.values.tolist() == first.values.tolist()
     assert first.values == pytest.approx(plain.values, abs=1e-4)

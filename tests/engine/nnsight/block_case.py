@@ -26,15 +26,18 @@ with vlm.trace(prompt, interventions=change, remote=True) as tr:
     z_there = tr["blocks.1.attn.hook_z"].save()
     there = tr.logits.save()
     unsaved = there * 2
-assert torch.equal(there, logits) and not torch.equal(there, vlm.run(prompt))
-assert torch.equal(z_there, z) and torch.equal(pattern_there, pattern)
+close = torch.testing.assert_close  # another process: the same numbers, but for the last bits
+close(there, logits)
+assert not torch.allclose(there, vlm.run(prompt))
+close(z_there, z)
+close(pattern_there, pattern)
 assert "unsaved" not in globals()
 
 with vlm.trace(prompt, remote=True) as tr:
     early = tr["projector.hook_out"].save()
     tr.stop()
 _, cache = vlm.run_with_cache(prompt, names_filter="projector.hook_out")
-assert torch.equal(early, cache["projector.hook_out"])
+close(early, cache["projector.hook_out"])
 
 try:
     with vlm.trace(prompt, remote=True) as tr:
