@@ -14,7 +14,7 @@ from vlm_lens.distributed.packed import dropped_hook
 from vlm_lens.distributed.refusal import DistributedError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.storage.identity import model_settings, processor_digest
-from vlm_lens.storage.weights import is_plain, weights_digest
+from vlm_lens.storage.weights import is_plain, is_slice, weights_digest
 
 _LOAD = "give Ray(load=True), with which each worker loads the model under its name"
 
@@ -75,7 +75,7 @@ def sent(vlm: HookedModel) -> SentModel:
     for name, weight in model.named_parameters():
         if weight.device.type == "meta":
             raise DistributedError(f"{name} is offloaded, and cannot be sent: {_LOAD}.")
-        if not is_plain(weight.data) or hasattr(weight, "device_mesh"):
+        if not is_plain(weight.data) or is_slice(weight):
             raise DistributedError(f"{name} is no plain tensor, and cannot be sent: {_LOAD}.")
         devices.add(weight.device)
     if len(devices) > 1:

@@ -16,6 +16,7 @@ from torch import nn
 from vlm_lens.families import Architecture, Family
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import PointTable
+from vlm_lens.storage.weights import is_slice
 
 _SLICED = {"head", "d_head", "d_mlp"}  # axes of which a process has a part
 _REASON = (
@@ -26,7 +27,7 @@ _REASON = (
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether weights are slices."""
-    return any(_sliced(weight) for weight in model.parameters())
+    return any(is_slice(weight) for weight in model.parameters())
 
 
 def as_sharded(
@@ -43,7 +44,7 @@ def as_sharded(
     spaces = {
         "text" if name.startswith(inside) else "vision"
         for name, weight in model.named_parameters()
-        if _sliced(weight) and architecture.unembed not in name and "embed_tokens" not in name
+        if is_slice(weight) and architecture.unembed not in name and "embed_tokens" not in name
     }
 
     def whole(point: Point) -> bool:
@@ -56,10 +57,6 @@ def as_sharded(
     family = copy.copy(family)
     family.not_replayable = family.not_replayable or "the model is tensor-parallel"
     return family, replace(architecture, points=table)
-
-
-def _sliced(weight: nn.Parameter) -> bool:
-    return hasattr(weight, "device_mesh")
 
 
 __all__ = ["as_sharded", "is_sharded"]

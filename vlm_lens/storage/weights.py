@@ -91,6 +91,11 @@ def is_plain(weight: Any) -> bool:
     return isinstance(weight, Tensor) and not hasattr(type(weight), "__tensor_flatten__")
 
 
+def is_slice(weight: Tensor) -> bool:
+    """Whether a process holds a part of a weight only, as in a tensor-parallel model."""
+    return hasattr(weight, "device_mesh")
+
+
 # ---------------------------------------------------------------------- what there is
 
 
@@ -159,7 +164,7 @@ def _parts(name: str, tensor: Tensor, module: nn.Module | None, own: str) -> Ite
         for inner in held:
             if isinstance(part := getattr(tensor, inner), Tensor):
                 yield from _parts(f"{name}.{inner}", part, module, own)
-        if hasattr(tensor, "device_mesh"):
+        if is_slice(tensor):
             yield name, None, "a slice of it is here"
     else:
         yield name, None, f"held as {type(tensor).__name__}"

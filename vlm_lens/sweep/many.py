@@ -20,7 +20,6 @@ from vlm_lens.distributed import Workers, opened
 from vlm_lens.errors import PromptError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
-from vlm_lens.interventions.base import Target
 from vlm_lens.measures.answers import for_rows
 from vlm_lens.measures.base import Measure, Record
 from vlm_lens.prompts.prompt import Prompt
@@ -31,27 +30,20 @@ from vlm_lens.sweep.result import SweepResult
 from vlm_lens.sweep.runner import Runner, check_labels
 from vlm_lens.sweep.store import BatchStore, identity
 from vlm_lens.sweep.variants import Variant
+from vlm_lens.sweep.work import Found
 
 _RECENT = 4  # batches whose records are in memory
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Found):
     """What was measured of a batch of prompts.
 
     Attributes:
         rows: The numbers of its prompts.
-        records: Variant -> its records, one a row.
-        plain: Those of the plain run; none if the measure does not measure it.
-        engines: How many variants each engine computed.
-        reasons: Why variants were not replayed: reason -> how many.
     """
 
     rows: tuple[int, ...]
-    records: Mapping[int, list[Record]]
-    plain: list[Record]
-    engines: Tally[str]
-    reasons: Tally[str]
 
 
 @dataclass(frozen=True)
@@ -83,8 +75,7 @@ class ManyWork:
         prompt = vlm.prompts.left_padded(vlm.as_prompt(list(batch.prompts)))
         bound = for_rows(self.measure, batch.rows, self.n_prompts).bind(vlm, prompt)
         check_labels(self.labels, bound.columns)
-        target = Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts)
-        lowered = Lowered(self.variants, target)
+        lowered = Lowered(vlm, prompt, self.variants)
         runner = Runner(
             vlm, prompt, bound, engine=self.engine, memory=self.memory,
             needs_tower=lowered.needs_tower,
@@ -97,7 +88,7 @@ class ManyWork:
         records: dict[int, list[Record]] = {}
         for found in runner.run(lowered, range(len(self.variants)), self.labels):
             records.update(found)
-        yield Measured(batch.rows, records, runner.plain, runner.engines, runner.reasons)
+        yield Measured(records, runner.plain, runner.engines, runner.reasons, batch.rows)
 
 
 def sweep_many(
@@ -120,12 +111,12 @@ def sweep_many(
     else:
         asked = [content_of(p) for p in prompts], batch_size
         with BatchStore(save, identity(vlm, asked, work.variants, work.measure)) as store:
-            if store.rows() != set(range(len(prompts))):
+            done = frozenset(store.places())
+            if left := len(done) < len(prompts):
                 store.must_be_writable()
             sweeping.store = store
-            done = store.rows() == set(range(len(prompts)))
-            with opened(None if done else on, vlm) as workers:
-                complete = sweeping.run(workers)
+            with opened(on if left else None, vlm) as workers:
+                complete = sweeping.run(workers, done)
     return sweeping.result(complete)
 
 
@@ -142,9 +133,8 @@ class _Many:
         self._engines: Tally[str] = Tally()
         self._reasons: Tally[str] = Tally()
 
-    def run(self, workers: Workers) -> bool:
-        """Measures what is left; whether that came to its end."""
-        done = frozenset(self.store.rows()) if self.store else frozenset()
+    def run(self, workers: Workers, done: frozenset[int] = frozenset()) -> bool:
+        """Measures the prompts that are not done; whether that came to its end."""
         left = batches(self._vlm, self._prompts, self._size, done)
         bar = tqdm(
             total=len(self._prompts), initial=len(done), disable=not self._progress, unit="prompt"

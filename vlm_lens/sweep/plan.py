@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.start import Start, start_of
+from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import Target
 from vlm_lens.ops import Op
+from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.memory import row_bytes
 from vlm_lens.sweep.variants import Variant
 
@@ -21,14 +23,16 @@ class Lowered:
     """Variants and their ops, each made once as far as memory allows.
 
     Args:
+        vlm: The model.
+        prompt: The prompt.
         variants: The variants.
-        target: The model and the prompt.
 
     Raises:
-        VLMLensError: A variant fits neither.
+        VLMLensError: A variant does not fit the model or the prompt.
     """
 
-    def __init__(self, variants: Sequence[Variant], target: Target):
+    def __init__(self, vlm: HookedModel, prompt: Prompt, variants: Sequence[Variant]):
+        target = Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts)
         self.variants, self._target = variants, target
         self._kept: dict[int, list[Op]] = {}
         self._shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # rows, positions of many ops

@@ -13,7 +13,6 @@ from vlm_lens.engine.engines import ENGINES as OF_RUNS
 from vlm_lens.errors import InterventionError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
-from vlm_lens.interventions.base import Target
 from vlm_lens.measures.base import Record
 from vlm_lens.measures.named import as_measure
 from vlm_lens.prompts.maker import raw_prompts
@@ -66,7 +65,7 @@ def sweep(
     prompt = vlm.prompts.left_padded(vlm.as_prompt(prompt, images))
     bound = measure.bind(vlm, prompt)
     check_labels(labels, bound.columns)
-    lowered = Lowered(listed, Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts))
+    lowered = Lowered(vlm, prompt, listed)
     work = SweepWork(prompt, measure, labels, engine, memory, lowered.needs_tower)
     sweeping = _Sweeping(work, listed, lowered, progress)
     if save is None:

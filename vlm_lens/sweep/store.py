@@ -129,10 +129,6 @@ class BatchStore(_Store):
             for i, row in enumerate(json.loads(_header(path)[_ROWS]))
         }
 
-    def rows(self) -> set[int]:
-        """The prompts that are finished."""
-        return set(self.places())
-
     def plain(self) -> dict[int, dict[str, Any]]:
         """Prompt -> the measurements of its plain run, where they were measured."""
         found: dict[int, dict[str, Any]] = {}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.interventions.base import Target
 from vlm_lens.measures.base import Measure, Record
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.plan import Lowered
@@ -75,9 +74,8 @@ class SweepWork:
         if whole:
             lowered, todo = chunk.variants, chunk.numbers
         else:
-            points = vlm.architecture.points
-            target = Target(points, self.prompt.layouts, lambda: vlm.facts)
-            lowered, todo = Lowered(chunk.variants, target), range(len(chunk.numbers))
+            lowered = Lowered(vlm, self.prompt, chunk.variants)
+            todo = range(len(chunk.numbers))
         runner = self._runner = self._runner or self._made(vlm, joint=whole)
         for records in runner.run(lowered, todo, self.labels):
             if not whole:

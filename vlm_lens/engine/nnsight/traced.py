@@ -106,33 +106,24 @@ def interleaved(
     workers = []
     for (module, side), calls in places.items():
         location = f"{interleaver.envoys[id(module)].path}.{side}"
-        serve = _inputs if side == INPUT else _outputs
-        work = _worker(interleaver, location, _together(serve, module, calls))
+        work = _worker(interleaver, location, _together(side, module, calls))
         workers.append(Mediator(code, {}, {"work": work}))
     interleaver.mediators = workers
     return root.interleave(method, **kwargs)
 
 
-def _together(serve: Callable, module: nn.Module, calls: Sequence[Callable]) -> Callable:
-    return lambda value: serve(module, calls, value)
+def _together(side: str, module: nn.Module, calls: Sequence[Callable]) -> Callable:
+    """The functions of a place as one: what they make of its value, `None` if they leave it."""
 
+    def serve(value: Any) -> Any:
+        changed = False
+        for call in calls:
+            new = call(module, *value) if side == INPUT else call(module, (), value)
+            if new is not None:
+                value, changed = new, True
+        return value if changed else None
 
-def _inputs(module: nn.Module, calls: Sequence[Callable], value: Any) -> Any:
-    changed = False
-    for call in calls:
-        new = call(module, *value)
-        if new is not None:
-            value, changed = new, True
-    return value if changed else None
-
-
-def _outputs(module: nn.Module, calls: Sequence[Callable], value: Any) -> Any:
-    changed = False
-    for call in calls:
-        new = call(module, (), value)
-        if new is not None:
-            value, changed = new, True
-    return value if changed else None
+    return serve
 
 
 def _worker(interleaver: Interleaver, location: str, serve: Callable) -> Callable[[], None]:

@@ -104,9 +104,8 @@ def _run(batch: PictureBatch, function: Any, frames: Tensor) -> tuple[Tensor | N
     """What the tower's first block reads, and what stands in the text, one row a frame."""
     takes, n = inspect.signature(function).parameters, len(frames)
     given: dict[str, Tensor] = {"pixel_values": frames}
-    for name in ("image_sizes",):
-        if name in takes and name in batch.inputs:
-            given[name] = batch.inputs[name][:1].expand(n, -1)
+    if "image_sizes" in takes and "image_sizes" in batch.inputs:
+        given["image_sizes"] = batch.inputs["image_sizes"][:1].expand(n, -1)
     seen: list[Tensor] = []
     point: Point | None = dict(batch.arch.points).get("vision.hook_embed")
     handle = None if point is None else _watch(batch.model, point.site, n, seen)
