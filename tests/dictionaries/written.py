@@ -127,6 +127,32 @@ def qwen_scope(folder: Path, w: dict, layer: int = 1) -> Path:
     return folder
 
 
+def circuit_tracer(
+    folder: Path, w: dict, layers=(0, 1), *, kind: str = "jump_relu", skip=False, **config
+) -> Path:
+    """As `TranscoderSet.to_safetensors` of circuit-tracer, beside the config of the Hub's sets.
+
+    Layer `n` has the weights times `1 + n`, so that layers can be told apart.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "model_name": "meta-llama/Llama-3.2-1B", "model_kind": "transcoder_set",
+        "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out",
+        "scan": "llama-3.2-1b", **config,
+    }  # fmt: skip
+    lines = [f"{name}: {json.dumps(value)}" for name, value in about.items()]
+    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    for layer in layers:
+        held = {"W_enc": w["w_enc"].T, "W_dec": w["w_dec"] * (1 + layer), "b_enc": w["b_enc"],
+                "b_dec": w["b_dec"]}  # fmt: skip
+        if kind == "jump_relu":
+            held["activation_function.threshold"] = w["threshold"]
+        if skip:
+            held["W_skip"] = w["skip"].T
+        save_file(_tensors(**held), folder / f"layer_{layer}.safetensors")
+    return folder
+
+
 def places(n: int = 7, d: int = D) -> np.ndarray:
     return np.random.default_rng(9).normal(size=(n, d)).astype(np.float32)
 

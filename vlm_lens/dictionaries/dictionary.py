@@ -53,16 +53,18 @@ class Dictionary(DictionaryValue):
     ) -> Self:
         """Loads a dictionary from the Hub, from a folder, or a shipped one by its name.
 
-        Layouts: Gemma Scope 2, EleutherAI's sparsify, SAELens, Qwen-Scope; each has a file in
-        `vlm_lens.dictionaries.layouts`, which draws it. Files hold safetensors and JSON; a `.pt`
-        is read with `weights_only=True`, so no code in a file is run.
+        Layouts: Gemma Scope 2, EleutherAI's sparsify, SAELens, Qwen-Scope, circuit-tracer's
+        transcoders; each has a file in `vlm_lens.dictionaries.layouts`, which draws it. Files hold
+        safetensors and settings; a `.pt` is read with `weights_only=True`, so no code in a file is
+        run.
 
         Args:
             where: `"toy-idefics2-resid"` (ships with the package), a folder, or a Hub id.
             name: Which one of a repository: `"resid_post/layer_17_width_16k_l0_medium"`,
-                `"model.layers.24"`, `"layer12"`.
+                `"model.layers.24"`, `"layer12"`, `"layer_12"`.
             point: The point it reads, where the files do not say it or say it otherwise.
-            point_out: The point it reconstructs; `point` by default.
+            point_out: The point that a transcoder reconstructs, likewise; `point` for an
+                autoencoder.
             k: How many features stay, for TopK.
             dtype: The dtype of its tensors; `None` leaves that of the file.
             **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
@@ -80,13 +82,16 @@ class Dictionary(DictionaryValue):
             tensors["k"] = number(k)
         elif found.unsaid:
             raise DictionaryError(found.unsaid)
-        reads, writes = point or found.point, point_out or (point or found.point_out)
-        if point and not point_out and found.point_out not in ("", found.point):
-            writes = found.point_out  # a transcoder whose input alone is said otherwise
+        reads = point or found.point
+        writes = point_out or (found.point_out if found.transcodes else reads)
         if not reads or not writes:
+            why = found.nowhere or f"The files of {origin} do not say which point they belong to."
+            wanted = [] if reads else ["point='blocks.12.ln2.hook_normalized'"]
+            wanted += [] if writes else ["point_out='blocks.12.hook_mlp_out'"]
+            if not found.transcodes:
+                wanted = ["point='blocks.12.hook_resid_post'"]
             raise DictionaryError(
-                f"The files of {origin} do not say which point they belong to: give "
-                "Dictionary.from_pretrained(..., point='blocks.12.hook_resid_post')."
+                f"{why} Give Dictionary.from_pretrained(..., {', '.join(wanted)})."
             )
         about = {"layout": reader.name, "origin": origin, "model": found.model}
         held = {

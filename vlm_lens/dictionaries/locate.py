@@ -11,6 +11,7 @@ from vlm_lens.dictionaries.value import DictionaryError
 from vlm_lens.errors import near_matches
 
 SHIPPED = Path(__file__).parent / "shipped"
+_ENDINGS = tuple(reader.ending for reader in READERS if reader.ending)
 
 
 def shipped() -> list[str]:
@@ -62,22 +63,21 @@ def _inside(folder: Path, name: str) -> Path:
         return folder
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise DictionaryError(f"{name!r} leads out of {folder}.")
-    for candidate in (folder / name, folder / f"{name}.sae.pt"):
+    for candidate in (folder / name, *(folder / f"{name}{ending}" for ending in _ENDINGS)):
         if candidate.exists():
             return candidate
-    raise DictionaryError(f"{folder} has no {name!r}.{_names_in(folder, name)}")
+    raise DictionaryError(f"{folder} has no {name!r}{_names_in(folder, name)}")
 
 
 def _names_in(folder: Path, name: str = "") -> str:
     """A clause that says which dictionaries are below a folder."""
     if not folder.is_dir():
         return "."
-    weights = {pattern for reader in READERS for pattern in reader.files[-1:]}
     found = sorted(
         {
-            str((p if p.name.endswith(".sae.pt") else p.parent).relative_to(folder))
-            for pattern in weights
-            for p in folder.rglob(pattern)
+            str((p if reader.ending else p.parent).relative_to(folder)).removesuffix(reader.ending)
+            for reader in READERS
+            for p in folder.rglob(reader.files[-1])
         }
         - {"."}
     )
@@ -95,10 +95,11 @@ def _fetched(repo: str, name: str, hub: dict[str, Any]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = [f"{name}/*", name, f"{name}.sae.pt"] if name else ["*"]
-    wanted = [p for p in wanted if p]
-    if not name:  # a repository of many is not fetched whole because one was not named
-        wanted = ["cfg.json", "config.json", "*.json"] + [f for r in READERS for f in r.files[1:]]
+    # a repository of many is not fetched whole because one was not named
+    wanted = ["*.json", "config.yaml"] + [r.files[-1] for r in READERS if not r.ending]
+    if name:
+        beside = str(Path(name).parent / "config.yaml")
+        wanted = [f"{name}/*", name, beside] + [f"{name}{ending}" for ending in _ENDINGS]
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, **hub))
     except Exception as error:  # the Hub's errors share no base

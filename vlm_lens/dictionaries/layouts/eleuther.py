@@ -61,14 +61,18 @@ class Eleuther(Reader):
             tensors["w_skip"] = held["W_skip"].T
         module = folder.name if point_of_module(folder.name) else origin.rsplit("/", 1)[-1]
         point = point_out = point_of_module(module)
-        if about.get("transcode"):
+        transcodes, nowhere = bool(about.get("transcode")), ""
+        if transcodes:
             layer, _, kind = point.rpartition(".")
             if point and kind not in _READS:
-                raise DictionaryError(f"A transcoder of {module} reads what no point here is.")
-            point = f"{layer}.{_READS[kind]}" if point else ""
+                nowhere = f"A transcoder of {module} reads what no point here is."
+            point = f"{layer}.{_READS[kind]}" if kind in _READS else ""
         else:
             tensors["pre_bias"] = tensors["b_dec"]
-        return Found(tensors, point, point_out, module=own_part(module))
+        return Found(
+            tensors, point, point_out, module=own_part(module), transcodes=transcodes,
+            nowhere=nowhere,
+        )  # fmt: skip
 
 
 __all__ = ["Eleuther"]

@@ -70,8 +70,17 @@ class GemmaScope2(Reader):
             tensors["w_skip"] = held["affine_skip_connection"]
         elif about.get("affine_connection"):
             raise DictionaryError(f"{path} has no affine_skip_connection, which its config names.")
+        model = str(about.get("model_name", ""))
+        hooks = [about.get(key) for key in ("hf_hook_point_in", "hf_hook_point_out")]
+        transcodes = bool(hooks[1]) and hooks[0] != hooks[1]
+        if unknown := [hook for hook in hooks if hook and not _point(hook)]:
+            return Found(
+                tensors, model=model, transcodes=transcodes,
+                nowhere=f"The hook {unknown[0]!r} has no point here; known are "
+                f"{', '.join(_HOOKS)} of a layer.",
+            )  # fmt: skip
         point, point_out = self._points(about, f"{origin}/{folder.name}")
-        return Found(tensors, point, point_out, str(about.get("model_name", "")))
+        return Found(tensors, point, point_out, model, transcodes=transcodes or point != point_out)
 
     def _points(self, about: dict, origin: str) -> tuple[str, str]:
         """The points, by the config, or where there is none by the folder's name."""
@@ -89,12 +98,8 @@ class GemmaScope2(Reader):
 
 def _point(hook: str) -> str:
     match = _HOOK.search(hook)
-    if not match or match["rest"] not in _HOOKS:
-        raise DictionaryError(
-            f"The hook {hook!r} has no point here; known are {', '.join(_HOOKS)} of a layer. "
-            "Say which point is meant: Dictionary.from_pretrained(..., point=...)."
-        )
-    return f"blocks.{match['layer']}.{_HOOKS[match['rest']]}"
+    known = match is not None and match["rest"] in _HOOKS
+    return f"blocks.{match['layer']}.{_HOOKS[match['rest']]}" if match and known else ""
 
 
 __all__ = ["GemmaScope2"]

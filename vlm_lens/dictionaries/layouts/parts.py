@@ -33,6 +33,8 @@ class Found:
         module: The module whose output it was made for, where they name one.
         labels: What features are about.
         unsaid: Why `k` has to be given; empty where the files say it.
+        transcodes: Whether it reconstructs another point than it reads.
+        nowhere: Why the files name no point, where they name what is none here.
     """
 
     tensors: dict[str, Tensor]
@@ -42,6 +44,8 @@ class Found:
     module: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     unsaid: str = ""
+    transcodes: bool = False
+    nowhere: str = ""
 
 
 class Reader(ABC):
@@ -49,6 +53,7 @@ class Reader(ABC):
 
     name: ClassVar[str]
     files: ClassVar[tuple[str, ...]]  # the weights last
+    ending: ClassVar[str] = ""  # of a file that is one dictionary, after its name
 
     def matches(self, folder: Path) -> bool:
         """Whether a folder is of this layout: the weights are there under their name."""

@@ -32,6 +32,7 @@ class QwenScope(Reader):
 
     name = "Qwen-Scope"
     files = ("*.sae.pt",)
+    ending = ".sae.pt"
 
     def matches(self, folder: Path) -> bool:
         """Whether it is, or holds, such a file."""

@@ -71,10 +71,17 @@ class SAELens(Reader):
             tensors["w_skip"] = held["W_skip"].T
         point = str(said.get("hook_name") or "")
         out = str(said.get("hook_name_out") or "") if transcoder else point
+        nowhere = ""
         if point.endswith(_NORMALIZED) and said.get("hooks") != "vlm_lens":
-            point = ""  # there the value before the norm's weight, which is no point here
+            nowhere = (
+                f"{point} is the value before the norm's weight there, which is no point here."
+            )
+            point = ""
         labels = {str(k): str(v) for k, v in (said.get("labels") or {}).items()}
-        return Found(tensors, point, out, str(said.get("model_name") or ""), labels=labels)
+        return Found(
+            tensors, point, out, str(said.get("model_name") or ""), labels=labels,
+            transcodes=bool(transcoder), nowhere=nowhere,
+        )  # fmt: skip
 
 
 def _activation(
