@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import tiny
 import torch
 from differential import assert_same, random_intervention, random_prompt
+from steps import steps_of
 from torch import Tensor
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
-from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Scale
-from vlm_lens.engine import joint
+from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Scale, Steer
+from vlm_lens.engine import further, joint
 from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.hooks import count_hooks
 from vlm_lens.engine.joining import CountedOp
@@ -71,6 +73,75 @@ def test_variants_in_the_run_itself_equal_runs_of_their_own(load, name):
     assert tried >= 20
 
 
+@pytest.mark.parametrize("attention", ("sdpa", "eager"))
+@pytest.mark.parametrize("name", ("clip-llama", "siglip-mistral", "qwen2"))
+def test_what_is_written_where_a_variant_joins(name, attention):
+    """What replaces all of a variant's positions is written as it joins, other ops after that."""
+    vlm = HookedVLM(tiny.build(name, attention=attention), tiny.reader(name))
+    random_numbers = torch.Generator().manual_seed(0)
+    one, many = (torch.randn(n, vlm.cfg.d_model, generator=random_numbers) for n in (1, 4))
+    post = "blocks.{}.hook_resid_post".format
+    last = vlm.cfg.n_layers - 1
+    apart = [
+        (ActivationPatch(post(last), at=Last(), value=one[0]), 1),
+        (ActivationPatch(post(0), at=Last(), value=one[0]), 1),
+        (ActivationPatch("hook_merged", at=Last(), value=one[0]), 1),
+        (ActivationPatch(post(0), at=(-2, -1), value=many.view(2, 2, -1)), 1),
+        (ActivationPatch("blocks.1.hook_resid_pre", at=Last(), value=0.5), 1),
+        (ActivationPatch(post(0), at=-2, value=one[0]), 0),  # what comes after is the prompt's
+        (ActivationPatch(post(0), at=(-3, -1), value=many.view(2, 2, -1)), 0),
+        (Steer(post(0), at=Last(), vector=one[0], scale=2.0), 0),
+        (Ablate("blocks.0.attn.hook_z", at=Last(), by="zero"), 0),
+    ]
+    patch = apart[1][0]
+    apart += [
+        (patch + Scale(post(0), at=Last(), factor=-2.0), 1),
+        (Scale(post(0), at=Last(), factor=-2.0) + patch, 0),
+        (patch + Scale("blocks.1.hook_mlp_out", at=Last(), factor=3.0), 1),
+        (Scale("blocks.0.hook_mlp_out", at=Last(), factor=3.0) + patch, 0),
+    ]
+    prompt = vlm.prompt(["a b c d e f g", "a b c d"])  # the second is padded
+    for edits in ([edit for edit, _ in apart], *([edit] for edit, _ in apart)):
+        plain, changed = jointly(vlm, prompt, edits)
+        assert_same(plain, vlm.run(prompt)[:, -1:])
+        for edit, logits in zip(edits, changed, strict=True):
+            assert_same(logits, vlm.run(prompt, interventions=edit)[:, -1:])
+    for edit, n_written in apart:
+        assert written_on_joining(vlm, prompt, edit) == n_written, edit
+
+
+def written_on_joining(vlm: HookedVLM, prompt: Prompt, edit: Intervention) -> int:
+    """How many ops of a variant act before it joins the run."""
+    run = outline(vlm.hf_model, vlm.architecture, prompt.inputs)
+    ops = edit.lower(Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts))
+    starts = fitting(run, prompt.inputs, [ops], 1)
+    variant = ReplayVariant([CountedOp(op, Counter(edit, op.point)) for op in ops], starts[0])
+    return len(joint._JointRun(run, prompt.inputs, [variant], 1)._written._handlers)
+
+
+@pytest.mark.parametrize(
+    ("edit", "most"),
+    [
+        (ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=torch.ones(32)), 1),
+        (Scale("blocks.*.hook_resid_post", at=Last(), factor=2.0), 8),
+    ],
+)
+def test_what_a_sweep_of_layers_computes_beside_the_plain_run(edit, most):
+    """One step a block joins a variant; the host waits for the device as often at any depth."""
+    more, waits = {}, set()
+    for n_layers in (3, 8):
+        model = tiny.build("llama", num_hidden_layers=n_layers, num_key_value_heads=4)
+        vlm = HookedVLM(model, tiny.reader("llama"))
+        prompt = vlm.prompt("a b c d")
+        plain = steps_of(partial(model, **prompt.inputs, use_cache=False))
+        vlm.sweep(prompt, edit, progress=False)  # the value is looked at, once
+        sweep = steps_of(partial(vlm.sweep, prompt, edit.each_layer(), progress=False))
+        more[n_layers] = sweep.computed - plain.computed
+        waits.add(sweep.waits - plain.waits)
+    assert more[8] - more[3] <= 5 * most
+    assert waits == {max(waits)} and max(waits) <= 3
+
+
 def test_a_sweep_of_layers_is_one_forward_pass(clip, picture, monkeypatch):
     prompt = clip.prompt("Q:<image>\nA:", [picture])
     passes = []
@@ -124,14 +195,14 @@ def test_a_model_that_takes_no_further_positions_is_replayed(load):
 
 def test_the_control_is_what_finds_it(clip, monkeypatch):
     """With masks that let a variant see the others, the control differs from the plain run."""
-    inner = joint._JointRun._whole_mask
+    inner = further.FurtherPositions._mask
 
     def leaking(self, mask, stream):
         made = inner(self, mask, stream).clone()
-        made[..., self._outline.length :, :] = True
+        made[..., self._length :, :] = 0.0  # is added to scores: nothing is hidden
         return made
 
-    monkeypatch.setattr(joint._JointRun, "_whole_mask", leaking)
+    monkeypatch.setattr(further.FurtherPositions, "_mask", leaking)
     prompt = clip.prompt("a b c d")
     with pytest.raises(NotReplayable, match="masks and positions"):
         jointly(clip, prompt, [Scale("blocks.0.hook_resid_pre", at=Last(), factor=2.0)])

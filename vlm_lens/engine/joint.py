@@ -21,7 +21,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,19 +28,21 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.engine.baseline import POSITION_AXES, Baseline
+from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.firing import Firing
+from vlm_lens.engine.further import Columns, FurtherPositions
 from vlm_lens.engine.hooks import HookedRun
-from vlm_lens.engine.joining import CountedOp
-from vlm_lens.engine.logit_head import head_error, logits_error, tolerance
+from vlm_lens.engine.joining import CountedOp, joined_handlers
+from vlm_lens.engine.logit_head import logits_error, tolerance
 from vlm_lens.engine.not_replayable import NotReplayable
-from vlm_lens.engine.recorder import all_causal, check_argument, is_of_pictures
+from vlm_lens.engine.recorder import all_causal
 from vlm_lens.engine.replay import Replayed, ReplayVariant, planned
-from vlm_lens.engine.start import Start, in_text, start_of
+from vlm_lens.engine.start import Start, in_text, served, start_of
 from vlm_lens.errors import VLMLensError
 from vlm_lens.families import Architecture
-from vlm_lens.ops import Op
-from vlm_lens.points.sites import submodule
+from vlm_lens.ops import SET, Op
+from vlm_lens.points.point import Point
+from vlm_lens.points.sites import InputSite, submodule
 
 _ALWAYS = 64  # further positions that cost next to nothing, however short the prompt
 _refused: WeakKeyDictionary[nn.Module, dict[bool, str]] = WeakKeyDictionary()
@@ -126,21 +127,6 @@ def run_jointly(
     raise NotReplayable(why)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The positions of one variant behind the prompt.
-
-    Attributes:
-        first: Its first column.
-        start: The position of the prompt that this is.
-        layer: The block from which on it stands there; the number of blocks if none.
-    """
-
-    first: int
-    start: int
-    layer: int
-
-
 class _JointRun:
     """See `run_jointly`."""
 
@@ -152,36 +138,23 @@ class _JointRun:
         n_last: int,
     ):
         self._outline, self._inputs, self._n_last = run, inputs, n_last
-        length = run.length
-        order = sorted(range(len(variants)), key=lambda v: variants[v].start.layer)
-        first_layer = min((v.start.layer for v in variants), default=run.n_layers)
-        starts = [(length - n_last, first_layer)]  # the control
-        for start in (variants[v].start for v in order):
-            starts.append((min(start.position, length - n_last), start.layer))
-        self._columns: list[_Columns] = []
-        position, whose = list(range(length)), [0] * length
-        for number, (start, layer) in enumerate(starts, 1):
-            self._columns.append(_Columns(len(position), start, layer))
-            position += range(start, length)
-            whose += [number] * (length - start)
-        self._widths = [
-            length + sum(length - c.start for c in self._columns if c.layer <= layer)
-            for layer in range(run.n_layers + 1)
-        ]  # how many positions stand in each block, and before the final norm
-        self._position, self._whose = torch.tensor(position), torch.tensor(whose)
-        self._begins = torch.tensor([length, *(c.start for c in self._columns)])
+        length, self._variants = run.length, variants
+        self._order = sorted(range(len(variants)), key=lambda v: variants[v].start.layer)
+        starts = [variants[v].start for v in self._order]
+        first_layer = starts[0].layer if starts else run.n_layers
+        places = [(length - n_last, first_layer)]  # the control
+        places += [(min(start.position, length - n_last), start.layer) for start in starts]
+        self._further = FurtherPositions(run, inputs.get("attention_mask"), places)
         ops = [
             [_moved(counted, columns) for counted in variants[v].ops]
-            for v, columns in zip(order, self._columns[1:], strict=True)
+            for v, columns in zip(self._order, self._further.columns[1:], strict=True)
         ]
-        self._rank = [order.index(v) for v in range(len(variants))]
-        self._handlers, self._final_handlers = planned(ops, run)
-        self._variants = variants
-        # of masks and rotary embeddings that blocks share, by identity: the value, and for all
-        # positions
-        self._grown_arguments: dict[int, tuple[Tensor | None, Tensor]] = {}
-        self._positions: dict[torch.device, Tensor] = {}
-        self._final: Tensor | None = None
+        self._written = _WrittenColumns(run, self._further, ops)
+        self._handlers, final = planned(ops, run)
+        self._entry = {run.n_layers: final}  # block -> handlers of the stream that enters it
+        for name in [n for n in self._handlers if n.endswith(".hook_resid_pre")]:
+            if (layer := _entered(run.arch.points[name], run)) is not None:
+                self._entry[layer] = self._handlers.pop(name)
 
     def run(self) -> tuple[Tensor, Replayed]:
         """Runs the model once."""
@@ -197,122 +170,142 @@ class _JointRun:
             handle = norm.register_forward_pre_hook(self._leave, prepend=True)
             stack.callback(handle.remove)
             logits = outline.model(**self._inputs, use_cache=False, return_dict=True).logits
-        each = 1 + len(self._columns)
-        if self._final is None or logits.shape[:2] != (outline.n_rows, each * n_last):
+        each = 1 + len(self._further.columns)
+        if logits.shape[:2] != (outline.n_rows, each * n_last):
             raise NotReplayable("its final norm or its logits take other positions")
-        plain, control, *changed = logits.unflatten(1, (each, n_last)).unbind(1)
-        error = head_error(outline.arch, outline.model, self._final, plain)
-        if error > tolerance(logits.dtype):
-            raise NotReplayable("its logits are not what its final norm and output layer give")
+        by_variant = logits.unflatten(1, (each, n_last)).movedim(1, 0)
+        plain, control, changed = by_variant[0], by_variant[1], by_variant[2:]
         if logits_error(control, plain) > tolerance(logits.dtype):
             raise NotReplayable("its attention does not go by the masks and positions it is given")
         for variant in self._variants:
             for counted in variant.ops:
                 counted.counter.check()
-        return plain, Replayed(torch.stack([changed[rank] for rank in self._rank]))
+        if self._order != sorted(self._order):
+            given = torch.tensor(self._order).argsort()
+            changed = changed[given.to(changed.device)]
+        return plain, Replayed(changed)
 
     def _enter(
         self, hooked: HookedRun, layer: int, names: Sequence[str], block: nn.Module,
         args: tuple, kwargs: dict[str, Any],
-    ) -> tuple[tuple, dict[str, Any]]:  # fmt: skip
+    ) -> tuple[tuple, dict[str, Any]] | None:  # fmt: skip
         """Gives a block the further positions, and masks and rotary embeddings for them."""
-        width = self._widths[layer]
+        width = self._further.widths[layer]
         named = dict(zip(names, args, strict=False)) | kwargs
-        stream: Tensor = named[names[0]]
+        stream: Tensor = named.pop(names[0])
         hooked.place(offset=0, length=width, rows=self._outline.n_rows)
+        if "attention_mask" in names:
+            named.setdefault("attention_mask", None)
         if named.get("attention_mask") is None and not all_causal(block):
             raise NotReplayable("its blocks see all positions, also later ones, without a mask")
         if width == self._outline.length:
-            return args, kwargs
-        new = {names[0]: self._grown(stream, layer)}
-        for name, value in named.items():
-            if name != names[0] and not name.startswith("past_key_value"):
-                new[name] = self._argument(name, value, width, stream)
-        if named.get("attention_mask") is None and "attention_mask" in names:
-            new["attention_mask"] = self._mask(None, width, stream)
+            return None
+        new = self._further.arguments(named, width, stream)
+        new[names[0]] = self._grown(stream, layer)
         given = names[: len(args)]
-        return tuple(new.get(n, a) for n, a in zip(given, args, strict=True)), {
-            **{k: new.get(k, v) for k, v in kwargs.items()},
-            **{k: v for k, v in new.items() if k not in given and k not in kwargs},
-        }
+        return tuple(new.pop(n, a) for n, a in zip(given, args, strict=True)), kwargs | new
 
     def _leave(self, norm: nn.Module, args: tuple) -> tuple:
         """Leaves the final norm those positions whose logits are asked for."""
-        outline, n_last = self._outline, self._n_last
-        stream = self._grown(args[0], outline.n_layers)
-        point = outline.arch.points[f"blocks.{outline.n_layers - 1}.hook_resid_post"]
-        for handler in self._final_handlers:
-            new = handler.call(stream, Firing(point, 0))
-            stream = stream if new is None else new
-        length = outline.length
-        ends = [length] + [c.first + length - c.start for c in self._columns]
+        length, n_last = self._outline.length, self._n_last
+        stream = self._grown(args[0], self._outline.n_layers)
+        ends = [length] + [c.first + length - c.start for c in self._further.columns]
         wanted = torch.tensor([end - n_last + i for end in ends for i in range(n_last)])
-        kept = stream.index_select(1, wanted.to(stream.device))
-        self._final = kept[:, :n_last]
-        return (kept, *args[1:])
-
-    def _position_on(self, device: torch.device) -> Tensor:
-        """The position of the prompt that each column is, there once for all blocks."""
-        if device not in self._positions:
-            self._positions[device] = self._position.to(device)
-        return self._positions[device]
+        return (stream.index_select(1, wanted.to(stream.device)), *args[1:])
 
     def _grown(self, stream: Tensor, layer: int) -> Tensor:
-        """The stream with the positions of those variants that join it here."""
-        width = self._widths[layer]
-        if width == stream.shape[1]:
-            return stream
-        if stream.shape[1] != (self._widths[layer - 1] if layer else self._outline.length):
+        """The stream that enters a block, with the positions of those variants that join it."""
+        widths, n_before = self._further.widths, stream.shape[1]
+        if n_before != (widths[layer - 1] if layer else self._outline.length):
             raise NotReplayable("its stream has other positions than its prompt")
-        joining = self._position_on(stream.device)[stream.shape[1] : width]
-        return torch.cat([stream, stream.index_select(1, joining)], 1)
-
-    def _argument(self, name: str, value: Any, width: int, stream: Tensor) -> Any:
-        """An argument of a block for all positions that stand there."""
-        if isinstance(value, tuple):
-            return tuple(self._argument(name, v, width, stream) for v in value)
-        check_argument(name, value)
-        if not isinstance(value, Tensor) or is_of_pictures(name, value):
-            return value
-        if name == "attention_mask":
-            return self._mask(value, width, stream)
-        axis = -1 if name == "cache_position" else POSITION_AXES[name][0]
-        if value.shape[axis] != self._outline.length:
-            return value
-        if id(value) not in self._grown_arguments:
-            grown = value.index_select(value.dim() + axis, self._position_on(value.device))
-            self._grown_arguments[id(value)] = value, grown  # kept, so that no id recurs
-        return self._grown_arguments[id(value)][1].narrow(value.dim() + axis, 0, width)
-
-    def _mask(self, mask: Tensor | None, width: int, stream: Tensor) -> Tensor:
-        """Which keys each position sees: the model's own rule, and of variants only its own."""
-        key = id(mask)
-        if key not in self._grown_arguments:
-            self._grown_arguments[key] = mask, self._whole_mask(mask, stream)
-        return self._grown_arguments[key][1][..., :width, :width]
-
-    def _whole_mask(self, mask: Tensor | None, stream: Tensor) -> Tensor:
-        length, device = self._outline.length, stream.device
-        position, whose = self._position_on(device), self._whose.to(device)
-        begins = self._begins.to(device)[whose]  # from where on a position sees its own variant
-        seen = whose == whose[:, None]
-        seen |= (whose == 0) & (position < begins[:, None])
-        if mask is None:
-            return (seen & (position <= position[:, None]))[None, None]
-        if mask.shape[-2:] != (length, length):
-            raise NotReplayable("its masks are of another form")
-        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        real = self._inputs.get("attention_mask")
-        queries = allowed if real is None else allowed & real[:, None, :, None].bool().to(device)
-        if queries.triu(1).any():
-            raise NotReplayable("some positions see later ones")
-        grown = mask[..., position, :][..., position]
-        if mask.dtype == torch.bool:
-            return grown & seen
-        return grown.masked_fill(~seen, torch.finfo(mask.dtype).min)
+        if joining := self._written.joining(stream, layer):
+            stream = torch.cat([stream, *joining], 1)
+        for handler in self._entry.get(layer, ()):
+            name = f"blocks.{max(layer - 1, 0)}.hook_resid_post"
+            new = handler.call(stream, Firing(self._outline.arch.points[name], 0))
+            stream = stream if new is None else new
+        return stream
 
 
-def _moved(counted: CountedOp, columns: _Columns) -> CountedOp:
+class _WrittenColumns:
+    """What stands at the columns that join a block: a copy of the prompt's, or what is written.
+
+    Where the first thing that a variant does is to replace the stream at all of its positions,
+    these are made for all blocks together, before the first of them joins.
+
+    Args:
+        run: The outline of the run.
+        further: The columns.
+        ops: For each variant, its ops at its columns; those that are served here are taken out.
+    """
+
+    def __init__(self, run: Baseline, further: FurtherPositions, ops: Sequence[list[CountedOp]]):
+        self._run, self._further = run, further
+        written, apart = [], [False]  # the control is a copy
+        for mine, columns in zip(ops, further.columns[1:], strict=True):
+            first = _overwrites(mine, columns, run)
+            apart.append(first is not None)
+            if first is not None:
+                mine.remove(first)
+                written.append([first.at_point("blocks.*.hook_resid_pre")])
+        self._handlers = [h for made in joined_handlers(written).values() for h in made]
+        self._values: Tensor | None = None
+        # block -> stretches of columns, and whether they are written
+        self._stretches: dict[int, list[tuple[int, int, bool]]] = {}
+        for columns, is_written in zip(further.columns, apart, strict=True):
+            mine = self._stretches.setdefault(columns.layer, [])
+            end = columns.first + run.length - columns.start
+            if mine and mine[-1][2] == is_written:
+                mine[-1] = (mine[-1][0], end, is_written)
+            else:
+                mine.append((columns.first, end, is_written))
+
+    def joining(self, stream: Tensor, layer: int) -> list[Tensor]:
+        """What joins the stream before a block, `[rows, some positions, d_model]` each."""
+        length, position = self._run.length, self._further.positions(stream.device)
+        return [
+            self._all(stream)[:, first - length : end - length]
+            if is_written
+            else stream.index_select(1, position[first:end])
+            for first, end, is_written in self._stretches.get(layer, ())
+        ]
+
+    def _all(self, stream: Tensor) -> Tensor:
+        """What is written, `[rows, columns, d_model]`."""
+        length, total = self._run.length, self._further.widths[-1]
+        if self._values is None:
+            point = self._run.arch.points["blocks.0.hook_resid_pre"]
+            values = stream.new_zeros(len(stream), total - length, stream.shape[-1])
+            for handler in self._handlers:
+                new = handler.call(values, Firing(point, length))
+                values = values if new is None else new
+            self._values = values
+        if self._values.device != stream.device:
+            self._values = self._values.to(stream.device)
+        return self._values
+
+
+def _overwrites(ops: Sequence[CountedOp], columns: Columns, run: Baseline) -> CountedOp | None:
+    """The op that comes first at the block where a variant joins, if it replaces all there is."""
+    entry = None if columns.layer == run.n_layers else f"blocks.{columns.layer}.hook_resid_pre"
+    there = [(where.stage, c) for c in ops if (where := served(c.op.point, run)).point == entry]
+    if not there or (entry and _entered(run.arch.points[entry], run) is None):
+        return None
+    op = (first := min(there, key=lambda pair: pair[0])[1]).op
+    if op.kind != SET or op.heads is not None:
+        return None
+    cells = set(zip(op.rows, op.positions, strict=True))
+    return first if len(cells) == run.n_rows * (run.length - columns.start) else None
+
+
+def _entered(point: Point, run: Baseline) -> int | None:
+    """The block whose input a point is, as it stands there; `None` if it is another's."""
+    site, path = point.site, f"{run.arch.decoder.stack.path}.{point.layer}"
+    here = isinstance(site, InputSite) and site.module == path and site.view is None
+    return point.layer if here and point.space == "text" else None
+
+
+def _moved(counted: CountedOp, columns: Columns) -> CountedOp:
     """An op at the positions of its variant."""
 
     def move(row: int, position: int) -> tuple[int, int]:
