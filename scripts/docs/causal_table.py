@@ -26,7 +26,7 @@ def text(found: Mapping[str, tuple[str, str]]) -> str:
     built = len(found) - counts["not built"]
     shown = ", ".join(f"{counts[level]} {level}" for level in ("full", "branches", "residual"))
     first = (
-        f"Of {built} types whose default config could be made small, {shown}; {counts['refused']} "
+        f"Of {built} types that could be made small, {shown}; {counts['refused']} "
         f"are refused, and {counts['fails']} wrap and do not conform."
     )
     lines = [line(name, *row) for name, row in found.items()]

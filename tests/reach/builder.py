@@ -15,11 +15,16 @@ TYPES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 
 def build(model_type: str) -> nn.Module:
+    """A model of a type, with weights that make every part matter."""
+    return tiny.randomize(pictured(model_type))
+
+
+def pictured(model_type: str) -> nn.Module:
     """A model of a type, of the class that transformers maps it to."""
     config = tiny_config(model_type, CHANGES.get(model_type))
     if model_type in STAND_INS:
         config.vision_config = STAND_INS[model_type]()
-    return tiny.randomize(getattr(transformers, TYPES[model_type])(config))
+    return getattr(transformers, TYPES[model_type])(config)
 
 
 def replaced_tower(model_type: str) -> str:

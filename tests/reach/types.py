@@ -19,6 +19,12 @@ CONVNEXT = {"hidden_sizes": [8, 16, 24], "depths": [1, 1, 1],
 _PINPOINTS = [[32, 64], [64, 32]]
 _SECTIONS = {"text_config.rope_parameters": _MROPE}
 
+DOTS3 = {
+    "num_key_value_heads": 4, "shared_experts_intermediate_size": 16, "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
+    "swa_qk_nope_head_dim": 8, "swa_head_dim": 12, "swa_v_head_dim": 8,
+}  # fmt: skip
+
 TIMM = ("fast_vlm", "perception_lm")
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -113,7 +119,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "canvas_length": 8,
     },
     "dots3_note": {
-        "text_config.num_key_value_heads": 4,
+        **{f"text_config.{name}": value for name, value in DOTS3.items()},
         "vision_config.adapter_in_dim": 24,
         "vision_config.adapter_out_dim": 32,
         "audio_config.adapter_input_size": 32,

@@ -275,15 +275,22 @@ def _replace(output: Any, path: tuple[str | int, ...], value: Tensor) -> Any:
         if isinstance(output, dict):  # a ModelOutput, made for this call alone
             output[next(iter(output))] = value
             return output
-        return value if isinstance(output, Tensor) else (value, *output[1:])
+        return value if isinstance(output, Tensor) else _with(output, 0, value)
     key, rest = path[0], path[1:]
     inner = _replace(output[key], rest, value)
     if isinstance(output, tuple):
         assert isinstance(key, int), "only a ModelOutput has names"
-        index = range(len(output))[key]
-        return (*output[:index], inner, *output[index + 1 :])
+        return _with(output, range(len(output))[key], inner)
     output[key] = inner  # a ModelOutput, made for this call alone
     return output
+
+
+def _with(output: Any, index: int, value: Tensor) -> Any:
+    """Several outputs with one replaced, of the same kind: a tuple, one with names, a list."""
+    made = (*output[:index], value, *output[index + 1 :])
+    if isinstance(output, list):
+        return [*made]
+    return type(output)(*made) if hasattr(output, "_fields") else made
 
 
 @dataclass(frozen=True)

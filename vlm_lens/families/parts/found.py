@@ -67,6 +67,11 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
     config = model.config.get_text_config(decoder=True)
     encoder_path = _encoder_path(model)
     embed = path_of(model, _embedding(model), "token embedding")
+    if not isinstance(getattr(submodule(model, embed), "weight", None), Tensor):
+        raise ModelError(
+            f"{type(model).__name__} embeds its tokens by {embed}, which has no table of words: it "
+            f"reads several tokens at each position. {HELP}"
+        )
     unembed = path_of(model, _output_layer(model, config), "output layer")
     if any(p.is_meta for p in model.parameters()):
         return _without_weights(model, config, embed, unembed, encoder_path)
@@ -76,6 +81,9 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
             f"{type(model).__name__} gives logits of {recording.logits.shape[1]} positions for "
             f"{_N_TOKENS} tokens: it is no model that says at each token what comes next. {HELP}"
         )
+    embedded = recording.calls[embed].gave
+    if recording.times(embed) == 1:
+        _check_positions(model, embedded)
     path = _blocks(model, config, recording, unembed, encoder_path)
     blocks = submodule(model, path)
     ends = [_end(recording, f"{path}.{i}") for i in range(len(blocks))]
@@ -86,7 +94,6 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
         describe_block(block, f"{path}.{i}", entering[i], recording, activation, scale)
         for i, block in enumerate(blocks)
     ]
-    embedded = recording.calls[embed].gave
     view = _streams_view(entering[0], embedded)
     width = entering[0].numel() // embedded.shape[:-1].numel()
     stack = found_stack(path, config, described, keys, width, view)
@@ -120,6 +127,21 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
         embed_unseen=_embed_unseen(recording, embed),
         encoder=encoder,
     )
+
+
+def _check_positions(model: nn.Module, embedded: Tensor) -> None:
+    """Checks that what is embedded is a prompt's tokens, and those alone.
+
+    Raises:
+        ModelError: It is something else.
+    """
+    held = embedded.shape[:-1]
+    if held == (1, _N_TOKENS):
+        return
+    why = f"embeds {held.numel()} positions for {_N_TOKENS} tokens: it puts some of its own before"
+    if held.numel() == _N_TOKENS:
+        why = f"passes on {list(embedded.shape)} for a batch of one: positions do not come second"
+    raise ModelError(f"{type(model).__name__} {why}. {HELP}")
 
 
 def _breaks(blocks: list[Block], changed: list[int]) -> str:
@@ -235,19 +257,22 @@ def _recorded(model: nn.Module, config: Any) -> Recording:
 
 
 def _lists(model: nn.Module, config: Any, encoder: str | None) -> list[str]:
-    """Lists of modules that may be the blocks of the text model: as many as its config has."""
+    """Lists of modules that may be the text model's blocks: as long as its config says, or all."""
     n = config_value(config, "num_hidden_layers")
     vision = getattr(model.config, "vision_config", None)
     towers = [
         path for path, m in model.named_modules()
         if vision is not None and path and getattr(m, "config", None) is vision
     ]  # fmt: skip
-    found = [
-        path for path, m in model.named_modules()
-        if isinstance(m, nn.ModuleList) and len(m) and (len(m) == n or encoder is not None)
+    found = {
+        path: len(m) for path, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m)
         and not any(path.startswith(f"{t}.") for t in towers)
         and (encoder is None or not path.startswith(f"{encoder}."))
-    ]  # fmt: skip
+    }  # fmt: skip
+    as_many = [p for p, length in found.items() if length == n]
+    if as_many and encoder is None:
+        found = dict.fromkeys(as_many)
     return [p for p in found if not any(p.startswith(f"{o}.") for o in found)]
 
 

@@ -203,7 +203,7 @@ def _leave(found: Recording, stack: list, path: str) -> Any:
             name, given = stack.pop()
             if name == path:
                 break
-        several = isinstance(output, tuple)
+        several = isinstance(output, tuple | list)
         outputs = output if several else (output,)
         copies = tuple(x.clone() if isinstance(x, Tensor) else None for x in outputs)
         live = outputs[0] if copies and copies[0] is not None else None
