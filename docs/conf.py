@@ -19,6 +19,9 @@ exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = "vlm_lens"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_js_files = ["pages.js"]
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3

@@ -4,7 +4,9 @@
     ```
 
 shows a value as a notebook would: plotly figures, pieces of HTML, or its repr. Pages without the
-directive are not run. Nothing is fetched when the page is read.
+directive are not run. Nothing is fetched when the page is read. Figures have the page's own ground
+and ink, in light and in dark: plotly's by `_static/pages.css`, SVG files because they are put into
+the page instead of being linked.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import chdir
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from scripts.docs.examples import blocks
+from vlm_lens.figures.style import GROUND, INK
+from vlm_lens.report.page import figure
 
 
 @dataclass
@@ -65,22 +70,31 @@ class Shown(Directive):
 
 def _boxed(html: str) -> list[nodes.Node]:
     """HTML as wide as the page at most: what is wider, as on a phone, scrolls within it."""
-    return [
-        nodes.raw("", f'<div class="shown" style="overflow-x: auto">{html}</div>', format="html")
-    ]
+    return [nodes.raw("", f'<div class="doc-figure">{html}</div>', format="html")]
 
 
 def as_nodes(value: Any, root: str = "") -> list[nodes.Node]:
     """A value as it is shown; `root` leads from the page to the documentation's first folder."""
     if hasattr(value, "to_plotly_json"):
-        options = {"displayModeBar": False}
-        html = value.to_html(full_html=False, include_plotlyjs=False, config=options)
         # before the figure's own script; a browser loads it once for all
         library = f'<script src="{root}_static/plotly.min.js"></script>'
-        return _boxed(library + html)
+        return _boxed(library + figure(value))
     if hasattr(value, "_repr_html_"):
         return _boxed(value._repr_html_())
     return [nodes.literal_block(text=repr(value))]
+
+
+def _inline(app, doctree, docname) -> None:
+    """Puts SVG files into the page, with their text for those who do not see them."""
+    if app.builder.format != "html":
+        return
+    for image in list(doctree.findall(nodes.image)):
+        if image["uri"].endswith(".svg"):
+            svg = (Path(app.srcdir) / image["uri"]).read_text(encoding="utf-8")
+            label = f'<svg role="img" aria-label="{escape(image.get("alt", ""))}"'
+            svg = svg[svg.index("<svg") :].replace("<svg", label, 1)
+            svg = svg.replace(f"fill: {GROUND}", "fill: none")
+            image.replace_self(_boxed(svg.replace(INK, "var(--figure-ink)")))
 
 
 def _files(app, exception) -> None:
@@ -95,5 +109,6 @@ def _files(app, exception) -> None:
 def setup(app) -> dict[str, bool]:
     """Registers the directive."""
     app.add_directive("shown", Shown)
+    app.connect("doctree-resolved", _inline)
     app.connect("build-finished", _files)
     return {"parallel_read_safe": False}

@@ -20,9 +20,9 @@ Box = tuple[float, float, float, float]
 _SIDE = 116  # pixels of a picture on the page
 _STYLE = f"""
 .vl-fg {{ font: 14px/1.4 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
-  color: #1d2127; background: #fcfcfb; padding: 4px 12px }}
+  --soft: color-mix(in srgb, currentColor 75%, transparent) }}
 .vl-fg section {{ margin: 18px 0 }} .vl-fg h3 {{ font-size: 15px; margin: 0 }}
-.vl-fg p {{ margin: 1px 0 7px; color: #5c6470; font-size: 13px }}
+.vl-fg p {{ margin: 1px 0 7px; color: var(--soft); font-size: 13px }}
 .vl-fg .row {{ display: flex; flex-wrap: wrap; gap: 12px }}
 .vl-fg figure {{ margin: 0; width: {_SIDE}px }}
 .vl-fg .shown {{ position: relative; line-height: 0 }}
@@ -30,10 +30,9 @@ _STYLE = f"""
 .vl-fg .cell {{ position: absolute; background: #0072b2; pointer-events: none }}
 .vl-fg .best {{ position: absolute; outline: 2px solid #fff; box-shadow: 0 0 0 4px #b5179e;
   pointer-events: none }}
-.vl-fg figcaption {{ font-size: 12px; color: #5c6470; margin-top: 5px; overflow-wrap: break-word }}
-.vl-fg figcaption b {{ color: #1d2127; font-weight: 600 }}
-@media (prefers-color-scheme: dark) {{ .vl-fg {{ color: #e6e8eb; background: #15181c }}
-  .vl-fg p, .vl-fg figcaption {{ color: #a2a9b4 }} .vl-fg figcaption b {{ color: #e6e8eb }} }}
+.vl-fg figcaption {{ font-size: 12px; color: var(--soft); margin-top: 5px;
+  overflow-wrap: break-word }}
+.vl-fg figcaption b {{ font-weight: 600 }}
 """
 
 
@@ -89,8 +88,7 @@ def save_gallery(rows: Sequence[FeatureRow], path: str | Path, title: str) -> Pa
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>:root {{ color-scheme: light dark }} "
-        "body { max-width: 1120px; margin: 24px auto; background: #fcfcfb } "
-        "@media (prefers-color-scheme: dark) { body { background: #15181c } }</style></head><body>"
+        "body { max-width: 1120px; margin: 24px auto; padding: 0 12px }</style></head><body>"
         f"{gallery_html(rows)}</body></html>"
     )
     return write_whole(path, page)
