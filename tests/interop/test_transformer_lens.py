@@ -207,9 +207,14 @@ def test_a_bridge_leaves_the_model_as_it_was(load, picture):
     prompt = vlm.prompt("Q:<image>\nA:", [picture])
     before = vlm.hf_model.state_dict()
     logits, attention = vlm.run(prompt), vlm.hf_model.config._attn_implementation
+    hooks, values = tiny.hook_state(vlm.hf_model), copy.deepcopy(before)
     bridge = to_bridge(vlm)
+    to_cache(vlm.run_with_cache(prompt)[1], vlm, bridge).decompose_resid(apply_ln=True)
+    back = HookedVLM.from_bridge(bridge, vlm.processor)
+    assert torch.equal(back.run(prompt), logits)
     after = vlm.hf_model.state_dict()
-    assert list(after) == list(before)
+    assert list(after) == list(before) and tiny.hook_state(vlm.hf_model) == hooks
+    assert all(torch.equal(after[name], values[name]) for name in before)
     assert all(after[name].data_ptr() == before[name].data_ptr() for name in before)
     assert vlm.hf_model.config._attn_implementation == attention
     assert torch.equal(vlm.run(prompt), logits)

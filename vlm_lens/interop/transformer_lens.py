@@ -10,17 +10,15 @@ are wrong, measured with version 4.3; a cache from here corrects or refuses thes
 
 - `decompose_resid` starts at the text's embedding, before the pictures' features are placed. Here
   `hook_embed` is what enters the first block, `hook_merged`.
-- `logit_attrs` leaves out the final norm's weight unless the bridge's weights have been processed.
-  Here it is in.
-- Models that add picture features between blocks (DeepStack), or have cross-attention, have parts
-  of the stream that `decompose_resid` does not know: refused.
+- The others are drawn in `transformer_lens_cache`; its `patching` module, which runs prompts
+  without their pictures, runs here by `transformer_lens_patching`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +36,8 @@ except ImportError as error:  # an extra
     raise ModelError(
         f"TransformerLens cannot be imported ({error}): pip install 'vlm-lens[interop]'."
     ) from error
+
+from vlm_lens.interop.transformer_lens_cache import CacheOfVLM, Corrections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -154,8 +154,18 @@ def to_cache(cache: ActivationCache, vlm: HookedModel, bridge: TransformerBridge
         theirs["hook_embed"] = cache[enters]
     if not theirs:
         raise PointError("The cache holds nothing that the bridge has a name for.")
-    theirs |= dict(_scales(theirs, bridge))
-    return CacheOfVLM(theirs, bridge, _unknown_parts(vlm))
+    by_row = {name for name in theirs if name == "hook_embed" or table[name].axes[0] == "batch"}
+    scales = dict(_scales(theirs, bridge))
+    decoder = vlm.architecture.decoder
+    return CacheOfVLM(
+        theirs | scales, bridge,
+        Corrections(
+            n_rows=len(cache.layouts), by_row=frozenset(by_row | set(scales)),
+            unknown=_unknown_parts(vlm), heads=_not_as_it_is(vlm, "attn.o.hook_out"),
+            neurons=_not_as_it_is(vlm, "mlp.out.hook_out"), logit_scale=decoder.logit_scale,
+            head=vlm.architecture.unknown_head,
+        ),
+    )  # fmt: skip
 
 
 def from_cache(cache: TheirCache, vlm: HookedModel, prompt: Prompt) -> ActivationCache:
@@ -195,44 +205,6 @@ def from_cache(cache: TheirCache, vlm: HookedModel, prompt: Prompt) -> Activatio
     return ActivationCache(
         values, table, prompt.layouts, source=vlm.facts_later(), owner=vlm.parts_later()
     )
-
-
-class CacheOfVLM(TheirCache):
-    """TransformerLens's cache with what it gets wrong with pictures corrected or refused."""
-
-    def __init__(self, values: dict[str, Tensor], bridge: TransformerBridge, unknown: str):
-        super().__init__(values, bridge)
-        self._unknown = unknown
-        self._weighs = False
-
-    def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
-        """As TransformerLens's, from the merged input on.
-
-        Raises:
-            PointError: The stream has parts that it does not know.
-        """
-        if self._unknown:
-            raise PointError(
-                f"TransformerLens's decompose_resid leaves out {self._unknown}, so that the parts "
-                "would not sum to the stream: use vlm.decompose."
-            )
-        return super().decompose_resid(*args, **kwargs)
-
-    def logit_attrs(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As TransformerLens's, with the final norm's weight also where it is not in `W_U`."""
-        self._weighs = not getattr(self.model, "_weights_processed", False)
-        try:
-            return super().logit_attrs(*args, **kwargs)
-        finally:
-            self._weighs = False
-
-    def apply_ln_to_stack(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As TransformerLens's."""
-        stack = super().apply_ln_to_stack(*args, **kwargs)
-        if not self._weighs:
-            return stack
-        norm = self.model.ln_final
-        return stack * (1 + norm.weight if norm.uses_weight_offset else norm.weight)
 
 
 def _unwrapped(model: nn.Module) -> dict[str, Tensor]:
@@ -327,6 +299,15 @@ def _unknown_parts(vlm: HookedModel) -> str:
         return "what the model adds to the stream between its blocks (DeepStack)"
     if any("cross" in name for name in vlm.points()):
         return "its cross-attention"
+    return ""
+
+
+def _not_as_it_is(vlm: HookedModel, name: str) -> str:
+    """Why what heads or neurons write is not what the stream receives; empty where it is."""
+    table = vlm.points()
+    for layer in range(vlm.cfg.n_layers):
+        if f"blocks.{layer}.{name}" not in table:
+            return f"in block {layer} a norm, a gate or a scale stands between them and the stream"
     return ""
 
 
