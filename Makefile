@@ -16,8 +16,9 @@ demo: $(VENV)/.demo
 real: $(VENV)/.real
 	$(BIN)/python -c "from vlm_lens import HookedVLM; print(HookedVLM.from_pretrained('smollm2-135m'))"
 
+# Jupyter runs as root, as one is in a container, only where it is told to.
 notebook: $(VENV)/.notebook
-	$(BIN)/jupyter lab tutorials/01_first_look.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) tutorials/01_first_look.ipynb
 
 test: $(VENV)/.dev $(VENV)/.real
 	$(BIN)/python -m pytest -n auto

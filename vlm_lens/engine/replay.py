@@ -36,7 +36,8 @@ from vlm_lens.engine.tower import ChangedPictures, not_fired
 from vlm_lens.errors import InterventionError
 from vlm_lens.points.sites import submodule
 
-Cells = Mapping[str, Sequence[Cell]]  # point name -> row and position of the prompt's activation
+# point name -> row and position of the prompt's activation
+CellsByPoint = Mapping[str, Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def replay(
     *,
     n_last: int = 1,
     keep_cache: bool = False,
-    cells: Cells | None = None,
+    cells: CellsByPoint | None = None,
 ) -> Replayed:
     """Runs variants as rows of one batch.
 
@@ -103,7 +104,7 @@ def replay(
 
 
 def _change_pictures(
-    baseline: Baseline, variants: Sequence[ReplayVariant], cells: Cells
+    baseline: Baseline, variants: Sequence[ReplayVariant], cells: CellsByPoint
 ) -> list[ChangedPictures]:
     """What each variant makes of the pictures that it touches."""
     changed = [ChangedPictures() for _ in variants]
@@ -134,7 +135,7 @@ class _TextReplay:
         variants: Sequence[ReplayVariant],
         pictures: Sequence[ChangedPictures],
         n_last: int,
-        cells: Cells,
+        cells: CellsByPoint,
         keep_cache: bool,
     ):
         self._baseline, self._n_last, self._keep_cache = baseline, n_last, keep_cache
@@ -286,7 +287,7 @@ class _CellReader:
         cells: Point name -> those cells.
     """
 
-    def __init__(self, cells: Cells, start: int, n_rows: int):
+    def __init__(self, cells: CellsByPoint, start: int, n_rows: int):
         self._n_rows = n_rows
         self.cells = {
             name: inside

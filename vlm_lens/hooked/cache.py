@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
 from vlm_lens.hooked import cache_files
-from vlm_lens.hooked.cells import cells_of
+from vlm_lens.hooked.picked_places import places_of
 from vlm_lens.hooked.stacks import Owner, Stacks
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import value_read_at
@@ -258,8 +258,8 @@ def _picked(
     *,
     position_major: bool = False,
 ) -> Tensor:
-    cells = cells_of(at, point.space, layouts)
-    return cells.pick(value, pattern="query" in point.axes, position_major=position_major)
+    places = places_of(at, point.space, layouts)
+    return places.pick(value, pattern="query" in point.axes, position_major=position_major)
 
 
 def _bytes(n: float) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_lens.engine.firing import Firing
 from vlm_lens.errors import PointError, PositionError, PromptError
-from vlm_lens.hooked.cells import Cells, cells_of
+from vlm_lens.hooked.picked_places import PickedPlaces, places_of
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.point import Point
@@ -109,11 +109,11 @@ class Keeper:
     """What of an activation is kept: all of it, or a copy of some positions; and where.
 
     Attributes:
-        cells: The places, by whose positions they are; `None` for all.
+        places: The places, by whose positions they are; `None` for all.
         device: Where it is kept; `None` for where it is computed.
     """
 
-    cells: Mapping[str, Cells] | None
+    places: Mapping[str, PickedPlaces] | None
     device: str | torch.device | None
 
     @classmethod
@@ -128,25 +128,25 @@ class Keeper:
         if at is None:
             return cls(None, device)
         spaces = {point.space for point in points}
-        return cls({space: cells_of(at, space, layouts) for space in spaces}, device)
+        return cls({space: places_of(at, space, layouts) for space in spaces}, device)
 
     def keep(self, value: Tensor, firing: Firing) -> Tensor:
         """What is kept of an activation."""
-        if self.cells is not None:
+        if self.places is not None:
             pattern = "query" in firing.point.axes
-            cells = self.cells[firing.point.space]
-            value = cells.pick(value, pattern=pattern, queries=firing.queries)
+            places = self.places[firing.point.space]
+            value = places.pick(value, pattern=pattern, queries=firing.queries)
         return value if self.device is None else value.to(self.device)
 
     def queries(self, point: Point) -> frozenset[int] | None:
         """Of scores and patterns, the positions of the queries that are kept; `None` for all."""
-        if self.cells is None or "query" not in point.axes:
+        if self.places is None or "query" not in point.axes:
             return None
-        return frozenset(self.cells[point.space].positions.tolist())
+        return frozenset(self.places[point.space].positions.tolist())
 
     def put_back(self, value: Tensor, kept: Tensor, firing: Firing) -> Tensor:
         """The activation made of what was kept of it, so that gradients pass through that."""
-        if self.cells is None:
+        if self.places is None:
             return kept.to(value.device)
         pattern = "query" in firing.point.axes
-        return self.cells[firing.point.space].put(value, kept, pattern=pattern)
+        return self.places[firing.point.space].put(value, kept, pattern=pattern)

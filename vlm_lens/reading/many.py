@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -148,9 +148,7 @@ def read_each(
     listed = made_or_raw(vlm, listed)
     n_rows = sum(len(p) if isinstance(p, Prompt) else 1 for p in listed)
     edits = compose(interventions)
-    last_logits = None if len(edits) or "hook_logits" in names else 1  # nobody sees the others
-
-    work = _Reading(tuple(names), at, edits, last_logits)
+    work = _Reading(tuple(names), at, edits, logits_needed(names, edits))
     if save is None:
         rows: list[Tensor | None] = [None] * n_rows
         with opened(on, vlm) as workers:
@@ -209,6 +207,18 @@ class _Reading:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_pictures": None}
+
+
+def logits_needed(names: Sequence[str], edits: Sized = ()) -> int | None:
+    """At how many of the last positions a reading needs logits: at one; `None` for at all.
+
+    Of a large vocabulary, logits that nobody sees are what costs.
+
+    Args:
+        names: The points that are read.
+        edits: What is changed meanwhile, perhaps at logits.
+    """
+    return None if len(edits) or "hook_logits" in names else 1
 
 
 def made_or_raw(vlm: HookedModel, prompts: list[Any]) -> list[Any]:

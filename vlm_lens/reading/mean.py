@@ -17,7 +17,7 @@ from vlm_lens.keywords import answering
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.points.point import Point
 from vlm_lens.points.table import NamesFilter
-from vlm_lens.reading.many import as_list
+from vlm_lens.reading.many import as_list, logits_needed
 from vlm_lens.serial import FrozenTensor, Savable, savable
 
 
@@ -73,7 +73,6 @@ class Mean(Savable):
         where = All() if at is None else as_position(at)
         if where.in_prompt is None:
             raise VectorError(f"{where} holds no position of a prompt.")
-        last_logits = None if "hook_logits" in names else 1  # nobody sees the others
         totals: dict[str, Tensor] = {}
         counts = dict.fromkeys(names, 0)
         for one in listed:
@@ -82,7 +81,9 @@ class Mean(Savable):
                 space: [p for layout in prompt.layouts for p in where.resolve(layout, space)]
                 for space in {table[n].space for n in names}
             }
-            _, cache = vlm.run_with_cache(prompt, names_filter=names, last_logits=last_logits)
+            _, cache = vlm.run_with_cache(
+                prompt, names_filter=names, last_logits=logits_needed(names)
+            )
             for name in names:
                 index = torch.tensor(pairs[table[name].space], dtype=torch.long)
                 rows, positions = index.reshape(-1, 2).T

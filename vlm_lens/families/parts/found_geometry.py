@@ -44,7 +44,7 @@ _CLOSE = 1.5  # pixels of the frame by which the edge of a painted box may be of
 
 
 @dataclass(frozen=True)
-class Cells:
+class CellGrid:
     """A grid of positions, row by row.
 
     Attributes:
@@ -69,8 +69,8 @@ class Painted:
     """
 
     patch: int
-    tower: Cells | None
-    text: Cells | None
+    tower: CellGrid | None
+    text: CellGrid | None
 
 
 def painted(batch: PictureBatch) -> Painted | None:
@@ -145,19 +145,19 @@ def _watch(model: nn.Module, site: Site, rows: int, seen: list[Tensor]) -> Any:
 
 def _in_tower(
     streams: Tensor, cells: Sequence[tuple[int, int]], rows: int, cols: int
-) -> Cells | None:
+) -> CellGrid | None:
     """The grid at whose cells alone the stream has changed."""
     first = streams.shape[1] - rows * cols
     for x, (r, c) in zip(streams[1:], cells, strict=True):
         changed = (x != streams[0]).any(-1).nonzero().flatten().tolist()
         if changed != [first + r * cols + c]:
             return None
-    return Cells(rows, cols, first)
+    return CellGrid(rows, cols, first)
 
 
 def _in_text(
     features: Tensor, cells: Sequence[tuple[int, int]], rows: int, cols: int
-) -> Cells | None:
+) -> CellGrid | None:
     """The grid at whose cells features have changed most: of patches, or of squares of them."""
     change = (features[1:].float() - features[:1].float()).norm(dim=-1)
     if not torch.isfinite(change).all():
@@ -166,7 +166,7 @@ def _in_text(
     for side in range(1, min(rows, cols)):
         if rows % side or cols % side:
             continue
-        found = Cells(rows // side, cols // side, features.shape[1] - rows * cols // side**2)
+        found = CellGrid(rows // side, cols // side, features.shape[1] - rows * cols // side**2)
         if found.first not in (0, 1):
             continue
         if most == [found.first + r // side * found.cols + c // side for r, c in cells]:
@@ -268,7 +268,7 @@ def _without(picture: Picture, why: str) -> Picture:
 
 
 def _on_grids(picture: Picture, shown: Painted, how: PixelMap) -> Picture:
-    def space(old: ImageSpace, cells: Cells | None) -> ImageSpace:
+    def space(old: ImageSpace, cells: CellGrid | None) -> ImageSpace:
         if cells is None or len(old.sequences) != 1:
             return replace(old, why_no_grid=_ORDER)
         row, positions = old.sequences[0]

@@ -14,7 +14,7 @@ from vlm_lens.layout.positions import Position
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class PickedPlaces:
     """Places of an activation, as many in each prompt.
 
     Attributes:
@@ -61,7 +61,7 @@ class Cells:
         return whole.transpose(1, 2) if pattern else whole
 
 
-def cells_of(at: Position, space: str, layouts: Sequence[Layout]) -> Cells:
+def places_of(at: Position, space: str, layouts: Sequence[Layout]) -> PickedPlaces:
     """The places of a position.
 
     Args:
@@ -82,7 +82,7 @@ def cells_of(at: Position, space: str, layouts: Sequence[Layout]) -> Cells:
     if not counts[0]:
         raise PositionError(f"{at} holds no position of this prompt, so there is nothing to read.")
     rows, positions = zip(*(pair for row in pairs for pair in row), strict=True)
-    return Cells(torch.tensor(rows), torch.tensor(positions), len(layouts))
+    return PickedPlaces(torch.tensor(rows), torch.tensor(positions), len(layouts))
 
 
-__all__ = ["Cells", "cells_of"]
+__all__ = ["PickedPlaces", "places_of"]
