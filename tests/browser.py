@@ -33,10 +33,10 @@ _NARROW = """
   const text = cell.innerText.trim();
   if (text.length <= 8 || !cell.getClientRects().length) return false;
   const probe = document.createElement("span");
-  probe.textContent = "00000000";
   probe.style.cssText = "position:absolute;visibility:hidden;white-space:nowrap";
   cell.append(probe);
-  const eight = probe.getBoundingClientRect().width;
+  const wide = said => (probe.textContent = said, probe.getBoundingClientRect().width);
+  const eight = Math.min(wide("00000000"), wide(text));  // or slim letters that do not wrap
   probe.remove();
   const style = getComputedStyle(cell);
   const inside = cell.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
@@ -74,8 +74,27 @@ _CUT = """
 [...document.querySelectorAll("body *")].filter(box => {
   const style = getComputedStyle(box);
   return ["auto", "scroll"].includes(style.overflowX) && style.maskImage === "none" &&
+    box.checkVisibility() &&
     box.scrollWidth - box.clientWidth - box.scrollLeft > 2;
 }).map(box => box.innerText.slice(0, 60) || box.className)
+"""
+# Level texts of a figure that lie on one another.
+_OVERLAPPING = """
+[...document.querySelectorAll(".js-plotly-plot")].flatMap(plot => {
+  const level = t => [...function*(e) { for (; e && e !== plot; e = e.parentElement) yield e; }(t)]
+    .every(e => !/rotate\\((?!0[,)])/.test(e.getAttribute("transform") || ""));
+  const texts = [...plot.querySelectorAll("text")].filter(t => t.getClientRects().length &&
+    t.textContent.trim() && !t.closest(".hoverlayer") && level(t) &&
+    getComputedStyle(t).visibility === "visible");
+  const boxes = texts.map(t => t.getBoundingClientRect()), found = [];
+  for (let i = 0; i < boxes.length; i++) for (let j = 0; j < i; j++) {
+    const [a, b] = [boxes[i], boxes[j]];
+    if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
+        Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4)
+      found.push(`${texts[j].textContent} | ${texts[i].textContent}`);
+  }
+  return found;
+})
 """
 # Text whose contrast with what lies behind it is below 4.5 (3 for large text), by WCAG's formula.
 _FAINT = """
@@ -312,6 +331,11 @@ class Page:
     def cut(self) -> list[str]:
         """Boxes that can be scrolled to the right and do not show it."""
         return self.js(_CUT)
+
+    @property
+    def overlapping(self) -> list[str]:
+        """Pairs of texts of a figure of which one lies on the other."""
+        return self.js(_OVERLAPPING)
 
     @property
     def faint(self) -> list[str]:

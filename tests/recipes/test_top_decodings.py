@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recipes.plain import Plain, few_shot, small
+from vlm_lens.figures.style import plain_lines
 from vlm_lens.recipes import RecipeError, Result, TopDecodings
 
 RUNS, LAYER = 6, 4
@@ -67,7 +68,7 @@ def test_figures_text_and_files(result, tmp_path):
     for figure in figures.values():
         assert len(figure.data) == 2 and list(figure.data[0].x) == ["color", "capital"]
         assert list(figure.layout.yaxis.ticktext)[:2] == ["embed", "0"]
-    assert figures["decodings"].data[0].text[5][0] == "color"
+    assert plain_lines(figures["decodings"].data[0].text[5][0]) == ["color"]
     again = Result.load(result.save(tmp_path))
     assert repr(again) == repr(result) and "color, " in repr(result)
 

@@ -42,7 +42,7 @@ def test_it_is_read_at_every_width(browser, file, width, dark):
         assert page.errors == [] and page.fetched == []
         assert page.wider_than_screen <= 0
         assert page.narrow_cells == [] and page.out_of_reach == [] and page.cut == []
-        assert page.faint == []
+        assert page.faint == [] and page.overlapping == []
         if width == WIDTHS["phone"]:
             page.js("document.querySelectorAll('.more').forEach(e => { e.scrollLeft = 9999 })")
             page.settle()

@@ -39,6 +39,8 @@ BROKEN = {
     "<td style='min-width:200px'>the last column</td></tr></table></div>",
     "cut": "<div style='width:90px;overflow:auto;white-space:nowrap'>words that go on and on</div>",
     "faint": "<p style='color:#aaa'>hardly to be read</p>",
+    "overlapping": "<svg class='js-plotly-plot' width='90' height='20'><text y='15'>one</text>"
+    "<text y='15' x='9'>other</text></svg>",
     "wider_than_screen": "<p style='width:1400px'>wide</p>",
     "errors": "<script>throw Error('no')</script>",
     "fetched": "<img src='https://127.0.0.1:1/x.png' alt=''>",

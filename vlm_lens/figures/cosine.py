@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
+from vlm_lens.figures.cell_text import legible_cells
 from vlm_lens.figures.style import GREY, PALETTE, SEQUENTIAL, style
 
 __all__ = ["cosine_layers", "cosine_matrix"]
@@ -53,7 +54,7 @@ def cosine_matrix(table: pd.DataFrame, *, llm: str, vlm: str, layer: int) -> go.
     )
     fig.update_yaxes(autorange="reversed", showgrid=False)
     fig.update_xaxes(showgrid=False, tickangle=-30)
-    return fig
+    return legible_cells(fig)
 
 
 def cosine_layers(table: pd.DataFrame, *, names: Mapping[str, str], layer: int) -> go.Figure:

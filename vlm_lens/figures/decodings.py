@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vlm_lens.figures.cell_text import legible_cells
 from vlm_lens.figures.prompt_view import visible
 from vlm_lens.figures.style import SEQUENTIAL, style
 from vlm_lens.terms import Layer, examples_of, layer_name, layer_ticks, short_names
@@ -94,7 +95,7 @@ def _cells(table: pd.DataFrame, value: str, *, title: str, subtitle: str, bar: s
     fig.update_xaxes(showgrid=False, tickangle=0)
     fig.update_yaxes(showgrid=False, zeroline=False, **layer_ticks(layers))
     fig.update_yaxes(title_text="output of block (0-based)", col=1)
-    return fig
+    return legible_cells(fig)
 
 
 def _hover(cell: pd.DataFrame, layer: Layer, value: str) -> str:

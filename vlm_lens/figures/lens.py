@@ -8,6 +8,7 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vlm_lens.figures.cell_text import legible_cells
 from vlm_lens.figures.lens_panel import Panel
 from vlm_lens.figures.lens_words import Words
 from vlm_lens.figures.style import GREY, SEQUENTIAL, style
@@ -110,7 +111,7 @@ def lens_image_figure(
         hoverlabel_align="left",
         sliders=[layer_slider(words, [[la] for la in words.layers], first)],
     )
-    return fig
+    return legible_cells(fig)
 
 
 def lens_comparison_figure(
@@ -180,7 +181,7 @@ def lens_comparison_figure(
         hoverlabel_align="left",
         sliders=[layer_slider(one, shown, first)],
     )
-    return fig
+    return legible_cells(fig)
 
 
 def _ranks_figure(words: Words) -> go.Figure:
@@ -243,7 +244,7 @@ def _by_layer(fig: go.Figure, words: Words, columns: float, *, x: str) -> go.Fig
     fig.update_yaxes(tickvals=list(words.layers), ticktext=names, **plain)
     coloraxis = _colours(words, range(len(words.positions)), SEQUENTIAL)
     fig.update_layout(coloraxis=coloraxis, hoverlabel_align="left")
-    return fig
+    return legible_cells(fig)
 
 
 def _colours(words: Words, indices: Iterable[int], scale: str | list) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from vlm_lens.figures.cell_text import legible_cells
 from vlm_lens.figures.style import PALETTE, style
 
 __all__ = ["pair_map"]
@@ -66,4 +67,4 @@ def pair_map(
     dtick = 1 if small else 4
     fig.update_xaxes(showgrid=False, zeroline=False, dtick=dtick)
     fig.update_yaxes(showgrid=False, zeroline=False, dtick=dtick)
-    return fig
+    return legible_cells(fig)

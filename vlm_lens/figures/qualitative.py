@@ -15,6 +15,7 @@ from vlm_lens.figures.style import GRID, style
 __all__ = ["outputs_figure", "outputs_html"]
 
 _LINE_PX, _LETTERS = 62, 19  # of a line; a cell has two
+_UNIT_PX = 108  # of x: room for the letters of a cell
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ def outputs_figure(
     style(
         fig, title=f"What the model says: {source} → {query}",
         subtitle=f"Patched after block {layer} (0-based); ✓: the output begins as the "
-        "answer does",
-        height=150 + _LINE_PX * (count + 1),
+        "answer does", height=150 + _LINE_PX * (count + 1), width=round(_UNIT_PX * (xs[-1] + 1.55)),
     )  # fmt: skip
     bare = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
     fig.update_xaxes(range=[-0.05, xs[-1] + 1.5], showline=False, **bare)

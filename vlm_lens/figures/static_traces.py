@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_lens.figures.cell_text import ink_on, limits
 from vlm_lens.figures.static_axes import POINTS, PlotAxis, plain, rgba
 from vlm_lens.figures.style import INK, PALETTE
 
@@ -92,10 +93,9 @@ def _heatmap(axes: Axes, x: PlotAxis, y: PlotAxis, trace: Any, scale: Any) -> An
             said = _filled(trace, i, j, z[i, j])
             if said:
                 middle = (xs[j] + xs[j + 1]) / 2, (ys[i] + ys[i + 1]) / 2
-                shade = np.dot(colours(norm(z[i, j]))[:3], (0.299, 0.587, 0.114))
                 axes.text(
                     *middle, said, ha="center", va="center", fontsize=size, zorder=3,
-                    color="black" if shade > 0.55 else "white", clip_on=True,
+                    color=ink_on(*colours(norm(z[i, j]))[:3]), clip_on=True,
                 )  # fmt: skip
     return drawn
 
@@ -117,16 +117,7 @@ def _colours(scale: Any, z: np.ndarray) -> tuple[Colormap, Normalize]:
     if scale.reversescale:
         stops = [(1 - at, colour) for at, colour in reversed(stops)]
     colours = LinearSegmentedColormap.from_list("plotly", [(at, rgba(c)) for at, c in stops])
-    kind = "c" if scale.plotly_name.startswith("coloraxis") else "z"
-    low, high = scale[f"{kind}min"], scale[f"{kind}max"]
-    known = np.isfinite(z).any()
-    low = (np.nanmin(z) if known else 0.0) if low is None else low
-    high = (np.nanmax(z) if known else 1.0) if high is None else high
-    middle = scale[f"{kind}mid"]
-    if middle is not None:
-        reach = max(high - middle, middle - low)
-        low, high = middle - reach, middle + reach
-    return colours, Normalize(low, high if high > low else low + 1)
+    return colours, Normalize(*limits(scale, z))
 
 
 def _filled(trace: Any, i: int, j: int, z: float) -> str:

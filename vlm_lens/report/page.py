@@ -38,7 +38,7 @@ a { color: var(--accent) }
 .more { mask-image: linear-gradient(to right, #000 calc(100% - 36px), transparent) }
 .more > figcaption { padding-right: 36px }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
-th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); text-align: right;
+th, td { padding: 6px; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: middle; white-space: nowrap }
 th { font-weight: 600; color: var(--soft); border-bottom-width: 2px }
 th.text, td.text { text-align: left }
@@ -48,7 +48,7 @@ td .soft { font-size: 12px }
 td img { display: block; border-radius: 4px; max-height: 56px; width: auto }
 td.right { color: var(--accent); font-weight: 600 }
 td.wrap { white-space: normal; overflow-wrap: break-word; max-width: 70ch;
-  min-width: calc(12ch + 16px) }
+  min-width: calc(12ch + 12px) }
 td.name { min-width: min(21ch, 40vw) }
 summary { cursor: pointer; color: var(--accent); margin: 10px 0 }
 pre, code { font: 13.5px/1.5 ui-monospace, SFMono-Regular, Menlo, monospace }
@@ -59,8 +59,10 @@ figcaption { max-width: 74ch; margin-bottom: 4px; position: sticky; left: 0 }
 figcaption b { display: block; color: var(--ink); font-size: 16px }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 0 22px }
 @media (max-width: 560px) { .pair { grid-template-columns: 1fr } main { padding: 24px 16px }
-  th, td { padding: 6px 7px } ul { padding-left: 22px } }
+  ul { padding-left: 22px } }
 """
+_PANEL_PX = 320  # of one of several panels side by side, with the titles of its axes
+_AXES_PX, _LETTER_PX = 220, 7  # beside names along the y axis, and a letter of these
 # Text in figures takes the page's own colour, also when the reader switches between light and dark.
 # A legend below the axes gets as much room as its lines take at this width. What is wider than the
 # screen fades out where it goes on.
@@ -182,10 +184,22 @@ def figure(fig: go.Figure, caption: str = "") -> str:
     fig.update_layout(paper_bgcolor="rgba(0,0,0,0)")
     config = {**CONFIG, "displayModeBar": False}
     drawn = fig.to_html(full_html=False, include_plotlyjs=False, config=config)
+    if least := _least_width(fig):
+        drawn = f'<div style="min-width:{least}px">{drawn}</div>'
     lines = [f"<b>{escape(title)}</b>" if title else "", *map(escape, (*more, caption))]
     note = "<br>".join(line for line in lines if line).replace("</b><br>", "</b>")
     about = f' aria-label="{escape(title)}"' if title else ""
     return f"<figure{about}>{f'<figcaption>{note}</figcaption>' if note else ''}{drawn}</figure>"
+
+
+def _least_width(fig: go.Figure) -> int:
+    """Pixels below which a figure is scrolled, not squeezed: its texts would lie on one another."""
+    lefts = {round(axis.domain[0], 3) for axis in fig.select_xaxes() if axis.domain}
+    if len(lefts) > 1:
+        return _PANEL_PX * len(lefts)
+    along = [trace.y for trace in fig.data if getattr(trace, "y", None) is not None]
+    names = [y for ys in along for y in ys if isinstance(y, str)]
+    return _AXES_PX + _LETTER_PX * max(map(len, names)) if names else 0
 
 
 def data_table(

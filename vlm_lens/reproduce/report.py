@@ -196,7 +196,7 @@ def _settings(outcomes: Sequence[Outcome]) -> Part:
         rows += [
             (setup.label, "base language model", setup.base or "none"),
             (setup.label, "tasks", ", ".join(setup.task_names)),
-            (setup.label, "seeds", f"1 to {setup.seeds}"),
+            (setup.label, "seeds", "1" if setup.seeds == 1 else f"1 to {setup.seeds}"),
         ]
     return Part(
         "Settings", [Table(("model", "setting", "value"), rows)], "Settings"
