@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def processor(cls: type = Qwen2VLProcessor, **options: Any) -> Any:
     pictures = Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=2, size={"shortest_edge": 8 * 8, "longest_edge": 8 * 8 * 24}
     )
+    if importlib.util.find_spec("torchvision"):
+        from transformers import Qwen2VLVideoProcessor
+
+        options["video_processor"] = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2)
+        return cls(image_processor=pictures, tokenizer=tokenizer(SPECIAL), **options)
     return without_video(cls)(image_processor=pictures, tokenizer=tokenizer(SPECIAL), **options)
 
 

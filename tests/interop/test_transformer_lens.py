@@ -26,6 +26,7 @@ from vlm_lens import ActivationCache, HookedVLM
 from vlm_lens.errors import ModelError, PointError
 from vlm_lens.interop.transformer_lens import from_cache, to_bridge, to_cache
 from vlm_lens.lenses import JacobianLens, LensError
+from vlm_lens.prompts.prompt import Prompt
 
 pytestmark = pytest.mark.slow  # transformer_lens takes seconds to import
 
@@ -263,7 +264,14 @@ def test_a_mixture_of_experts_has_the_same_values_by_name(name, tmp_path):
     model.save_pretrained(tmp_path)
     tiny.tokenizer("pieces").save_pretrained(tmp_path)
     vlm = HookedVLM.from_pretrained(tmp_path)
-    bridge, prompt, table = to_bridge(vlm), vlm.prompt("Q:Greece A:"), vlm.points()
+    shared, table = _shared(vlm, vlm.prompt("Q:Greece A:")), vlm.points()
+    alone = {"hook_merged", *table.select("blocks.*.mlp.hook_router_logits")}
+    assert shared == set(table) - alone and len(shared) == 29
+
+
+def _shared(vlm: HookedVLM, prompt: Prompt) -> set[str]:
+    """The points that the bridge has too, with the same values."""
+    table, bridge = vlm.points(), to_bridge(vlm)
     _, ours = vlm.run_with_cache(prompt, names_filter=list(table))
     tokens, rest = split(prompt)
     with torch.no_grad():
@@ -275,8 +283,40 @@ def test_a_mixture_of_experts_has_the_same_values_by_name(name, tmp_path):
             point = table[stands_for].name
             torch.testing.assert_close(ours[point], theirs[there], atol=1e-4, rtol=1e-4, msg=there)
             shared.add(point)
-    alone = {"hook_merged", *table.select("blocks.*.mlp.hook_router_logits")}
-    assert shared == set(table) - alone and len(shared) == 29
+    return shared
+
+
+def test_qwen3_vl_has_the_same_values_by_name(tmp_path, without_torchvision):
+    vlm = HookedVLM.from_pretrained(tiny_qwen3_vl.save(tmp_path))
+    prompt = vlm.prompt("Q:<image>A:", [tiny.noise_picture(1, (64, 64))])
+    bridge, table = to_bridge(vlm), vlm.points()
+    tokens, rest = split(prompt)
+    with torch.no_grad():
+        logits, theirs = bridge.run_with_cache(tokens, **rest)
+    _, own = vlm.run_with_cache(prompt, names_filter=list(table))
+    cache = from_cache(theirs, vlm, prompt)
+    for name in cache:
+        torch.testing.assert_close(cache[name], own[name], atol=1e-4, rtol=1e-4, msg=name)
+    logits = getattr(logits, "logits", logits)
+    torch.testing.assert_close(logits, vlm.run(prompt), atol=1e-4, rtol=1e-4)
+    # what is within a block of its tower is one opaque part there, as is DeepStack
+    language = {n for n in table if not n.startswith(("vision.", "projector."))}
+    within = set(table.select("vision.blocks.*.*.hook_*")) | {"vision.hook_out"}
+    norms = set(table.select("vision.blocks.*.ln?.hook_normalized"))
+    assert set(cache) & language == language - {
+        "hook_merged",
+        *table.select("blocks.*.attn.hook_attn_scores"),
+    }
+    assert within - norms <= set(table) - set(cache) and len(cache) == 53
+
+
+@pytest.fixture
+def without_torchvision(monkeypatch):
+    """Qwen3-VL's bridge where torchvision is not installed: asked for, it is not used."""
+    from transformer_lens.model_bridge.supported_architectures import qwen3_vl
+
+    if importlib.util.find_spec("torchvision") is None:
+        monkeypatch.setattr(qwen3_vl.Qwen3VLArchitectureAdapter, "required_libraries", [])
 
 
 def test_why_there_is_no_bridge_is_what_transformer_lens_says(tmp_path):
@@ -332,11 +372,7 @@ def _logit_of_the_norms_bias(vlm: HookedVLM, token: int) -> Tensor:
     return (bias @ vlm.hf_model.get_output_embeddings().weight[token]).detach()
 
 
-def test_what_it_leaves_out_is_refused(tmp_path, monkeypatch):
-    from transformer_lens.model_bridge.supported_architectures import qwen3_vl
-
-    # asked for, and not used for a model that is there
-    monkeypatch.setattr(qwen3_vl.Qwen3VLArchitectureAdapter, "required_libraries", [])
+def test_what_it_leaves_out_is_refused(tmp_path, without_torchvision):
     vlm = HookedVLM.from_pretrained(tiny_qwen3_vl.save(tmp_path))
     prompt = vlm.prompt("a<image>b", [tiny.noise_picture(1, (64, 64))])
     _, cache = vlm.run_with_cache(prompt)

@@ -171,8 +171,8 @@ def to_cache(cache: ActivationCache, vlm: HookedModel, bridge: TransformerBridge
 def from_cache(cache: TheirCache, vlm: HookedModel, prompt: Prompt) -> ActivationCache:
     """A cache of TransformerLens as one from here, under the names that mean the same.
 
-    Left out are names that mean something else there (norms before their weight, scores of a tower
-    that hold the pattern), and those of no point here.
+    Left out are names that mean something else there (norms before their weight, scores that hold
+    the pattern, as those of a tower and of Qwen3-VL do), and those of no point here.
 
     Args:
         cache: What a bridge of the same model has read of the prompt.
@@ -183,14 +183,19 @@ def from_cache(cache: TheirCache, vlm: HookedModel, prompt: Prompt) -> Activatio
         PointError: Nothing of the cache has a point here, or its rows or positions are not the
             prompt's.
     """
-    table, values = vlm.points(), {}
-    for there, value in cache.items():
+    table, values, held = vlm.points(), {}, dict(cache.items())
+    for there, value in held.items():
         name = _read_as(there)
         if name not in table or _is_other(there):
+            continue
+        pattern = held.get(there.replace("hook_attn_scores", "hook_pattern"))
+        if there.endswith("hook_attn_scores") and pattern is not None and value.equal(pattern):
             continue
         point = table[name]
         value = value if cache.has_batch_dim else value[None]
         if point.axes[0] == "image" and value.dim() < len(point.axes):
+            if point.name == "vision.hook_embed":  # there without positions
+                continue
             value = value[None]
         values.setdefault(point.name, value)
     if not values:
