@@ -5,11 +5,11 @@ import random
 import pytest
 import tiny
 import torch
-from differential import assert_same, compare, random_prompt
+from differential import assert_captured_alike, assert_same, compare, random_prompt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches
+from vlm_lens import Ablate, ActivationPatch, HookedVLM, Images, Last, Patches, Scale, Steer
 from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.hooks import count_hooks
 from vlm_lens.engine.joining import CountedOp
@@ -22,6 +22,7 @@ from vlm_lens.engine.start import start_of
 from vlm_lens.engine.tower import TowerReplay, tower_blocks
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions import Target
+from vlm_lens.measures import Capture
 
 SEEDS = st.integers(min_value=0, max_value=2**32 - 1)
 MANY = settings(
@@ -129,6 +130,74 @@ def test_only_what_a_tower_variant_can_change_is_computed(clip, picture):
     suffix = prompt.length - prompt.layout.image[1].positions[0]
     whole = [(i, (1, prompt.length, 32)) for i in range(2)]
     assert seen["text"] == [*whole, *((i, (2, suffix, 32)) for i in range(2))]
+
+
+@pytest.mark.parametrize("name", tiny.VLMS)
+def test_variants_of_every_tower_block_run_together(name, monkeypatch):
+    """Each joins at its block; what they write, also between attention and MLP, is as in full."""
+    model = tiny.build(name, vision={"num_hidden_layers": 5})
+    vlm = HookedVLM(model, tiny.reader(name))
+    prompt = vlm.prompt(
+        ["<image>Q:<image>\nA:", "<image><image>A:"],
+        [[tiny.noise_picture(n) for n in (1, 2)], [tiny.noise_picture(n) for n in (3, 4)]],
+    )
+    kinds = ("hook_resid_mid", "attn.hook_z", "hook_resid_post", "hook_resid_pre")
+    names = [
+        f"vision.blocks.{i}.{kind}" for i in range(vlm.cfg.vision.n_layers_read) for kind in kinds
+    ]
+    edits = [Scale(n, Images(i % 2), -1.5) for i, n in enumerate(reversed(names))]
+    edits += [Scale(names[0], Images(0), 2.0) + Scale(names[-1], Images(1), 2.0)]
+    edits += [Steer("projector.hook_out", Images(1), torch.ones(vlm.cfg.d_model))]
+    rows: list[tuple[int, int]] = []
+    for i, block in enumerate(tower_blocks(model, vlm.architecture)):
+        block.register_forward_pre_hook(
+            lambda m, args, i=i: rows.append((i, len(args[0]))) if len(args[0]) > 4 else None
+        )
+    vlm.sweep(prompt, edits, engine="replay", measure="logits", progress=False)
+    # 4 kinds a block, pictures of both rows of the prompt; the last variant but one shows all four
+    n = vlm.cfg.vision.n_layers_read
+    # transformers may keep what enters the first block, so that all rows pass it
+    assert [r for i, r in rows if 0 < i < n] == [12 + 8 * i for i in range(1, n)]
+    read = ("vision.blocks.*.hook_resid_pre", "vision.blocks.*.mlp.hook_post", "projector.hook_out")
+    for measure in ("logits", Capture(read, Images(1))):
+        replayed, full = (
+            vlm.sweep(prompt, edits, engine=engine, measure=measure, progress=False)
+            for engine in ("replay", "full")
+        )
+        if measure == "logits":
+            assert_same(replayed.stack("logits"), full.stack("logits"))
+        else:
+            assert_captured_alike(replayed, full)
+
+
+def test_a_tower_whose_blocks_take_more_runs_block_by_block(clip, picture, monkeypatch):
+    """What is not known to count rows is not cut."""
+    prompt = clip.prompt("<image>A:", [picture])
+    edits = [Ablate(f"vision.blocks.{i}.hook_mlp_out", Images()) for i in (1, 0, 1)]
+    together = clip.sweep(prompt, edits, measure="logits", engine="replay", progress=False)
+    block = type(tower_blocks(clip.hf_model, clip.architecture)[0])
+    inner = block.forward
+    monkeypatch.setattr(
+        block, "forward", lambda self, x, *args, table=None, **kw: inner(self, x, *args, **kw)
+    )
+    handles = [
+        one.register_forward_pre_hook(
+            lambda m, args, kwargs: (args, kwargs | {"table": torch.ones(3, 4)}), with_kwargs=True
+        )
+        for one in tower_blocks(clip.hf_model, clip.architecture)
+    ]
+    calls = []
+    features = Pictures.features
+    monkeypatch.setattr(
+        Pictures, "features", lambda self, n: calls.append(len(n)) or features(self, n)
+    )
+    try:
+        apart = clip.sweep(prompt, edits, measure="logits", engine="replay", progress=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == [1, 1, 2]
+    assert_same(apart.stack("logits"), together.stack("logits"))
 
 
 def test_the_model_is_as_it_was_after_blocks_were_skipped(clip, picture):

@@ -30,6 +30,7 @@ from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.firing import Firing, Handler
 from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.engine.joining import Cell, CountedOp, joined_handlers
+from vlm_lens.engine.pictures import ShownPicture
 from vlm_lens.engine.start import Stage, Start, in_text, served
 from vlm_lens.engine.suffix_cache import SuffixCache
 from vlm_lens.engine.tower import ChangedPictures, not_fired
@@ -110,11 +111,11 @@ def _change_pictures(
     changed = [ChangedPictures() for _ in variants]
     acting = [i for i, variant in enumerate(variants) if variant.start.tower is not None]
 
-    def together(i: int) -> tuple[int, int]:
-        tower = variants[i].start.tower
-        return tower.layer, i if tower.joint else -1
+    def together(i: int) -> int:
+        return baseline.tower.together(variants[i].start.tower, i)
 
-    for _, group in groupby(sorted(acting, key=together), key=together):
+    by_layer = sorted(acting, key=lambda i: (together(i), variants[i].start.tower.layer))
+    for _, group in groupby(by_layer, key=together):
         members = list(group)
         made = baseline.tower.replay(
             [variants[i].start.tower for i in members],
@@ -262,14 +263,16 @@ class _ChangedFeatures:
 
     def __init__(self, baseline: Baseline, pictures: Sequence[ChangedPictures], start: int):
         self._features: list[Tensor] = []
-        cells: list[Cell] = []
+        rows, positions = [], []
+        places = [torch.tensor(shown.positions) for shown in _shown(baseline)]
         for rank, changed in enumerate(pictures):
             for number, features in changed.features.items():
-                shown = baseline.tower.pictures.shown[number]
-                row = rank * baseline.n_rows + shown.row
-                cells += [(row, position - start) for position in shown.positions]
+                row = rank * baseline.n_rows + _shown(baseline)[number].row
+                rows.append(torch.full_like(places[number], row))
+                positions.append(places[number] - start)
                 self._features.append(features)
-        self._cells = torch.tensor(cells, dtype=torch.long).reshape(-1, 2).T
+        if self._features:
+            self._cells = torch.stack([torch.cat(rows), torch.cat(positions)])
 
     def put(self, x: Tensor, *, stream: int) -> Tensor:
         """Writes one stream of features into `x`, `[rows, suffix, d_model]`, which is a copy."""
@@ -278,6 +281,11 @@ class _ChangedFeatures:
             rows, positions = self._cells.to(x.device)
             x[rows, positions] = new.to(x)
         return x
+
+
+def _shown(baseline: Baseline) -> Sequence[ShownPicture]:
+    """The pictures of the prompt, as far as the tower was recorded."""
+    return () if baseline.tower is None else baseline.tower.pictures.shown
 
 
 class _CellReader:

@@ -23,6 +23,7 @@ from vlm_lens.engine.joining import Cell, CountedOp, joined_handlers
 from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.stand_ins import standing_in
+from vlm_lens.engine.tower_rows import JoiningRows, counts_rows, on_stream
 from vlm_lens.errors import InterventionError
 from vlm_lens.families import Architecture
 from vlm_lens.layout.pictures import ImageLayout
@@ -84,6 +85,7 @@ class TowerReplay:
         self._adds_positions = adds_positions
         self._position_streams: list[Tensor] = []  # for each picture, what is added to its features
         self._outputs: list[Any] = []  # of each block in the recorded run
+        self._rows_counted = not pictures.packed
         self._index = {
             space: _index_of([p.layout for p in pictures.shown], space, packed=pictures.packed)
             for space in ("vision", "projector")
@@ -92,10 +94,13 @@ class TowerReplay:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """While open, what the tower's blocks give is kept."""
+
+        def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            self._outputs.append(output)
+            self._rows_counted = self._rows_counted and counts_rows(args, kwargs, output)
+
         handles = [
-            block.register_forward_hook(
-                lambda module, args, output: self._outputs.append(output), prepend=True
-            )
+            block.register_forward_hook(keep, prepend=True, with_kwargs=True)
             for block in self.blocks
         ]
         try:
@@ -103,6 +108,17 @@ class TowerReplay:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def together(self, start: TowerStart, number: int) -> int:
+        """A key that is equal for variants which `replay` can run together.
+
+        Args:
+            start: What a variant touches.
+            number: A number that no other variant has.
+        """
+        if start.joint:
+            return -1 - number
+        return 0 if self._rows_counted else start.layer
 
     def check(self, entered: Tensor, added: dict[int, Tensor]) -> None:
         """Compares the first picture, computed alone, with the recorded run.
@@ -171,7 +187,7 @@ class TowerReplay:
         """Runs the pictures that some variants touch, one copy of each for each variant.
 
         Args:
-            starts: For each variant, what it touches; all of one layer, and one only if `joint`.
+            starts: For each variant, what it touches, ascending by layer; see `together`.
             ops: For each variant, its ops at tower and projector.
             cells: Point name -> cells of the recorded run where it is read.
         """
@@ -186,7 +202,11 @@ class TowerReplay:
         handlers = joined_handlers(moved)
         for name in cells:
             handlers.setdefault(name, []).append(read_handler(store, lambda x, firing: x))
-        with HookedRun(self.model, self.arch.points, handlers):
+        items = self._index["vision"].items
+        join = [start.layer for start in starts for n in start.pictures for _ in items[n]]
+        rows = JoiningRows(self.blocks, join, lambda i, first: self._copied(i, numbers, first))
+        run = HookedRun(self.model, self.arch.points, handlers)
+        with rows.completing(), run, rows.computing():
             features = self.features(numbers, starts[0].layer)
         for name in cells:
             layer = self.arch.points[name].layer
@@ -230,6 +250,8 @@ class TowerReplay:
         """The activation at those cells that belong to one copy of a picture."""
         index = self._index[point.space]
         start = index.starts(numbers)[copy]
+        if not index.packed and start >= len(value):
+            return {}  # where it joins later: that is recorded
         value = value.transpose(1, 2) if "query" in point.axes else value
         return {
             cell: value[index.moved(*cell, start)]
@@ -240,11 +262,18 @@ class TowerReplay:
     def features(self, numbers: Sequence[int], layer: int) -> list[Tensor]:
         """Features of some pictures, the results of the tower's blocks before `layer` given."""
         given = {
-            block: lambda i=i: _map(self._outputs[i], lambda x: self._of_pictures(x, numbers))
+            block: lambda i=i: on_stream(self._outputs[i], lambda x: self._of_pictures(x, numbers))
             for i, block in enumerate(self.blocks[:layer])
         }
         with standing_in(given):
             return self.pictures.features(numbers)
+
+    def _copied(self, block: int, numbers: Sequence[int], first: int) -> Tensor:
+        """What a block gave in the recorded run, for copies of pictures, from one row on."""
+        output = self._outputs[block]
+        stream = output if isinstance(output, Tensor) else output[0]
+        items = [i for n in numbers for i in self._index["vision"].items[n]]
+        return stream.index_select(0, torch.tensor(items[first:], device=stream.device))
 
     def _of_pictures(self, x: Tensor, numbers: Sequence[int]) -> Tensor:
         """Of a tensor of the recorded tower, what belongs to some pictures."""
@@ -308,10 +337,3 @@ def tower_blocks(model: nn.Module, arch: Architecture) -> list[nn.Module]:
         return []
     path = arch.points[_FIRST_BLOCK].site.module
     return list(submodule(model, path.rpartition(".")[0]))
-
-
-def _map(output: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A block's output with `fn` on the residual stream in it."""
-    if isinstance(output, Tensor):
-        return fn(output)
-    return (fn(output[0]), *output[1:])
