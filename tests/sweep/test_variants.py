@@ -30,6 +30,18 @@ def test_without_scales_vectors_replace(clip):
     assert first.intervention == ActivationPatch("blocks.0.hook_resid_post", Last(), V)
 
 
+def test_a_grid_freezes_each_vector_once(clip):
+    """A tensor on a GPU would be fetched for every variant."""
+    grid = Grid("blocks.*.hook_resid_post", at=[-1, -2], vectors={"v": V, "w": W, "none": 0.0})
+    found = [variant.intervention.value for variant in expand(grid, clip.points())]
+    assert len(found) == 2 * 2 * 3 and len({id(value) for value in found[0::3]}) == 1
+    assert len({id(value) for value in found[1::3]}) == 1 and torch.equal(found[1].data, W)
+    with pytest.raises(VLMLensError, match="complex"):
+        expand(
+            Grid("blocks.0.hook_resid_post", -1, torch.ones(3, dtype=torch.cfloat)), clip.points()
+        )
+
+
 def test_each_layer_goes_through_the_points_in_order(clip):
     found = expand(Ablate("vision.blocks.*.hook_mlp_out", at=[0]).each_layer(), clip.points())
     assert [v.labels["layer"] for v in found] == [0, 1, 2]

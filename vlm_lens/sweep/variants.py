@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any
 
+from torch import Tensor
+
 from vlm_lens.errors import InterventionError, PointError
 from vlm_lens.interventions.base import (
     Composed,
@@ -17,8 +19,10 @@ from vlm_lens.interventions.base import (
 )
 from vlm_lens.interventions.patch import ActivationPatch
 from vlm_lens.interventions.steer import Steer
+from vlm_lens.interventions.values import checked
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.points.table import PointTable
+from vlm_lens.serial import as_frozen
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,12 @@ class Grid:
             raise PointError(
                 f"{self.point!r} has no point in the layers {list(self.layers or ())}."
             )
-        positions, vectors = _named_positions(self.at), _named(self.vectors, "vector")
+        positions = _named_positions(self.at)
+        # frozen once: of a tensor on a GPU, each value made of it would wait for a copy of its own
+        vectors = {
+            label: as_frozen(checked(v)) if isinstance(v, Tensor) else v
+            for label, v in _named(self.vectors, "vector").items()
+        }
         heads = [None] if self.heads is None else list(self.heads)
         scales = [None] if self.scale is None else list(self.scale)
         axes = product(names, positions.items(), heads, scales, vectors.items())
