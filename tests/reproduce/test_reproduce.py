@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -145,6 +146,16 @@ def tables(folder: Path) -> dict[str, str]:
     return found
 
 
+def same_but_for_rounding(some: dict[str, str], others: dict[str, str]) -> None:
+    """Tables of processes with other numbers of threads, whose sums have another order."""
+    assert some.keys() == others.keys()
+    for name, text in some.items():
+        parts, expected = (re.split(r"(\d+\.\d+(?:e-?\d+)?)", t) for t in (text, others[name]))
+        assert parts[::2] == expected[::2], name
+        for found, wanted in zip(parts[1::2], expected[1::2], strict=True):
+            assert float(found) == pytest.approx(float(wanted), rel=1e-4, abs=1e-6), name
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_files(checkpoints, data, tmp_path):
     """Killed while it runs, then resumed in two processes; beside a run that was left alone."""
@@ -164,7 +175,7 @@ def test_killed_and_resumed_gives_the_same_files(checkpoints, data, tmp_path):
     written = {name: (runs / name / "provenance.json").stat().st_mtime_ns for name in finished}
     said = reproduce(*what, "--out", broken, "--jobs", 2)
     assert f"{len(finished)} of 4 runs were finished before" in said
-    assert tables(broken) == tables(whole)
+    same_but_for_rounding(tables(broken), tables(whole))
     for name, when in written.items():
         assert (runs / name / "provenance.json").stat().st_mtime_ns == when
     assert not list(broken.rglob("*.partial"))

@@ -29,6 +29,7 @@ from vlm_lens.errors import InterventionError, ModelError
 pytestmark = pytest.mark.slow  # the worker loads torch and transformers
 
 KEY = "a-key-that-nobody-may-see"
+close = torch.testing.assert_close  # another process, which may have other numbers of threads
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +72,10 @@ def test_what_is_read_and_changed_there_is_what_it_is_here(clip, prompt, remote)
                 asked |= {"positions": positions, "names_filter": "blocks.*"}
             logits, cache = clip.run_with_cache(prompt, **asked)
             there, sent = clip.run_with_cache(prompt, **asked, engine="ndif")
-            assert torch.equal(there, logits)
+            close(there, logits)
             assert set(sent) == set(cache)
             for name in cache:
-                assert torch.equal(sent[name], cache[name]), name
+                close(sent[name], cache[name])
     assert tiny.hook_state(clip.hf_model) == hooks
     assert [set(vars(m)) for m in clip.hf_model.modules()] == before
 
@@ -88,9 +89,9 @@ def test_generation_and_functions_there(clip, prompt, remote):
     }  # fmt: skip
     here, there = clip.generate(prompt, **asked), clip.generate(prompt, **asked, engine="ndif")
     assert torch.equal(there.tokens, here.tokens) and there.text == here.text
-    assert torch.equal(there.scores, here.scores)
+    close(there.scores, here.scores)
     for name in here.cache:
-        assert torch.equal(there.cache[name], here.cache[name]), name
+        close(there.cache[name], here.cache[name])
     factor = 3.0
 
     def scaled(x, hook):
@@ -98,7 +99,7 @@ def test_generation_and_functions_there(clip, prompt, remote):
 
     hooks = [("blocks.*.attn.hook_q", scaled)]
     expected = clip.run_with_hooks(prompt, fwd_hooks=hooks)
-    assert torch.equal(clip.run_with_hooks(prompt, fwd_hooks=hooks, engine="ndif"), expected)
+    close(clip.run_with_hooks(prompt, fwd_hooks=hooks, engine="ndif"), expected)
 
 
 def test_a_block_runs_there(clip, remote):
@@ -117,7 +118,7 @@ def test_nnsight_refuses_a_batch_of_pictures_and_a_prompt_of_rows_is_none(clip, 
             with tracer.invoke(**row.inputs):
                 wrapped.lm_head.output.save()
     sent = len(remote.requests)
-    assert torch.equal(clip.run(prompt, engine="ndif"), clip.run(prompt))
+    close(clip.run(prompt, engine="ndif"), clip.run(prompt))
     assert len(remote.requests) == sent + 1
 
 
@@ -143,7 +144,7 @@ def test_what_fails_is_said(clip, prompt, remote, monkeypatch):
         clip.run_with_hooks(
             prompt, fwd_hooks=[("hook_embed", lambda x, hook: 1 / 0)], engine="ndif"
         )
-    assert torch.equal(clip.run(prompt, engine="ndif"), clip.run(prompt))  # it goes on
+    close(clip.run(prompt, engine="ndif"), clip.run(prompt))  # it goes on
     monkeypatch.setenv("NDIF_HOST", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match="cannot be reached"):
         clip.run(prompt, engine="ndif")
