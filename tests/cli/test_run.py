@@ -17,3 +17,5 @@ def test_run_loads_the_model_as_asked(tmp_path):
     assert done.exit_code == 0, done.output
     about = json.loads((tmp_path / "out" / "provenance.json").read_text())["provenance"]["model"]
     assert about["dtype"] == "bfloat16" and about["device"] == "cpu"
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "TopDecodings on toy-llava" in report and "--model toy-llava" in report

@@ -54,6 +54,7 @@ def test_each_text_is_read_on_its_cell(scale, shared, reverse):
     colours = LinearSegmentedColormap.from_list("", known)
     texts = np.array(fig.data[0].text)
     assert texts[0, 0] == "" and fig.data[0].texttemplate == "%{text}"
+    assert fig.data[0].textfont.size >= 11
     for value, text in zip(np.ravel(z)[1:], texts.ravel()[1:], strict=True):
         [(ink, said)] = re.findall(r"^<span style='color:(#\w+)'>(.*)</span>$", text)
         assert said == f"{value:.2f}"

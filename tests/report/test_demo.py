@@ -67,6 +67,11 @@ def test_every_part_is_there(report):
     assert "vlm-lens demo" in report and "CrossModalPatch(tasks=&#x27;food-color&#x27;" in report
 
 
+def test_it_says_what_a_good_result_looks_like(report):
+    assert report.count("A good result") >= 2
+    assert "Planted in it: three phases of its language model, in text alone" in report
+
+
 def test_text_is_escaped():
     html = page("<b>", "<p>lead</p>", [Section("a < b", "<p>body</p>")])
     assert "<title>&lt;b&gt;</title>" in html and "<h2>a &lt; b</h2>" in html

@@ -105,3 +105,12 @@ def test_embeddings_are_tied_and_the_last_tower_block_is_not_read() -> None:
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert model.config.vision_feature_layer == -2
     assert model.config.vision_feature_select_strategy == "default"
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_card_says_what_was_planted(name: str) -> None:
+    said = zoo.planted(name)
+    assert said and said in (zoo.path(name) / "README.md").read_text(encoding="utf-8")
+    assert (said == "nothing") == (name == "smol-llava")
+    if name.endswith(("vicuna", "mistral", "persimmon", "llava", "fuyu")) and said != "nothing":
+        assert "three phases" in said and "in text" in said

@@ -57,8 +57,9 @@ def demo(
         screen.print(f"[bold]{vlm.name}[/]: {vlm.cfg.n_layers} blocks of width {vlm.cfg.d_model}")
         seeds, rows, runs = _sizes(vlm, seeds, rows)
         asked: tuple[Task, ...] = tuple(task.fewer(rows) if rows else task for task in chosen)
+        named = asked if rows else tuple(task.name for task in chosen)
         modalities: tuple[Any, ...] = ("text", "image") if vlm.family.takes_images else ("text",)
-        recipe = CrossModalPatch(asked, source="text", query=modalities[-1], seeds=seeds)
+        recipe = CrossModalPatch(named, source="text", query=modalities[-1], seeds=seeds)
         screen.print(
             f"[dim]{len(asked)} tasks, {sum(len(one.test) for one in asked)} test rows, "
             f"{seeds} draw{'s' * (seeds > 1)} of examples; --rows and --seeds change that.[/]",
@@ -68,12 +69,8 @@ def demo(
         screen.print(transfer_table(transfer))
         for note in transfer.notes:
             screen.print(f"[dim]{note}[/]", highlight=False)
-        phases = [
-            PhaseAnalysis(chosen[0], modality=modality, runs=min(runs, len(chosen[0].test))).run(
-                vlm
-            )
-            for modality in modalities
-        ]
+        first, runs = chosen[0].name, min(runs, len(chosen[0].test))
+        phases = [PhaseAnalysis(first, modality=m, runs=runs).run(vlm) for m in modalities]
         for one in phases:
             screen.print(phase_table(one))
         command = f"vlm-lens demo --model {model} --out {out} --tasks {tasks} --seeds {seeds}"

@@ -111,9 +111,10 @@ def _zoo_table() -> Table:
 
     table = Table(title="Models in the package", box=None, header_style="bold", padding=(0, 1))
     table.add_column("name", no_wrap=True)
-    table.add_column("folder", overflow="fold")
+    for column in ("what was planted", "folder"):
+        table.add_column(column, overflow="fold")
     for name in zoo.names():
-        table.add_row(name, str(zoo.path(name)))
+        table.add_row(name, zoo.planted(name), str(zoo.path(name)))
     return table
 
 

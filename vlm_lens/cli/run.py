@@ -29,6 +29,7 @@ def run(
     with plain_errors():
         from vlm_lens.recipes import RecipeError
         from vlm_lens.recipes.parts.from_file import load_recipe
+        from vlm_lens.report import result_report
 
         screen, options = console(), loading(dtype, device)
         made = load_recipe(recipe, code=code)
@@ -47,3 +48,6 @@ def run(
         result = made.run(vlm, progress=screen.is_terminal)
         screen.print(str(result), highlight=False, markup=False, soft_wrap=True)
         screen.print(f"\nTables and figures: [bold]{result.save(out).resolve()}[/]", soft_wrap=True)
+        command = f"vlm-lens run {recipe} --model {name}"
+        report = result_report(out / "report.html", result, commands=[command])
+        screen.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)

@@ -16,6 +16,7 @@ from plotly.colors import convert_colors_to_same_type, unlabel_rgb
 
 __all__ = ["ink_on", "legible_cells"]
 
+_SIZE = 12  # pixels: plotly's own choice counts the letters of tags too
 _STEPS = 256  # colours of a scale that are looked at
 _NUMBER = re.compile(r"%\{z(?::([^}]*))?\}")
 
@@ -48,6 +49,7 @@ def legible_cells(fig: go.Figure) -> go.Figure:
             scale = fig.layout[trace.coloraxis] if trace.coloraxis else trace
             trace.text = _coloured(_texts(trace), np.array(trace.z, float), scale)
             trace.texttemplate = "%{text}"
+            trace.textfont.size = trace.textfont.size or _SIZE
     return fig
 
 

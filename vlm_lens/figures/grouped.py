@@ -47,7 +47,8 @@ def grouped_bars(
             x=mine[x].astype(str),
             y=mine[y],
             name=str(name),
-            marker={"color": next(greys) if name in controls else next(colours)},
+            marker={"color": next(greys), "line": {"color": GREY, "width": 1}}
+            if name in controls else {"color": next(colours)},
             error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below,
                      "color": GREY, "thickness": 1.2},
             hovertemplate=f"<b>{name}</b>, {x} %{{x}}: %{{y:.3f}}<extra></extra>",

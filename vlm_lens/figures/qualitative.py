@@ -127,11 +127,15 @@ def _head(table: pd.DataFrame) -> list[str]:
 
 
 def _lines(table: pd.DataFrame, pictures: pd.DataFrame) -> Iterator[_Line]:
+    """Task by task; of each the queries first whose last output, the patched one, is right."""
     known = {(p.task, p.input): p.picture for p in pictures.itertuples()}
-    for (task, given), mine in table.groupby(["task", "input"], sort=False):
-        outputs = tuple(zip(mine["output"], mine["right"], strict=True))
-        picture = known.get((task, given))
-        yield _Line(task, given, picture, outputs, mine["answer"].iloc[0])
+    for task, of_task in table.groupby("task", sort=False):
+        lines = []
+        for given, mine in of_task.groupby("input", sort=False):
+            outputs = tuple(zip(mine["output"], mine["right"], strict=True))
+            picture = known.get((task, given))
+            lines.append(_Line(str(task), str(given), picture, outputs, mine["answer"].iloc[0]))
+        yield from sorted(lines, key=lambda line: not line.outputs[-1][1])
 
 
 def _write(fig: go.Figure, x: float, y: float, text: str) -> None:

@@ -156,8 +156,10 @@ def _bars(
     given = trace.marker.color
     many = [rgba(c) for c in given] if isinstance(given, tuple | list | np.ndarray) else None
     kind = axes.barh if flat else axes.bar
+    edge = trace.marker.line
     kind(
         places, lengths, wide * 0.94, base, color=many or rgba(colour_of(trace, colour)),
+        edgecolor=rgba(edge.color) if edge.width else "none", linewidth=(edge.width or 0) * POINTS,
         alpha=trace.opacity if trace.opacity is not None else trace.marker.opacity, zorder=2,
     )  # fmt: skip
     for place, end in zip(places, base + np.nan_to_num(lengths), strict=True):
@@ -175,7 +177,8 @@ def _bars(
         middle = (start + end) / 2 if inside else end
         axes.text(
             *((middle, place) if flat else (place, middle)), plain(str(text)), **aligned,
-            color=INK, fontsize=11 * POINTS, zorder=4,
+            color=rgba((inside and trace.insidetextfont.color) or INK), fontsize=11 * POINTS,
+            zorder=4,
         )  # fmt: skip
 
 

@@ -25,8 +25,9 @@ _METHOD_COLOURS = {
     WRONG_SAME: PALETTE["vermillion"],
     WRONG_OTHER: PALETTE["purple"],
     RANDOM: PALETTE["sky"],
-    BEST_TOKEN: fade(GREY, 0.4),  # the majority answer, mostly lower, is in the table
+    BEST_TOKEN: fade(GREY, 0.25),  # the majority answer, mostly lower, is in the table
 }
+_OUTLINED = {"line": {"color": GREY, "width": 1}}  # a faint bar is seen on any ground
 
 
 def transfer_bars(table: pd.DataFrame, *, title: str) -> go.Figure:
@@ -48,7 +49,7 @@ def transfer_bars(table: pd.DataFrame, *, title: str) -> go.Figure:
             x=mine["task"],
             y=mine["accuracy"],
             name=method,
-            marker_color=colour,
+            marker={"color": colour, **(_OUTLINED if method == BEST_TOKEN else {})},
             error_y=interval(mine, thickness=1, width=2, color=GREY),
             customdata=mine[["strict", "queries", "low", "high"]],
             hovertemplate=(

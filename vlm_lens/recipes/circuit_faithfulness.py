@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -105,13 +106,15 @@ class CircuitResult(Result):
         """Faithfulness by number of edges, a line a task, and random edges dashed."""
         import plotly.graph_objects as go
 
-        from vlm_lens.figures.style import style
+        from vlm_lens.figures.style import PALETTE, legend_below, style
 
-        fig = go.Figure()
+        fig, colours = go.Figure(), cycle(PALETTE.values())
         for task, mine in self.table.groupby("task", sort=False):
-            fig.add_scatter(x=mine["edges"], y=mine["faithfulness"], name=str(task))
+            line = {"color": next(colours)}
+            fig.add_scatter(x=mine["edges"], y=mine["faithfulness"], name=str(task), line=line)
             fig.add_scatter(
                 x=mine["edges"], y=mine["random edges"], name=f"{task}, random edges",
-                line={"dash": "dot"},
+                line={**line, "dash": "dot"},
             )  # fmt: skip
-        return {"faithfulness": style(fig, title=self.title, x="Edges", y="Faithfulness")}
+        style(fig, title=self.title, x="edges", y="faithfulness", height=420)
+        return {"faithfulness": legend_below(fig)}

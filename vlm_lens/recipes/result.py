@@ -85,7 +85,7 @@ class Result(Answering):
         """
         import plotly.graph_objects as go
 
-        from vlm_lens.figures.style import style
+        from vlm_lens.figures.style import legend_below, style
 
         x, *others = self.table.columns
         numbers = [c for c in others if self.table[c].dtype.kind in "if"]
@@ -99,7 +99,7 @@ class Result(Answering):
         for column in numbers:
             fig.add_trace(kind(x=self.table[x], y=self.table[column], name=str(column)))
         y = str(numbers[0]) if len(numbers) == 1 else None
-        return {"figure": style(fig, title=self.title, x=str(x), y=y)}
+        return {"figure": legend_below(style(fig, title=self.title, x=str(x), y=y, height=440))}
 
     @property
     def title(self) -> str:

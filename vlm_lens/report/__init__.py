@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from vlm_lens.report.demo import demo_report
 from vlm_lens.report.page import Section, page, write_page
+from vlm_lens.report.result import result_report
 
-__all__ = ["Section", "demo_report", "page", "write_page"]
+__all__ = ["Section", "demo_report", "page", "result_report", "write_page"]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.report.page import (
-    Section,
-    code,
-    data_table,
-    figure,
-    html_table,
-    settings,
-    write_page,
-)
-from vlm_lens.terms import NO_CONTEXT, PATCH, PROMPT, Layer, layer_name
+from vlm_lens.report.page import Section, data_table, figure, html_table, write_page
+from vlm_lens.report.result import provenance_section
+from vlm_lens.terms import (
+    BEST_TOKEN,
+    MEAN,
+    NO_CONTEXT,
+    PATCH,
+    PROMPT,
+    RANDOM,
+    WRONG_OTHER,
+    WRONG_SAME,
+    Layer,
+    layer_name,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +85,7 @@ def demo_report(
     sections = [_transfer(recipe, transfer), _examples(vlm, recipe, transfer)]
     sections += [_phases(phases)] if phases else []
     sections += [_lens(vlm, recipe)] if pictures else []
-    sections.append(_settings(transfer, phases, commands))
+    sections.append(provenance_section((transfer, *phases), commands))
     title = f"One task vector{', two modalities' * pictures}: {vlm.name}"
     return write_page(path, title, lead, sections)
 
@@ -92,16 +96,10 @@ def _about_zoo(vlm: HookedVLM) -> str:
 
     if vlm.name not in zoo.names():
         return ""
-    planted = {
-        "smol-llava": "Its language model is SmolLM2-135M-Instruct, and nothing was planted",
-        "toy-induction": "Its weights were written down",
-    }.get(
-        vlm.name,
-        "Its training planted the three phases for text; that pictures use them was not planted",
-    )
     return (
-        f" This is a small model that ships with the package. {planted}. Numbers of large models "
-        "are found by running the same commands on them."
+        " This is a small model that ships with the package. Planted in it: "
+        f"{escape(zoo.planted(vlm.name))}. Numbers of large models are found by running the same "
+        "commands on them."
     )
 
 
@@ -119,10 +117,34 @@ def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
         "controls write something else there, just as long: the vector of another task, or a "
         "random direction. If the other task's vector makes the model do <em>that</em> task "
         "(“as that task”), the vector carries the task itself.</p>"
-        f"{table}<p class='soft'>{'<br>'.join(map(escape, transfer.notes))}</p>"
+        f"<p>{_good_transfer(transfer)}</p>{table}"
+        f"<p class='soft'>{'<br>'.join(map(escape, transfer.notes))}</p>"
         f"{figure(transfer.plot())}{sweep}"
     )
     return Section("Does the task cross over?", body, "Transfer")
+
+
+def _good_transfer(transfer: TransferResult) -> str:
+    """What a good result looks like, and how near to it this one is."""
+    rates = transfer.table.pivot(index="method", columns="task", values="accuracy")
+    mean = rates[MEAN]
+    good = (
+        f"<b>A good result</b>: {PATCH} far above {NO_CONTEXT} and near {PROMPT} or above it, "
+        f"above {BEST_TOKEN} too, which is one word said to every query, and the wrong tasks and "
+        f"the random vector near zero. Here {PATCH} is right at {mean[PATCH]:.2f} of the queries, "
+        f"{NO_CONTEXT} at {mean[NO_CONTEXT]:.2f}, {PROMPT} at {mean[PROMPT]:.2f}"
+    )
+    must_fail = [name for name in (WRONG_SAME, WRONG_OTHER, RANDOM) if name in mean]
+    if must_fail:
+        good += f", the highest of these controls at {mean[must_fail].max():.2f}"
+    if BEST_TOKEN not in rates.index:
+        return f"{good}."
+    tasks = rates.columns.drop(MEAN)
+    beaten = [t for t in tasks if rates.loc[BEST_TOKEN, t] >= rates.loc[PATCH, t]]
+    if not beaten:
+        return f"{good}. No task is done as well by one word."
+    names = " and ".join([", ".join(beaten[:-1]), beaten[-1]] if beaten[1:] else beaten)
+    return f"{good}. Of {escape(names)} this shows little: one word does as well there."
 
 
 def _examples(vlm: HookedVLM, recipe: CrossModalPatch, transfer: TransferResult) -> Section:
@@ -204,7 +226,8 @@ def _phases(phases: Sequence[PhaseResult]) -> Section:
         "<p>At the last colon of a prompt with examples the model is about to answer. The logit "
         "lens asks what each layer would say there if it were the last one. Of all tokens three "
         "are followed: what the colon itself decodes to, a word for the task, and the right "
-        "answer. Shaded is the one that leads.</p>"
+        "answer. Shaded is the one that leads. <b>A good result</b> has all three, in this order, "
+        "and each leads clearly for a block or more.</p>"
         f"<ul>{told}</ul><div class='pair'>{drawn}</div>"
     )
     return Section("From input to task to answer", body, "Phases")
@@ -246,7 +269,8 @@ def _lens(vlm: HookedVLM, recipe: CrossModalPatch) -> Section:
         f"<p>Over {len(known)} pictures of test rows, LatentLens has the name of what is shown "
         f"among its five nearest words at {latent['share']:.0%} of the positions after block "
         f"{latent['layer']} (another picture's name at {latent['shuffled']:.0%}), the logit lens "
-        f"at {logit['share']:.0%} after block {logit['layer']} ({logit['shuffled']:.0%}). No word "
+        f"at {logit['share']:.0%} after block {logit['layer']} ({logit['shuffled']:.0%}). A lens "
+        "reads the picture if the first number is far above the second. No word "
         "was ever asked for at a patch in training: what a lens reads there is what the state "
         "resembles, not a caption, and most patches resemble something else. At this picture, "
         f"after block {latent['layer']}, the first words are {first[_LATENT]} for LatentLens and "
@@ -266,26 +290,6 @@ def _first_words(seen: LensResult, layer: Layer) -> str:
     counted = Counter(seen.top(layer, i)[0][0].strip() for i in index)
     told = [f"{escape(repr(word))} ({n} of {len(index)})" for word, n in counted.most_common(2)]
     return " and ".join(told)
-
-
-def _settings(
-    transfer: TransferResult, phases: Iterable[PhaseResult], commands: Sequence[str]
-) -> Section:
-    about = transfer.provenance
-    facts = {f"model: {k}": v for k, v in about.get("model", {}).items() if v is not None}
-    facts |= {f"version: {k}": v for k, v in about.get("versions", {}).items()}
-    facts |= {"date": about.get("date"), "seconds": about.get("seconds")}
-    body = code("\n".join(commands)) if commands else ""
-    body += settings(facts)
-    recipes = [_call(result.provenance.get("recipe", {})) for result in (transfer, *phases)]
-    body += code("\n\n".join(recipes))
-    return Section("Settings", body)
-
-
-def _call(recipe: Mapping[str, Any]) -> str:
-    """A recipe as one would type it."""
-    fields = ", ".join(f"{k}={v!r}" for k, v in recipe.items() if k != "class" and v is not None)
-    return f"{recipe.get('class', 'Recipe')}({fields})"
 
 
 def _lines(texts: Sequence[str]) -> list[str]:

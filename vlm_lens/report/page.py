@@ -61,6 +61,7 @@ figcaption b { display: block; color: var(--ink); font-size: 16px }
 @media (max-width: 560px) { .pair { grid-template-columns: 1fr } main { padding: 24px 16px }
   ul { padding-left: 22px } }
 """
+_MANY = 32  # rows of a table; more are folded away
 _PANEL_PX = 320  # of one of several panels side by side, with the titles of its axes
 _AXES_PX, _LETTER_PX = 220, 7  # beside names along the y axis, and a letter of these
 # Text in figures takes the page's own colour, also when the reader switches between light and dark.
@@ -208,7 +209,7 @@ def data_table(
     """A table that scrolls sideways rather than being cut off.
 
     Args:
-        table: The table; numbers are shown with two decimals, other values as text.
+        table: The table; numbers are shown with two decimals, or the first digit that is not 0.
         mark: Which rows are shown with emphasis.
     """
     kinds = {c: "" if table[c].dtype.kind in "iuf" else ' class="text"' for c in table.columns}
@@ -250,16 +251,21 @@ def code(text: str) -> str:
 
 
 def _scroll(head: str, lines: Iterable[str]) -> str:
-    body = "".join(lines)
-    return (
+    lines = list(lines)
+    table = (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+    if len(lines) <= _MANY:
+        return table
+    return f"<details><summary>{len(lines)} rows</summary>{table}</details>"
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.2f}"
+        if value != value:
+            return "–"
+        return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"
     return escape(str(value))
 
 

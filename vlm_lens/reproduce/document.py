@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Beside", "Document", "Figures", "Part", "Table", "to_html", "to_markdown"]
 
-_MANY = 32  # rows; more are folded away
-
 
 @dataclass(frozen=True)
 class Beside:
@@ -107,10 +105,7 @@ def _html(block: Any) -> str:
         drawn = "".join(figure(one) for one in block.drawn)
         return f"<div class='pair'>{drawn}</div>" if len(block.drawn) > 1 else drawn
     rows = [[_cell(one, name=i == 0) for i, one in enumerate(row)] for row in block.rows]
-    table = html_table(block.columns, rows)
-    if len(rows) <= _MANY:
-        return table
-    return f"<details><summary>{len(rows)} rows</summary>{table}</details>"
+    return html_table(block.columns, rows)
 
 
 def _cell(value: Any, *, name: bool) -> str:

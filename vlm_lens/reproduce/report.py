@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlm_lens import zoo
 from vlm_lens.reproduce import paper
 from vlm_lens.reproduce.document import Beside, Document, Figures, Part, Table, to_html, to_markdown
 from vlm_lens.reproduce.experiment import Comparison, Experiment
@@ -19,11 +20,9 @@ from vlm_lens.terms import INTERVALS, MEAN, OTHER_RULES, short_names
 __all__ = ["make_document", "write_report"]
 
 # What a reader must know of models that were made for demonstration.
-_ORGANISMS = (
-    "Models whose names begin with toy- are small models that ship with the package. They know "
-    "the tasks from training, and phases were planted in their text models; their cards say what "
-    "was planted and what was not. Their numbers test the code and show what such a finding looks "
-    "like; they say nothing about large models."
+_ORGANISM = (
+    "{} is a small model that ships with the package; planted in it: {}. Its numbers test the code "
+    "and show what such a finding looks like; they say nothing about large models."
 )
 
 
@@ -60,8 +59,8 @@ def make_document(outcomes: Sequence[Outcome]) -> Document:
         "the number here, after the stroke the paper's, a dash where it has none; a row without a "
         "stroke is none of the paper's. "
     )
-    if any(one.plan.setup.label.startswith("toy-") for one in outcomes):
-        lead += _ORGANISMS
+    organisms = (one.plan.setup.label for one in outcomes if one.plan.setup.is_organism)
+    lead += " ".join(_ORGANISM.format(name, zoo.planted(name)) for name in organisms)
     document = Document(f"The paper's experiments on {models}", lead)
     document.parts.append(_overview(outcomes))
     for experiment in experiments().values():
@@ -89,7 +88,10 @@ def _overview(outcomes: Sequence[Outcome]) -> Part:
         "The statements of the paper, and a few that it does not make, with the numbers on which "
         "they stand. Where two methods are compared on the same queries, 'holds' wants the paired "
         "95 % interval of their difference (bootstrap over queries), which stands with the "
-        "numbers, beyond zero; other statements are judged by the numbers alone.",
+        "numbers, beyond zero; other statements are judged by the numbers alone. A good result: "
+        "statements hold, and the controls, which write another vector at the same place, stay "
+        "near zero. A small model that was trained on such prompts answers them better than the "
+        "paper's models do, so that a vector has less to add: a 'no' of that kind is no fault.",
         Table(("experiment", "model", "statement", "paper", "here", "holds"), rows),
     ]
     left = [

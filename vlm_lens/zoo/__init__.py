@@ -7,9 +7,10 @@ are written down, by `python -m vlm_lens.zoo.induction`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-__all__ = ["names", "path"]
+__all__ = ["names", "path", "planted"]
 
 _MODELS = Path(__file__).parent / "models"
 
@@ -37,3 +38,22 @@ def path(name: str) -> Path:
         listing = ", ".join(known) or "none: run `python -m vlm_lens.zoo.train toy-llava`"
         raise KeyError(f"no shipped model is called {name!r}; the shipped models are: {listing}")
     return _MODELS / name
+
+
+def planted(name: str) -> str:
+    """Say what training, or a hand, has put into a shipped model, as its card does.
+
+    A reader of its numbers must know: what was planted is no finding.
+
+    Args:
+        name: The model's name.
+
+    Returns:
+        A phrase, for example `"nothing"`.
+
+    Raises:
+        KeyError: If no model of that name is shipped.
+    """
+    card = (path(name) / "README.md").read_text(encoding="utf-8")
+    [said] = re.findall(r"^\| planted \| (.+) \|$", card, re.MULTILINE)
+    return said

@@ -118,7 +118,9 @@ EXPERIMENTS = (
         recipes=lambda s: {TEXT_IMAGE: s.make(Qualitative, rows=_ROWS)},
         compare=_shown,
         differs=always(
-            f"The first {_ROWS} test rows of each task, not chosen; the paper's cases are."
+            f"The first {_ROWS} test rows of each task, not chosen; the paper's cases are. Those "
+            "that the patch gets right stand first. Where its answer begins with the task's own "
+            "word, the vector has told which task to do, and the answer was not found."
         ),
         stand_in=lambda s: (
             "the shipped pictures instead of the paper's photographs." if s.shipped else ""
