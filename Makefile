@@ -36,7 +36,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy tests/typed_use.py
 	$(BIN)/python -m scripts.lint.structure
-	$(BIN)/python -m scripts.docs.generate --check --only points.md  # the others: by tests, line by line
+	$(BIN)/python -m scripts.docs.generate --check --only points.md --only commands.md  # the others: by tests, line by line
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -38,9 +38,17 @@ autodoc_default_options = {"members": True, "inherited-members": False}
 def _before_napoleon(app, what, name, obj, options, lines):
     """Shows indented code after a colon as code, and keeps colons in docstrings of properties.
 
-    Docstrings write code without reST's `::`; Napoleon would read what stands before the first
-    colon of a property's docstring as its type.
+    Docstrings write code without reST's `::`, or between fences; Napoleon would read what stands
+    before the first colon of a property's docstring as its type. A value has no docstring of its
+    own, but its type's.
     """
+    if what == "data":
+        lines.clear()
+    if "```" in lines:
+        first = lines.index("```")
+        last = lines.index("```", first + 1)
+        code = [f"    {line}" for line in lines[first + 1 : last]]
+        lines[first : last + 1] = ["::", "", *code, ""]
     if what in ("property", "attribute"):
         lines[:] = [line.replace(": ", ":: ") for line in lines]
         return

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import plotly.basedatatypes
 import pytest
 import torch
 
+import vlm_lens
 from scripts.docs import examples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,3 +76,36 @@ def test_pages_name_only_points_that_exist():
         ):
             if name not in wrong:
                 assert table.match(name), f"{page.name}: {name}"
+
+
+def _documented() -> list[object]:
+    """What the API reference has an entry for."""
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    entry = re.compile(r"^\.\. auto(?:class|function|data):: (\S+)$", re.MULTILINE)
+    names = [name for page in pages for name in entry.findall(page.read_text())]
+    found = []
+    for name in names:
+        value, *rest = import_module("vlm_lens"), *name.split(".")[1:]
+        for part in rest:
+            value = getattr(value, part, None) or import_module(f"{value.__name__}.{part}")
+        found.append(value)
+    errors = import_module("vlm_lens.errors")  # documented as a whole
+    return [*found, *vars(errors).values()]
+
+
+@pytest.mark.parametrize(
+    "room", ["vlm_lens", *(f"vlm_lens.{m.name}" for m in pkgutil.iter_modules(vlm_lens.__path__))]
+)
+def test_every_public_name_stands_in_the_reference(room):
+    if room == "vlm_lens.__main__":
+        pytest.skip("it runs the command line")
+    module, documented = import_module(room), _documented()
+    for name in getattr(module, "__all__", ()):
+        value = getattr(module, name)
+        if not isinstance(value, ModuleType):
+            assert any(value is known for known in documented), f"{room}.{name}"
+
+
+def test_every_page_of_the_reference_is_listed():
+    listed = re.findall(r"^reference/(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(p.stem for p in (ROOT / "docs" / "reference").glob("*.md"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.docs import causal_table, conformance_table, reach_table
+from scripts.docs import causal_table, commands, conformance_table, reach_table
 from vlm_lens import zoo
 from vlm_lens.families import family_of
 from vlm_lens.points.point import Point
@@ -90,6 +90,7 @@ def _reasons(groups: dict[str, list[Point]], names: list[str]) -> list[str]:
 
 PAGES = {
     "points.md": points_page,
+    "commands.md": commands.page,
     "conformance.md": conformance_table.page,
     "reach.md": reach_table.page,
     "causal.md": causal_table.page,
