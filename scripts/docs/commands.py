@@ -36,6 +36,6 @@ def _row(param: Any) -> str:
     default = param.default
     empty = default is None or default is False or callable(default) or str(default) in ("", "()")
     said = " ".join(str(getattr(param, "help", "") or "").split())
-    said = re.sub(r"([|<*])", r"\\\1", said)
+    said = re.sub(r"(?<!\S)--\w+", r"`\g<0>`", re.sub(r"([|<*])", r"\\\1", said))
     shown = "" if empty else f"`{default}`".replace("\n", "\\n")
     return f"| `{name}` | {said} | {shown} |"

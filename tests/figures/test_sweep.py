@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlm_lens import Ablate, Find, Last, VLMLensError
+from vlm_lens import Ablate, AttentionKnockout, Find, Last, Prob, Text, VLMLensError
 from vlm_lens.sweep import Grid, SweepResult, Variant
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -53,6 +53,20 @@ def test_a_line_for_each_position_vector_and_row(clip):
     fig = result.plot("prob")
     assert len(drawn(fig)) == 4 and len(fig.layout.shapes) == 2
     assert {line.name for line in drawn(fig)} == {f"{v}, row {r}" for v in "ab" for r in (0, 1)}
+
+
+def test_a_label_that_repeats_another_is_no_axis(clip):
+    cut = AttentionKnockout(Last(), Text())
+    result = swept(clip, cut.each_window(1), measure=Prob("Greece"))
+    assert {"layer", "layers"} <= set(result.to_dataframe().columns)
+    (trace,) = drawn(result.plot())
+    assert list(trace.x) == [0, 1] and list(trace.y) == [r["prob"] for r in result.records]
+    named = [
+        Variant(Ablate(POINT.replace("*", str(i)), at=Last()), {"layer": i, "name": name})
+        for i in (0, 1)
+        for name in "ab"
+    ]
+    assert [t.name for t in drawn(swept(clip, named).plot())] == ["name a", "name b"]
 
 
 @pytest.mark.parametrize("what", ("position", "head"))

@@ -127,7 +127,7 @@ def _table(
     names = [
         n for n in dict.fromkeys(k for r in rows for k in r) if len({r.get(n) for r in rows}) > 1
     ]
-    names = names or ["layer"]
+    names = _independent(rows, names) or ["layer"]
     axes = {n: _sorted(list(dict.fromkeys(r.get(n) for r in rows)), n, places) for n in names}
     cells: dict[tuple, Mapping[str, Any]] = {}
     for row, record in zip(rows, records, strict=True):
@@ -140,6 +140,16 @@ def _table(
         cells[place] = record
     points = {row.get("kind") for row in rows}
     return _Table(axes, cells, baseline, places, points.pop() if len(points) == 1 else None)
+
+
+def _independent(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Labels that vary, without those that only repeat another one: a window's list of blocks."""
+    kept = [n for n in names if n in _TITLES]
+    for name in (n for n in names if n not in _TITLES):
+        pairs = [{(r.get(k), r.get(name)) for r in rows} for k in kept]
+        if not any(len(p) == len({a for a, _ in p}) == len({b for _, b in p}) for p in pairs):
+            kept.append(name)
+    return [n for n in names if n in kept]
 
 
 def _coordinates(record: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
