@@ -4,10 +4,12 @@ const edge = box =>
 const sized = new ResizeObserver(
   all => all.forEach(({ target }) => edge(target.closest("pre, .table-wrapper, .doc-figure"))));
 addEventListener("DOMContentLoaded", () => {
-  for (const cell of document.querySelectorAll(".table-wrapper td, .table-wrapper th")) {
+  for (const cell of document.querySelectorAll(":is(.table-wrapper, .doc-figure) :is(td, th)")) {
     const { length } = cell.textContent.trim();
     if (length > 8) cell.classList.add(length > 50 ? "sentence" : length > 24 ? "longer" : "long");
   }
+  for (const printed of document.querySelectorAll(".highlight-text pre"))
+    printed.classList.toggle("prose", !/\S {2,}\S/.test(printed.textContent));
   for (const box of document.querySelectorAll(".highlight pre, .table-wrapper, .doc-figure")) {
     sized.observe(box);
     for (const inside of box.children) sized.observe(inside);
