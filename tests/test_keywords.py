@@ -16,6 +16,7 @@ from vlm_lens.interventions import Intervention
 from vlm_lens.keywords import Answering, answering
 from vlm_lens.measures import Prob
 from vlm_lens.recipes import CrossModalPatch, Recipe
+from vlm_lens.tasks import Task
 
 ROOMS = ("", ".recipes", ".lenses", ".dictionaries", ".measures", ".directions", ".pairs", ".tasks",
          ".probes", ".attribution")  # fmt: skip
@@ -49,6 +50,7 @@ def test_an_unknown_keyword_is_answered(cls):
         (lambda: Steer("hook_embed", Find("a"), vectr=1), "Did you mean 'vector'"),
         (lambda: Find(":", m=-1), "It takes token, n"),
         (lambda: Prob("a", "b", "c", 4), "too many positional"),
+        (lambda: Task.from_csv("t.csv"), "Task.from_csv got other .*'instruction'"),
         (lambda: HookedVLM(), "missing a required argument: 'hf_model'"),
     ],
 )

@@ -78,9 +78,19 @@ def _misfit(called: Callable, args: tuple, kwargs: dict[str, Any]) -> str | None
             wrong = f"takes no {unknown[0]}=.{near_matches(unknown[0], takes)}"
         else:
             wrong = f"got other arguments than it takes: {error}."
-        name = called.__name__ if isinstance(called, type) else called.__qualname__
-        return f"{name} {wrong} It takes {', '.join(takes) or 'nothing'}."
+        return f"{_name(called, args)} {wrong} It takes {', '.join(takes) or 'nothing'}."
     return None
+
+
+def _name(called: Callable, args: tuple) -> str:
+    """What a user calls it: a method by the class that they see, not by the one that defines it."""
+    if isinstance(called, type):
+        return called.__name__
+    first = next(iter(inspect.signature(called).parameters), "")
+    if first in ("self", "cls") and args:
+        owner = args[0] if first == "cls" else type(args[0])
+        return f"{owner.__name__}.{called.__name__}"
+    return called.__qualname__
 
 
 def _no_model(called: Callable, args: tuple, kwargs: dict[str, Any]) -> str | None:
@@ -89,6 +99,6 @@ def _no_model(called: Callable, args: tuple, kwargs: dict[str, Any]) -> str | No
     if given.get("vlm") is None or hasattr(given["vlm"], "hf_model"):
         return None
     return (
-        f"{called.__qualname__} takes a model as vlm, HookedVLM.from_pretrained(name), not "
+        f"{_name(called, args)} takes a model as vlm, HookedVLM.from_pretrained(name), not "
         f"{given['vlm']!r:.60}."
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.hooked.habits import ATTRIBUTES, KEYWORDS
+from vlm_lens.hooked.habits import ATTRIBUTES, CACHE_ATTRIBUTES, KEYWORDS
 
 METHODS = {
     "run": ("remove_batch_dim", "stop_at_layer", "return_type", "fwd_hooks", "padding_side"),
@@ -49,6 +49,17 @@ def test_attributes_are_answered(llama):
     with pytest.raises(AttributeError, match="Did you mean 'tokenizer'"):
         _ = llama.tokeniser
     assert copy.copy(llama).cfg == llama.cfg
+
+
+def test_attributes_of_caches_are_answered(llama):
+    cache = llama.run_with_cache("Q:", names_filter="hook_embed")[1]
+    for name, answer in CACHE_ATTRIBUTES.items():
+        with pytest.raises(AttributeError, match="ActivationCache has no") as said:
+            getattr(cache, name)
+        assert answer in str(said.value)
+    with pytest.raises(VLMLensError, match="Did you mean 'select'"):
+        _ = cache.selct
+    assert copy.copy(cache) == copy.deepcopy(cache) == cache
 
 
 def test_a_call_is_a_run(llama):

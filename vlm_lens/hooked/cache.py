@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
 from vlm_lens.hooked import cache_files
+from vlm_lens.hooked.habits import CACHE_ATTRIBUTES, refuse_attribute
 from vlm_lens.hooked.picked_places import places_of
 from vlm_lens.hooked.stacks import Owner, Stacks
 from vlm_lens.interventions.base import ModelFacts
@@ -95,6 +96,11 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
                 + near_matches(full, self._values)
             )
         return self._values[self._points[full].name]
+
+    if not TYPE_CHECKING:  # a type checker would take any name for known
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_attribute(type(self), name, CACHE_ATTRIBUTES)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -15,7 +15,7 @@ from torch import nn
 from vlm_lens.engine.logit_head import with_fitted_head
 from vlm_lens.families import Architecture, family_of
 from vlm_lens.hooked.description import describe, describe_html, unembed_hash
-from vlm_lens.hooked.habits import answers_habits, refuse_attribute
+from vlm_lens.hooked.habits import ATTRIBUTES, answers_habits, refuse_attribute
 from vlm_lens.hooked.sharded import as_sharded, is_sharded
 from vlm_lens.hooked.stacks import Owner
 from vlm_lens.hooked.unwrapped import as_model, check_processor
@@ -195,7 +195,7 @@ class DescribedModel(Vocabulary, Weights):
     if not TYPE_CHECKING:  # a type checker would take any attribute for known
 
         def __getattr__(self, name: str) -> Any:
-            refuse_attribute(name, [n for n in dir(type(self)) if not n.startswith("_")])
+            refuse_attribute(type(self), name, ATTRIBUTES)
 
     @property
     def _told(self) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter, signature
 from typing import NoReturn, ParamSpec, TypeVar
@@ -51,7 +51,7 @@ KEYWORDS = {
 }
 
 _WEIGHTS = "weights are the Hugging Face model's own: vlm.hf_model."
-_MODULE = "is the Hugging Face model's: vlm.hf_model.{name}"
+_MODULE = "it is the Hugging Face model's: vlm.hf_model.{name}"
 ATTRIBUTES = {
     "add_caching_hooks": "use run_with_cache(prompt, names_filter=...)",
     "add_hook": "use run_with_hooks(prompt, fwd_hooks=[(name, fn)]), or the context "
@@ -79,8 +79,24 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
+CACHE_ATTRIBUTES = {
+    "apply_slice_to_batch_dim": "take the row: cache[name][i]",
+    "cache_dict": "the cache is a mapping itself: cache[name], cache.items()",
+    "compute_head_results": "use cache.stack_head_results()",
+    "get_full_resid_decomposition": "use vlm.decompose(prompt, at=..., token=...)",
+    "get_neuron_results": "use vlm.decompose(prompt, at=..., token=...)",
+    "has_batch_dim": "it always has one",
+    "logit_lens": "use LogitLens().run(vlm, prompt)",
+    "model": "a cache holds no model: keep the HookedVLM that read it",
+    "remove_batch_dim": "take the row: cache[name][0]",
+    "stack_activation": "use cache.stack(kind), as cache.stack('resid_post')",
+    "stack_neuron_results": "use vlm.decompose(prompt, at=..., token=...)",
+    "toggle_autodiff": "run with grad=True, vlm.run_with_cache(prompt, grad=True)",
+}  # fmt: skip
+
+
 class UnknownAttributeError(VLMLensError, AttributeError):
-    """An attribute that a HookedVLM does not have; says what it is called here."""
+    """An attribute that a HookedVLM or a cache does not have; says what it is called here."""
 
 
 def refuse_keyword(method: str, name: str, takes: list[str]) -> NoReturn:
@@ -112,12 +128,13 @@ def answers_habits(method: Callable[P, R]) -> Callable[P, R]:
     return answering
 
 
-def refuse_attribute(name: str, known: list[str]) -> NoReturn:
-    """Raises for an attribute that a HookedVLM does not have.
+def refuse_attribute(owner: type, name: str, answers: Mapping[str, str]) -> NoReturn:
+    """Raises for an attribute that a class does not have.
 
     Raises:
-        UnknownAttributeError: Always.
+        UnknownAttributeError: Always; with what TransformerLens's is here, or near matches.
     """
-    if name in ATTRIBUTES:
-        raise UnknownAttributeError(f"A HookedVLM has no {name!r}: {ATTRIBUTES[name]}.")
-    raise UnknownAttributeError(f"A HookedVLM has no {name!r}.{near_matches(name, known)}")
+    if name in answers:
+        raise UnknownAttributeError(f"{owner.__name__} has no {name!r}: {answers[name]}.")
+    known = [n for n in dir(owner) if not n.startswith("_")]
+    raise UnknownAttributeError(f"{owner.__name__} has no {name!r}.{near_matches(name, known)}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 from PIL import Image
 
-from vlm_lens.errors import PromptError
+from vlm_lens.errors import PromptError, near_matches
 from vlm_lens.families import Family
 from vlm_lens.pictures import as_picture
 from vlm_lens.prompts.template import RawPrompt
@@ -61,6 +63,7 @@ def write_chat(
     if "tokenize" in options or "return_tensors" in options:
         raise PromptError("chat makes a Prompt: leave tokenize= and return_tensors= out.")
     conversations = _conversations(messages)
+    _check_options(options, options.get("chat_template") or template, processor)
     raws = []
     for conversation in conversations:
         pictures: list[Image.Image] = []
@@ -75,6 +78,20 @@ def write_chat(
             text = text.replace(family.placeholder(processor), IMAGE)
         raws.append(RawPrompt(text, tuple(pictures)))
     return raws
+
+
+def _check_options(options: Mapping[str, Any], template: Any, processor: Any) -> None:
+    """Refuses options that neither transformers nor the template reads: nobody would see them."""
+    takes = {
+        name
+        for writer in (processor, tokenizer_of(processor))
+        for name in signature(writer.apply_chat_template).parameters
+    }
+    words = set(re.findall(r"\w+", str(template)))  # of a template, or of several by name
+    for name in options:
+        if name not in takes and name not in words:
+            near = near_matches(name, [*takes - {"self", "kwargs"}, *words])
+            raise PromptError(f"This chat template reads no option {name!r}.{near}")
 
 
 def _conversations(messages: Any) -> list[list[Message]]:
@@ -103,6 +120,11 @@ def _turn(message: Message, pictures: list[Image.Image], family: Family) -> dict
         return dict(message)
     if isinstance(content, Mapping | Image.Image):
         content = [content]
+    if not isinstance(content, Sequence):
+        raise PromptError(
+            'The content of a message is a text or a list of parts, [{"type": "text", "text": '
+            f'"..."}}], not {content!r:.80}.'
+        )
     parts = []
     for part in content:
         if isinstance(part, Image.Image):
@@ -120,7 +142,8 @@ def _turn(message: Message, pictures: list[Image.Image], family: Family) -> dict
         else:
             raise PromptError(
                 f'A part of a message is {{"type": "text", "text": "..."}} or {{"type": "image", '
-                f'"image": picture}}, not {part!r:.80}: vlm_lens reads no video and no sound.'
+                f'"image": picture}}, not {part!r:.80}. Videos go to '
+                "vlm.prompt(text, videos=[frames]), and sound is not read."
             )
     return {**message, "content": parts}
 

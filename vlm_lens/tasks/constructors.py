@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from vlm_lens.keywords import Answering
+from vlm_lens.keywords import Answering, answering
 from vlm_lens.tasks import grids, published, registry, sources, word_tasks
 from vlm_lens.tasks.rows import Row, TaskError, make_row
 
@@ -27,6 +27,7 @@ class Constructors(Answering):
         return registry.PAPER_TASKS + registry.EXTRA_TASKS
 
     @classmethod
+    @answering
     def load(cls, name: str) -> Self:
         """Load a task of the package.
 
@@ -43,6 +44,7 @@ class Constructors(Answering):
         return _load(cls, name)
 
     @classmethod
+    @answering
     def from_rows(
         cls,
         name: str,
@@ -91,6 +93,7 @@ class Constructors(Answering):
         return _with_test_rows(task, f"validation={validation}")
 
     @classmethod
+    @answering
     def from_csv(
         cls,
         path: str | os.PathLike[str],
@@ -135,6 +138,7 @@ class Constructors(Answering):
         return _with_test_rows(task, f"validation={validation} (or a column split)")
 
     @classmethod
+    @answering
     def from_folder(
         cls,
         folder: str | os.PathLike[str],
@@ -182,6 +186,7 @@ class Constructors(Answering):
         )
 
     @classmethod
+    @answering
     def from_hub(
         cls,
         repo: str,
