@@ -141,7 +141,7 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "a picture by URL": (
             lambda: vlm.chat(message({"type": "image", "url": "https://a.org"}),
                              chat_template="x"), "download"),
-        "a film": (lambda: vlm.chat(message({"type": "video"}), chat_template="x"), "no video"),
+        "a film": (lambda: vlm.chat(message({"type": "video"}), chat_template="x"), "videos=[frames]"),
         "a template that fails": (
             lambda: vlm.chat(message(), chat_template="{{ nothing.at.all }}"), "refuses"),
         # ---------------------------------------------------------------- points

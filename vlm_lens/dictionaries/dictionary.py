@@ -59,7 +59,7 @@ class Dictionary(DictionaryValue):
         run.
 
         Args:
-            where: `"toy-idefics2-resid"` (ships with the package), a folder, or a Hub id.
+            where: `"toy-idefics2"` (ships with the package), a folder, or a Hub id.
             name: Which one of a repository: `"resid_post/layer_17_width_16k_l0_medium"`,
                 `"model.layers.24"`, `"layer12"`, `"layer_12"`.
             point: The point it reads, where the files do not say it or say it otherwise.
