@@ -141,7 +141,10 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "a picture by URL": (
             lambda: vlm.chat(message({"type": "image", "url": "https://a.org"}),
                              chat_template="x"), "download"),
-        "a film": (lambda: vlm.chat(message({"type": "video"}), chat_template="x"), "videos=[frames]"),
+        "a film": (
+            lambda: vlm.chat(message({"type": "video"}), chat_template="x"), "videos=[frames]"),
+        "an option of no template": (
+            lambda: vlm.chat(message(), chat_template="x", thinking=True), "reads no option"),
         "a template that fails": (
             lambda: vlm.chat(message(), chat_template="{{ nothing.at.all }}"), "refuses"),
         # ---------------------------------------------------------------- points
@@ -158,6 +161,14 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "a function that selects nothing": (lambda: vlm.points(lambda name: False), "none"),
         "a short form of four": (lambda: vlm.points()["q", 1, "a", "b"], "short name, layer"),
         "an empty filter": (lambda: vlm.run_with_cache(text, names_filter=[]), "empty list"),
+        "a number for a filter": (lambda: vlm.run_with_cache(text, names_filter=3), "not 3"),
+        "a number of points": (lambda: vlm.points()[3], "not a point"),
+        "a number of a cache": (lambda: cache[3], "not a point"),
+        "nothing of a cache": (lambda: cache[None], "not a point"),
+        "a stack of a number": (lambda: cache.stack(3), "not a point"),
+        "a place in a number": (lambda: cache.select(3, v.Last()), "not a point"),
+        "a point that is a number": (lambda: v.Ablate(3, v.Last()), "not a point"),
+        "a point itself": (lambda: v.Ablate(vlm.points()[R], v.Last()), "not a point"),
         "a misspelt filter": (lambda: vlm.run_with_cache(text, names_filter="nope"), "nope"),
         "the tower without pictures": (
             lambda: vlm.run_with_cache(text, names_filter="vision.hook_out"), "none"),

@@ -38,10 +38,11 @@ def names_to_read(
         PositionError: A point is asked at a position that it does not have.
         PointError: No such point.
     """
+    selected = points.match(names_filter)
     asked = {names_filter} if isinstance(names_filter, str | tuple) else names_filter
     exact = set() if asked is None or callable(asked) else {points.full_name(n) for n in asked}
     kept = []
-    for name in points.match(names_filter):
+    for name in selected:
         try:
             check_fires(points, prompt, [name])
             if at is not None:

@@ -167,6 +167,8 @@ def freeze_points(points: str | Sequence) -> tuple[str, ...]:
     """Point names, globs or short forms as a tuple of full names and globs."""
     if isinstance(points, str):
         return (points,)
+    if not isinstance(points, Iterable):
+        return (expand_name(points),)  # refused there
     if not points:
         raise PointError("No point was given: name one, 'blocks.3.hook_resid_post' or a glob.")
     if isinstance(points, tuple) and len(points) in (2, 3) and is_integer(points[1]):

@@ -93,7 +93,11 @@ def expand_name(name: str | tuple) -> str:
     """
     if isinstance(name, str):
         return name
-    if not 1 <= len(name) <= 3:
+    if (
+        not isinstance(name, tuple | list)
+        or not 1 <= len(name) <= 3
+        or not isinstance(name[0], str)
+    ):
         raise PointError(f"{name!r} is not a point: write a name, or (short name, layer).")
     short, layer = name[0], name[1] if len(name) > 1 else None
     *parents, short = short.split(".")
