@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from reach.builder import build as build_type
+from reach.inputs import example
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -174,6 +175,69 @@ def test_one_small_forward_is_all_that_wrapping_costs(monkeypatch):
     assert len(calls) == 1 and calls[0] <= 8
 
 
+def test_the_tower_is_run_once_when_it_is_wrapped():
+    model = build_type("cohere2_vision")
+    runs: dict[str, int] = {"language_model": 0, "vision_tower": 0}
+    for name in runs:
+        model.model.get_submodule(name).register_forward_pre_hook(
+            lambda *_, name=name: runs.update({name: runs[name] + 1})
+        )
+    HookedVLM(model)
+    assert runs == {"language_model": 1, "vision_tower": 1}
+
+
+# ---------------------------------------------------------------------- towers of other kinds
+
+_LAST = "encoder.stages.2.layers.0"  # of a ConvNeXt
+
+
+@pytest.mark.parametrize(
+    ("model_type", "module", "point"),
+    [
+        ("fast_vlm", f"model.vision_tower.{_LAST}", "vision.blocks.0.hook_resid_post"),
+        ("gemma3n", f"model.vision_tower.net.{_LAST}", "vision.blocks.0.hook_resid_pre"),
+        ("kosmos-2", "vision_model.model.encoder.layers.1", "vision.blocks.1.hook_resid_post"),
+        ("kosmos-2.5", "vision_model.encoder.layer.1", "vision.blocks.1.hook_resid_post"),
+        ("molmo2", "model.vision_tower.layers.0", "vision.blocks.0.hook_resid_post"),
+    ],
+)
+def test_a_towers_stream_is_what_its_block_gives(model_type, module, point):
+    """A map cell by cell; and a write to the last block changes the logits as a hook's does."""
+    model = build_type(model_type)
+    vlm = HookedVLM(model)
+    prompt = vlm.as_prompt(example(model))
+    seen = {}
+
+    def hook(module, args, out):
+        x = args[0] if point.endswith("pre") else out if isinstance(out, torch.Tensor) else out[0]
+        seen["x"] = x.detach().clone()
+
+    handle = model.get_submodule(module).register_forward_hook(hook)
+    with torch.no_grad():
+        model(**prompt.inputs, use_cache=False)
+    handle.remove()
+    _, cache = vlm.run_with_cache(prompt, names_filter=[point])
+    expected = seen["x"].flatten(2).mT if seen["x"].dim() == 4 else seen["x"]
+    assert torch.equal(cache[point], expected)
+    changed = vlm.run_with_hooks(prompt, fwd_hooks=[(point, lambda x, hook: -x)])
+    assert not torch.equal(changed, vlm.run(prompt))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "why"),
+    [
+        ("fast_vlm", "vision.stages.0.hook_resid_post", "maps of other sizes"),
+        ("fast_vlm", "vision.blocks.0.hook_attn_out", "the stream alone is shown"),
+        ("gemma3n", "vision.blocks.0.hook_resid_post", "changes it in place"),
+        ("gemma3n", "projector.hook_out", "embeds words too"),
+        ("kosmos-2.5", "vision.blocks.0.attn.hook_pattern", "none of transformers' own functions"),
+    ],
+)
+def test_what_a_tower_lacks_says_why(model_type, name, why):
+    with pytest.raises(VLMLensError, match=why):
+        HookedVLM(build_type(model_type)).points(name)
+
+
 def test_several_lists_of_blocks_are_refused_before_the_weights(tmp_path, monkeypatch):
     config = XLMConfig(vocab_size=60, emb_dim=32, n_layers=3, n_heads=4)
     XLMWithLMHeadModel(config).save_pretrained(tmp_path)
@@ -234,9 +298,26 @@ class EarlyVLM(NewVLM):
         self.model.__class__ = EarlyModel
 
 
+class UndifferentiatedModel(EarlyModel):
+    @torch.no_grad()
+    def get_image_features(self, pixel_values, **options):
+        return super().get_image_features(pixel_values, **options)
+
+
+class UndifferentiatedVLM(NewVLM):
+    """Likewise, by code that leaves no graph: its blocks are tried by writes."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.__class__ = UndifferentiatedModel
+
+
 @pytest.mark.parametrize("dear", [False, True])
-@pytest.mark.parametrize(("model_class", "read"), [(NewVLM, -2), (NewVLM, -1), (EarlyVLM, -1)])
-def test_which_block_is_read_is_proved_by_writes(model_class, read, dear, monkeypatch, picture):
+@pytest.mark.parametrize(
+    ("model_class", "read"),
+    [(NewVLM, -2), (NewVLM, -1), (EarlyVLM, -1), (UndifferentiatedVLM, -1)],
+)
+def test_which_block_is_read_is_proved(model_class, read, dear, monkeypatch, picture):
     """Also where a picture costs too much to record a run of it, and names tell the parts."""
     if dear:
         monkeypatch.setattr("vlm_lens.families.parts.found_tower._MOST", 0)
@@ -245,7 +326,7 @@ def test_which_block_is_read_is_proved_by_writes(model_class, read, dear, monkey
     made.pop("model_type")
     model = tiny.randomize(model_class(NewConfig(**made)))
     vlm = HookedVLM(model, tiny.reader("siglip-mistral"))
-    n_read = 1 if model_class is EarlyVLM else 4 + read
+    n_read = 4 + read if model_class is NewVLM else 1
     assert vlm.cfg.vision.n_layers_read == n_read
     prompt = vlm.prompt("<image>A:", [picture])
     plain = vlm.run(prompt)

@@ -18,6 +18,7 @@ from vlm_lens import (
     Images,
     Last,
     Pair,
+    Patches,
 )
 from vlm_lens.errors import PointError, PositionError, PromptError
 
@@ -256,6 +257,24 @@ def test_pairs_map_what_the_encoder_reads(vlm):
     assert float(scores.values.squeeze()) == pytest.approx(share, rel=1e-4)
 
 
+def test_the_towers_last_stage_is_its_map_cell_by_cell(vlm, prompt):
+    point = "vision.blocks.0.hook_resid_post"
+    seen, logits = plain(vlm, prompt, "model.vision_tower.blocks.1.0")
+    ours, cache = vlm.run_with_cache(prompt, names_filter=[point, "projector.hook_in"])
+    assert torch.equal(ours, logits)
+    assert torch.equal(cache[point], seen.flatten(2).mT)
+    assert torch.equal(cache[point], cache["projector.hook_in"])
+    assert cache[point].shape[1] == tiny_florence2.CELLS**2
+
+    def change(x):
+        x[:, :, 1, 1] = 0.0
+        return x
+
+    _, expected = plain(vlm, prompt, "model.vision_tower.blocks.1.0", change=change)
+    edit = ActivationPatch(point, at=Patches(0, rows=1, cols=1), value=torch.zeros(24))
+    torch.testing.assert_close(vlm.run(prompt, interventions=edit), expected)
+
+
 def test_what_cannot_be_read_says_so(vlm, prompt):
     with pytest.raises(PromptError, match="at the beginning"):
         vlm.prompt("What<image>?", [tiny.noise_picture(1, (64, 48))])
@@ -267,6 +286,6 @@ def test_what_cannot_be_read_says_so(vlm, prompt):
     with pytest.raises(PointError, match="norms each sum"):
         vlm.points("blocks.0.ln1.hook_normalized")
     with pytest.raises(PointError, match="stages"):
-        vlm.points("vision.blocks.0.hook_resid_post")
+        vlm.points("vision.stages.0.hook_resid_post")
     with pytest.raises(PointError, match="no norm stands"):
         vlm.points("ln_final.hook_normalized")

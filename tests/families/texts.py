@@ -85,3 +85,8 @@ def build(name: str, attention: str | None = None, **changes: Any) -> nn.Module:
     if attention is not None:
         config._attn_implementation = attention
     return tiny.randomize(getattr(transformers, model_class)(config))
+
+
+def options(name: str) -> dict[str, Any]:
+    """What a text model of a type needs, where it is not described: its own sizes."""
+    return TEXTS[name][1] if name in TEXTS else {}

@@ -9,6 +9,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Inter
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
+from families import texts
 from families.tiny_words import tokenizer
 from vlm_lens.model.loading import without_video
 
@@ -30,14 +31,14 @@ def processor() -> InternVLProcessor:
     return without_video(InternVLProcessor)(pictures, words, image_seq_length=CELLS**2)
 
 
-def build(**vision) -> InternVLForConditionalGeneration:
+TEXT = {"vocab_size": 270, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+
+
+def build(text: str = "qwen2", **vision) -> InternVLForConditionalGeneration:
     config = InternVLConfig(
-        text_config={
-            "model_type": "qwen2", "vocab_size": 270, "hidden_size": 32, "intermediate_size": 40,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "max_position_embeddings": 512, "pad_token_id": 3, "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
+        text_config={"model_type": text, **texts.options(text), **TEXT},
         vision_config=InternVLVisionConfig(
             **{
                 "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 3,
@@ -52,7 +53,7 @@ def build(**vision) -> InternVLForConditionalGeneration:
     return tiny.randomize(InternVLForConditionalGeneration(config))
 
 
-def save(folder: Path, **vision) -> Path:
-    build(**vision).save_pretrained(folder)
+def save(folder: Path, text: str = "qwen2", **vision) -> Path:
+    build(text, **vision).save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from transformers import (
+    AutoConfig,
     CLIPVisionConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
-    MistralConfig,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from families import tiny_parts
+from families import texts, tiny_parts
 
 PATCH = 4
+OWN = {"vocab_size": 128, "sliding_window": None}
 
 
 def pinpoints(side: int) -> list[list[int]]:
@@ -39,13 +40,13 @@ def processor(side: int = 16) -> LlavaNextProcessor:
     )
 
 
-def model(side: int = 16) -> LlavaNextForConditionalGeneration:
+def model(side: int = 16, text: str = "mistral") -> LlavaNextForConditionalGeneration:
     tower = CLIPVisionConfig(
         image_size=side, patch_size=PATCH, **tiny_parts.VISION | {"num_hidden_layers": 3}
     )
     config = LlavaNextConfig(
         vision_config=tower,
-        text_config=MistralConfig(vocab_size=128, sliding_window=None, **tiny_parts.TEXT),
+        text_config=AutoConfig.for_model(text, **texts.options(text) | tiny_parts.TEXT | OWN),
         image_token_index=4,
         image_grid_pinpoints=pinpoints(side),
         vision_feature_layer=-2,
@@ -58,5 +59,5 @@ def with_side(side: int) -> tuple[LlavaNextForConditionalGeneration, LlavaNextPr
     return tiny_parts.finish(model(side)), processor(side)
 
 
-def save(folder: Path) -> Path:
-    return tiny_parts.save(model(), processor(), folder)
+def save(folder: Path, text: str = "mistral") -> Path:
+    return tiny_parts.save(model(text=text), processor(), folder)

@@ -7,7 +7,7 @@ found; `vlm_lens.testing.conformance` says whether all that is there holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -15,31 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_lens.errors import ModelError, PromptError
+from vlm_lens.errors import PromptError
 from vlm_lens.families.decoder import NO_VISION
 from vlm_lens.families.parts.architecture import Architecture, assemble
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.family import Family
-from vlm_lens.families.parts.found import HELP, found_decoder
+from vlm_lens.families.parts.found import HELP, FoundDecoder, found_decoder
 from vlm_lens.families.parts.found_encoder import Encoder
 from vlm_lens.families.parts.found_geometry import Painted, painted, placed
-from vlm_lens.families.parts.found_tower import FoundTower, Held, blocks_read, found_tower
+from vlm_lens.families.parts.found_tower import FoundTower, Held, found_tower
+from vlm_lens.families.parts.named_tower import NO_OUT, named_tower, untold
 from vlm_lens.families.parts.other_encoders import other_encoders
 from vlm_lens.families.parts.picture import Picture, runs_of
 from vlm_lens.families.parts.picture_lengths import lengths_of_features, rows_are_pictures
-from vlm_lens.families.parts.towers import Tower, describe_tower, layers_read
-from vlm_lens.families.parts.views import RowsOfPicturesView
+from vlm_lens.families.parts.towers import Tower
 from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 from vlm_lens.points.config import VisionConfig
 from vlm_lens.points.point import Point
-from vlm_lens.points.sites import InputSite, OutputSite
+from vlm_lens.points.sites import InputSite
 
-_NO_OUT = "which of the tower's layers the projector reads is not known; use projector.hook_in."
 _WHY = "the geometry of this model's pictures is not described"
 _PIXELS = ("pixel_values", "flattened_patches")
 _READ_BY_ENCODER = (
     "Pictures have no positions in this text: its encoder reads them, and cross-attention reads it"
 )
+_STAGES = "the stages before its last have maps of other sizes; vision.blocks.* are the last one's."
 _DEEPSTACK = "picture features are added between blocks too, at image positions (DeepStack)"
 
 
@@ -78,7 +78,7 @@ class StructureFamily(Family):
                 "projector.*": "its decoder reads what the encoder gives, by cross-attention."
             }
         elif self.takes_images:
-            before, missing, vision = self._pictured(model, stack.path, found.decoder.d_word)
+            before, missing, vision = self._pictured(model, found)
         if before:
             missing |= other_encoders(model, stack.path, before)
         if encoder is not None:
@@ -99,13 +99,18 @@ class StructureFamily(Family):
         return replace(arch, unknown_head=found.unknown_head, encoder=encoder)
 
     def _pictured(
-        self, model: torch.nn.Module, blocks: str, d_model: int
+        self, model: torch.nn.Module, text: FoundDecoder
     ) -> tuple[list[Point], dict[str, str], VisionConfig | None]:
         """The points of tower and projector, what is missing of them, and the tower's sizes."""
-        config = _vision_config(model.config)
-        self._tower = found = found_tower(model, config, blocks)
+        config, blocks, d_model = (
+            _vision_config(model.config), text.decoder.stack.path, text.decoder.d_word,
+        )  # fmt: skip
+        found = found_tower(model, config, blocks)
+        if found is None and (named := named_tower(model, blocks, d_model)) is not None:
+            return named
+        self._tower = found = found or found_tower(model, config, blocks, bare=True)
         if found is None:
-            return _by_names(model, blocks, d_model)
+            return [], dict.fromkeys(("vision.*", "projector.*"), untold(model)), None
         points: list[Point] = []
         missing: dict[str, str] = {}
         vision = None
@@ -117,15 +122,18 @@ class StructureFamily(Family):
         if found.stack is None:
             missing["vision.*"] = "no list of blocks of the tower passes a stream on."
         else:
-            tower = Tower(
-                "", None, found.n_class, found.stack.size, embed="",
-                embed_doc="What the first block reads",
-            )  # fmt: skip
+            first = "What the first block reads"
+            if found.mapped:
+                first = "What the first block of its last stage reads, a map cell by cell"
+                missing["vision.stages.*"] = _STAGES
+            tower = Tower("", None, found.n_class, found.stack.size, embed="", embed_doc=first)
             points += tower.points("", found.stack)
-            missing |= found.stack.missing() | {"vision.hook_out": _NO_OUT}
+            missing |= found.stack.missing() | {"vision.hook_out": NO_OUT}
             vision = tower.config(config, found.reads)
         if found.projector is None:
             missing["projector.*"] = "no one module gives what stands in the text, once a run."
+        elif found.projector[0] in text.called:
+            missing["projector.*"] = f"{found.projector[0]}, which gives it, embeds words too."
         else:
             points += found.projector_points(d_model)
             if not any(p.name == "projector.hook_in" for p in points):
@@ -213,6 +221,9 @@ def _spaces(
     if held is None:
         return nowhere
     lengths = [held.length(None if patches is None else patches[i]) for i in range(len(counts))]
+    pixels = batch.inputs.get("pixel_values")
+    if patches is None and held.area and pixels is not None and pixels.dim() >= 4:
+        lengths = [held.of_frame(pixels.shape[-2:].numel())] * len(counts)
     if None in lengths:
         return nowhere
     if not held.rows:
@@ -288,93 +299,6 @@ def _tokens_by_picture(batch: PictureBatch, n_rows: int, patches: list[int] | No
         f"{total} image tokens in {len(runs)} runs cannot be shared out to {n} pictures without "
         f"knowing this model. {HELP}"
     )
-
-
-def _by_names(
-    model: torch.nn.Module, blocks: str, d_model: int
-) -> tuple[list[Point], dict[str, str], VisionConfig | None]:
-    """Points of tower and projector that names and configs tell, where no picture could be run."""
-    try:
-        path = _tower_path(model)
-        config = model.config.vision_config
-        tower = describe_tower(model.get_submodule(path), config)
-        if tower.parts is None:
-            raise ModelError(
-                "the tower is of a type that is not described, and no small picture was found "
-                "that the model reads on this device, which would show its parts."
-            )
-    except ModelError as error:
-        return [], dict.fromkeys(("vision.*", "projector.*"), _told(error)), None
-    n_layers = tower.size.n_layers
-    n_read = max(layers_read(model.config, n_layers))
-    stack = tower.stack(path, n_read)
-    proved = blocks_read(model, config, blocks, stack.path, n_layers)
-    if proved is not None and proved != n_read:
-        n_read, stack = proved, tower.stack(path, proved)
-    points, missing = list(tower.points(path, stack)), tower.missing(stack)
-    missing.setdefault("vision.hook_out", _NO_OUT)
-    try:
-        points += _projector_points(model, path, blocks, d_model)
-    except ModelError as error:
-        missing["projector.*"] = _told(error)
-    return points, missing, tower.config(config, n_read)
-
-
-def _told(error: ModelError) -> str:
-    return str(error).replace(HELP, "").strip()
-
-
-def _tower_path(model: torch.nn.Module) -> str:
-    """The one module that has the model's vision config.
-
-    Raises:
-        ModelError: Several, or none.
-    """
-    from transformers import PreTrainedModel
-
-    config = getattr(model.config, "vision_config", None)
-    found = [
-        path
-        for path, module in model.named_modules()
-        if config is not None and isinstance(module, PreTrainedModel)
-        and module.config is config and path
-    ]  # fmt: skip
-    outer = [p for p in found if not any(p.startswith(f"{other}.") for other in found)]
-    if len(outer) != 1:
-        held = ", ".join(outer) or "none has its config"
-        raise ModelError(f"{len(outer)} modules could be the vision tower ({held}).")
-    return outer[0]
-
-
-def _projector_points(
-    model: torch.nn.Module, tower: str, blocks: str, d_model: int
-) -> Iterator[Point]:
-    """What enters and what leaves the one module beside tower and text model.
-
-    Raises:
-        ModelError: Several, or none.
-    """
-    parent = tower.rpartition(".")[0]
-    beside = [
-        f"{parent}.{name}".lstrip(".")
-        for name, child in model.get_submodule(parent).named_children()
-        if any(True for _ in child.parameters())
-    ]
-    projectors = [
-        p for p in beside
-        if p != tower and not blocks.startswith(f"{p}.") and not p.endswith("lm_head")
-        and not isinstance(model.get_submodule(p), torch.nn.Embedding)
-    ]  # fmt: skip
-    if len(projectors) != 1:
-        raise ModelError(
-            f"{len(projectors)} modules could be the projector ({', '.join(projectors) or 'none'})."
-        )
-    read = InputSite(projectors[0], view=RowsOfPicturesView())
-    given = OutputSite(projectors[0], view=RowsOfPicturesView(d_model))
-    yield Point("projector.hook_in", ("image", "pos", "d_vision"), (None, None, None),
-                "What the projector reads", read, "projector")  # fmt: skip
-    yield Point("projector.hook_out", ("image", "pos", "d_model"), (None, None, d_model),
-                "Picture features in the language model's width", given, "projector")  # fmt: skip
 
 
 def _image_token(config: Any) -> int | None:

@@ -22,11 +22,6 @@ from vlm_lens.points.point import Point
 from vlm_lens.points.sites import FeatureMapView, InputSite
 from vlm_lens.points.table import PointTable
 
-_STAGES = (
-    "its tower has stages of other sizes, each of windows and of channels that attend to each "
-    "other; projector.hook_in is what it gives."
-)
-
 
 class Florence2Family(StructureFamily):
     """`Florence2ForConditionalGeneration`."""
@@ -34,7 +29,7 @@ class Florence2Family(StructureFamily):
     model_types = ("florence2",)
 
     def architecture(self, model: torch.nn.Module) -> Architecture:
-        """Encoder, decoder and projector by structure; the tower gives a map, not a stream."""
+        """All parts by structure; what the tower gives is a map, cell by cell."""
         arch = super().architecture(model)
         self.name = "florence2"
         entering = Point(
@@ -47,9 +42,7 @@ class Florence2Family(StructureFamily):
         points = list(arch.points.values())
         number = next((i for i, p in enumerate(points) if p.name == "projector.hook_out"), 1)
         missing = {k: v for k, v in arch.points.missing.items() if k != entering.name}
-        table = PointTable(
-            [*points[:number], entering, *points[number:]], missing | {"vision.*": _STAGES}
-        )
+        table = PointTable([*points[:number], entering, *points[number:]], missing)
         return replace(arch, points=table, cfg=replace(arch.cfg, family=self.name))
 
     def process(

@@ -121,8 +121,8 @@ class FeatureMapView:
         return x.flatten(2).transpose(1, 2)
 
     def join(self, value: Tensor, original: Tensor) -> Tensor:
-        """The inverse of `split`."""
-        return value.transpose(1, 2).reshape(original.shape)
+        """The inverse of `split`, laid out in memory as the original: kernels round by layout."""
+        return torch.empty_like(original).copy_(value.transpose(1, 2).reshape(original.shape))
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,13 @@ def describe_block(
     return found
 
 
+def unseen_block(why: str) -> Block:
+    """A block of which only the stream entering and leaving it is shown."""
+    found = Block()
+    found.lack(_BRANCHES + _NORMS + ATTENTION + MLP, why)
+    return found
+
+
 def _mixes(name: str, mixings: dict[str, Mixing]) -> bool:
     top = name.split(".")[0]
     return "attn" in top or "attention" in top or any(m.split(".")[0] == top for m in mixings)

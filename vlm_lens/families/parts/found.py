@@ -46,6 +46,7 @@ class FoundDecoder:
         embed_unseen: Why what its token embedding gave is no point, where so.
         unknown_head: Why logits cannot be computed from what leaves the last block, where so.
         encoder: Its encoder, where it has one.
+        called: Paths of the modules that a text without pictures calls.
     """
 
     decoder: Decoder
@@ -55,6 +56,7 @@ class FoundDecoder:
     unknown_head: str = ""
     embed_unseen: str = ""
     encoder: Encoder | None = None
+    called: frozenset[str] = frozenset()
 
 
 def found_decoder(model: nn.Module) -> FoundDecoder:
@@ -126,6 +128,7 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
         unknown_head=joined,
         embed_unseen=_embed_unseen(recording, embed),
         encoder=encoder,
+        called=frozenset(recording.calls),
     )
 
 

@@ -103,6 +103,7 @@ def start_token(model: nn.Module) -> int | None:
     return None
 
 
+@torch.no_grad()
 def record_answer(model: nn.Module, ids: Tensor, device: torch.device) -> Recording:
     """Runs an encoder-decoder on a few tokens; nothing is left behind.
 

@@ -64,7 +64,7 @@ def found_stack(
         index, keyword = (key, "hidden_states") if isinstance(key, int) else (99, key)
         own = {n: site for n, site in block.sites.items() if n not in odd}
         own["hook_resid_pre"] = lambda b, k=keyword, n=index: InputSite(b, k, n, ends)
-        if ends is not None:
+        if ends is not None and "hook_resid_post" not in block.lacks:
             own["hook_resid_post"] = lambda b: OutputSite(b, view=ends)
         sites[i] = own
         lacks[i] = block.lacks | dict.fromkeys(odd, "its sizes differ from those of other blocks.")

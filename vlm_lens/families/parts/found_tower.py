@@ -1,8 +1,10 @@
 """A tower of a type that is not described: its parts found in a recorded run of two pictures.
 
-The model's own `get_image_features` runs on two small pictures of noise. The tower is the largest
-list of blocks that pass a stream on; what is within a block is proved by its numbers, as in a text
-model (`branches.py`). The projector is the outermost module that gives what stands in the text.
+The model's own `get_image_features` runs once on two small pictures of noise. The tower is the
+largest list of blocks that pass a stream on, or the last one that passes a map on; what is within
+a block is proved by its numbers, as in a text model (`branches.py`). Which blocks are read is told
+by the graph of that run (`reached.py`). The projector is the outermost module that gives what
+stands in the text.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_lens.families.parts.branches import describe_block
+from vlm_lens.families.parts.branches import describe_block, unseen_block
 from vlm_lens.families.parts.found_stack import activation_of, found_stack
 from vlm_lens.families.parts.probe_pictures import (
     N_PICTURES,
@@ -23,16 +25,19 @@ from vlm_lens.families.parts.probe_pictures import (
     features_function,
     probe_pictures,
 )
+from vlm_lens.families.parts.reached import Reached
 from vlm_lens.families.parts.recording import Recording, record, same
 from vlm_lens.families.parts.stack import Stack
+from vlm_lens.families.parts.tower_lists import list_of_blocks, list_of_maps
 from vlm_lens.families.parts.views import RowsOfPicturesView
 from vlm_lens.points.point import Point
-from vlm_lens.points.sites import InputSite, OutputSite, submodule
+from vlm_lens.points.sites import FeatureMapView, InputSite, OutputSite, submodule
 
 # multiplications that the run may cost: some hundred milliseconds on a CPU
 _MOST = 2e10
-# that a run may cost of which nothing is recorded but what it gives: some seconds
+# that a run may cost where nothing else tells what it shows: some seconds
 _MOST_BARE = 6e11
+_MAP = "its blocks pass on a map of positions, of which the stream alone is shown."
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,13 @@ class Held:
         rows: Rows of each frame of a picture; 0 where all stand in one row, one after the other.
         positions: Positions of each row, or of each picture.
         patches: Patches of each picture in the run that showed it; `None` where not known.
+        area: Pixels of each of its frames, where its pictures were frames.
     """
 
     rows: int
     positions: int
     patches: int | None
+    area: int | None = None
 
     @classmethod
     def of(cls, shape: torch.Size, pictures: ProbePictures, times: int = 1) -> Held | None:
@@ -63,10 +70,18 @@ class Held:
             shape = torch.Size((1, *shape))
         rows, positions = shape[0] * times, shape[1:-1].numel()
         if rows % n_frames == 0:
-            return cls(rows // n_frames, positions, patches)
+            return cls(rows // n_frames, positions, patches, pictures.area)
         if rows == 1 and positions % N_PICTURES == 0:
             return cls(0, positions // N_PICTURES, patches)
         return None
+
+    def of_frame(self, area: int) -> int | None:
+        """Positions of a frame of so many pixels; `None` where it cannot be told."""
+        if area == self.area:
+            return self.positions
+        if not self.area or not self.patches or area * self.patches % self.area:
+            return None
+        return self.length(area * self.patches // self.area)
 
     def length(self, patches: int | None) -> int | None:
         """Positions of a picture of another size, in one row; `None` where it cannot be told."""
@@ -93,6 +108,8 @@ class FoundTower:
         leaving: How they stand in what it gives.
         deepstack: Whether features are added between the text model's blocks, too.
         embeds: Whether pictures pass through the token embedding.
+        mapped: Whether its blocks pass on a map, `[image, width, rows, cols]`: they are those of
+            its last stage, as those before have maps of other sizes.
     """
 
     stack: Stack | None
@@ -105,6 +122,7 @@ class FoundTower:
     leaving: Held | None = None
     deepstack: bool = False
     embeds: bool = False
+    mapped: bool = False
 
     def projector_points(self, d_model: int) -> Iterator[Point]:
         """What enters and what leaves the projector."""
@@ -121,27 +139,53 @@ class FoundTower:
                     OutputSite(path, view=RowsOfPicturesView(d_model)), "projector")  # fmt: skip
 
 
-def found_tower(model: nn.Module, config: Any, text: str) -> FoundTower | None:
+def found_tower(
+    model: nn.Module, config: Any, text: str, *, bare: bool = False
+) -> FoundTower | None:
     """Finds tower and projector; `None` where no small picture was found that the model reads.
 
     Args:
         model: The model.
         config: The config of its tower.
         text: Path of the text model's blocks.
+        bare: Whether a run may take some seconds on a CPU, as nothing else tells the parts.
     """
-    for pictures, run in _runs(model, config, text, _MOST):
+    for pictures, run in _runs(model, config, text, _MOST_BARE if bare else _MOST):
+        reached = Reached()
         try:
-            recording, out = record(model, run)
+            recording, out = _recorded(model, text, run, reached)
         except Exception:  # noqa: BLE001  whatever a model may raise on a form that is not its own
             continue
         features = features_of(out)
         if features is not None:
-            return _found(model, config, text, pictures, recording, out, features, run)
+            return _found(model, config, text, pictures, recording, out, features, reached, run)
     return None
 
 
+def _recorded(
+    model: nn.Module, text: str, run: Callable[..., Any], reached: Reached
+) -> tuple[Recording, Any]:
+    """A recorded run whose graph tells what its result is made of, where the model has one."""
+    try:
+        with reached.watching(model, _members(model, text)):
+            return record(model, lambda: run(graph=True))
+    except Exception:  # noqa: BLE001  code that cannot be differentiated may run without a graph
+        return record(model, run)
+
+
+def _members(model: nn.Module, text: str) -> list[str]:
+    """The modules that stand in lists, outside the text model."""
+    return [
+        f"{path}.{name}"
+        for path, m in model.named_modules()
+        if isinstance(m, nn.ModuleList | nn.Sequential) and not path.startswith(text)
+        for name, child in m.named_children()
+        if not isinstance(child, nn.ModuleList)
+    ]
+
+
 def blocks_read(model: nn.Module, config: Any, text: str, path: str, n_blocks: int) -> int | None:
-    """How many of a tower's blocks what follows reads, by writes; `None` where it is not seen.
+    """How many of a tower's blocks what follows reads; `None` where no run shows it.
 
     Args:
         model: The model.
@@ -151,10 +195,13 @@ def blocks_read(model: nn.Module, config: Any, text: str, path: str, n_blocks: i
         n_blocks: How many there are.
     """
     for _, run in _runs(model, config, text, _MOST_BARE):
+        reached = Reached()
         try:
-            features = features_of(run())
+            with reached.watching(model, [f"{path}.{i}" for i in range(n_blocks)]):
+                features = features_of(run(graph=True))
             if features is not None:
-                return _reads(model, path, n_blocks, run, features)
+                read = reached.of(features)
+                return _reads(model, path, n_blocks, run, features, read)
         except Exception:  # noqa: BLE001  whatever a model may raise on a form that is not its own
             continue
     return None
@@ -162,20 +209,22 @@ def blocks_read(model: nn.Module, config: Any, text: str, path: str, n_blocks: i
 
 def _runs(
     model: nn.Module, config: Any, text: str, most: float
-) -> Iterator[tuple[ProbePictures, Callable[[], Any]]]:
-    """Runs of small pictures in the forms that the model may take, none dearer than that."""
+) -> Iterator[tuple[ProbePictures, Callable[..., Any]]]:
+    """Runs of small pictures in forms that the model may take, on a CPU none dearer than that."""
     function = features_function(model)
     if function is None or any(p.is_meta for p in model.parameters()):
         return
     cost = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(text))
+    on_cpu = next(model.parameters()).device.type == "cpu"
     for pictures in probe_pictures(model, config):
-        if not pictures.patches or cost * pictures.patches * N_PICTURES <= most:
+        dear = cost * (pictures.patches or 0) * N_PICTURES > most
+        if not (dear and on_cpu):
             yield pictures, _runner(model, function, pictures)
 
 
-def _runner(model: nn.Module, function: Callable, pictures: ProbePictures) -> Callable[[], Any]:
-    def run() -> Any:
-        with evaluating(model):
+def _runner(model: nn.Module, function: Callable, pictures: ProbePictures) -> Callable[..., Any]:
+    def run(graph: bool = False) -> Any:
+        with evaluating(model, graph=graph):
             return function(**pictures.tensors)
 
     return run
@@ -183,7 +232,9 @@ def _runner(model: nn.Module, function: Callable, pictures: ProbePictures) -> Ca
 
 def features_of(out: Any) -> Tensor | None:
     """What stands in the text, `[pos, d_model]`."""
-    pooled = getattr(out, "pooler_output", None)
+    pooled = getattr(out, "image_embeds", None)
+    if pooled is None:
+        pooled = getattr(out, "pooler_output", None)
     deep = getattr(out, "deepstack_features", None)
     if pooled is None and deep and isinstance(deep[0], tuple):  # (text block, features of pictures)
         pooled = deep[0][1]
@@ -198,9 +249,11 @@ def features_of(out: Any) -> Tensor | None:
 
 def _found(
     model: nn.Module, config: Any, text: str, pictures: ProbePictures, recording: Recording,
-    out: Any, features: Tensor, run: Callable[[], Any],
+    out: Any, features: Tensor, reached: Reached, run: Callable[..., Any],
 ) -> FoundTower:  # fmt: skip
-    path = _blocks(model, text, recording)
+    path, read = list_of_blocks(model, text, recording), reached.of(features)
+    mapped = path is None
+    path = list_of_maps(model, text, recording, read) if mapped else path
     width = model.get_input_embeddings().weight.shape[-1]
     projector = _projector(recording, path, features) if features.shape[-1] == width else None
     deep = getattr(out, "deepstack_features", None) is not None
@@ -219,38 +272,42 @@ def _found(
     if path is None:
         return found
     blocks = submodule(model, path)
-    ends = [recording.calls[f"{path}.{i}"].gave for i in range(len(blocks))]
+    ends = [_shown(recording.calls[f"{path}.{i}"].gave, mapped) for i in range(len(blocks))]
     keys = [_stream_key(recording, f"{path}.{i}") for i in range(len(blocks))]
     entering_blocks = [
-        recording.calls[f"{path}.{i}"].given[key] for i, key in enumerate(keys)
-    ]  # fmt: skip
+        _shown(recording.calls[f"{path}.{i}"].given[key], mapped) for i, key in enumerate(keys)
+    ]
     single = ends[0].dim() == 2
     activation = activation_of(config)
     described = [
-        describe_block(
+        unseen_block(_MAP) if mapped else describe_block(
             block, f"{path}.{i}", entering_blocks[i], recording, activation, 1.0, single=single
         )
         for i, block in enumerate(blocks)
-    ]
+    ]  # fmt: skip
     if ends[0].dim() > 3:
         for block in described:
             names = [*block.sites]
             block.sites.clear()
             block.lack(tuple(names), "its blocks pass on a map of patches.")
+    for i, block in enumerate(described):
+        if recording.calls[f"{path}.{i}"].overwritten:
+            block.lack(("hook_resid_post",), "the model changes it in place.")
     d_model = ends[0].shape[-1]
-    stack = found_stack(path, config, described, keys, d_model, RowsOfPicturesView())
+    view = FeatureMapView() if mapped else RowsOfPicturesView()
+    stack = found_stack(path, config, described, keys, d_model, view)
     held = Held.of(ends[0].shape, pictures)
     breaks = [i for i in range(1, len(ends)) if not same(entering_blocks[i], ends[i - 1])]
-    reads = _reads(model, path, len(blocks), run, features)
+    reads = _reads(model, path, len(blocks), run, features, read)
     stack = replace(
         stack, prefix="vision.", space="vision", unread_from=reads,
         unread=f"what follows the tower reads block {reads - 1}, so nothing reads this one",
     )  # fmt: skip
     n_class = 0
-    if held is not None and pictures.patches and held.rows <= 1:
+    if held is not None and pictures.patches and held.rows <= 1 and not mapped:
         n_class = max(0, held.positions - pictures.patches)
     return replace(
-        found, stack=stack, reads=reads, n_class=n_class, tower_held=held,
+        found, stack=stack, reads=reads, n_class=n_class, tower_held=held, mapped=mapped,
         breaks=f"the tower changes its stream before block {breaks[0]}" if breaks else "",
     )  # fmt: skip
 
@@ -260,31 +317,8 @@ def _stream_key(recording: Recording, block: str) -> int | str:
     return next(k for k, x in call.given.items() if x.shape == call.gave.shape)
 
 
-def _blocks(model: nn.Module, text: str, recording: Recording) -> str | None:
-    """The largest list of modules that each take and give a stream of one shape."""
-    best, size = None, (False, 0)
-    towers = [
-        p for p, m in model.named_modules()
-        if p and getattr(m, "config", None) is getattr(model.config, "vision_config", model)
-    ]  # fmt: skip
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or not len(module) or path.startswith(text):
-            continue
-        calls = [recording.calls.get(f"{path}.{i}") for i in range(len(module))]
-        if any(c is None or c.gave is None or not c.gave.is_floating_point() for c in calls):
-            continue
-        if not all(any(x.shape == c.gave.shape for x in c.given.values()) for c in calls):
-            continue
-        shapes = {c.gave.shape[-1] for c in calls}
-        inside = any(path.startswith(f"{t}.") for t in towers)
-        n = (inside, sum(p.numel() for p in module.parameters()))
-        if calls[0].gave.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in module.modules()):
-            continue  # a map with its width not last
-        # a map has its width last only where some weights of the block are as wide
-        wide = any(p.shape == (calls[0].gave.shape[-1],) for p in module[0].parameters())
-        if len(shapes) == 1 and n > size and calls[0].gave.dim() in (2, 3, 4) and wide:
-            best, size = path, n
-    return best
+def _shown(x: Tensor, mapped: bool) -> Tensor:
+    return FeatureMapView().split(x, len(x)) if mapped else x
 
 
 def _projector(
@@ -313,9 +347,13 @@ def _joined(recording: Recording, path: str) -> Tensor:
 
 @torch.no_grad()
 def _reads(
-    model: nn.Module, path: str, n_blocks: int, run: Callable[[], Any], features: Tensor
-) -> int:
-    """How many blocks lie on the way to the features: found by writing to the last ones."""
+    model: nn.Module, path: str, n_blocks: int, run: Callable[..., Any], features: Tensor,
+    read: set[str],
+) -> int:  # fmt: skip
+    """How many blocks lie on the way to the features, by the graph; else by writes to the last."""
+    for i in reversed(range(n_blocks)):
+        if f"{path}.{i}" in read:
+            return i + 1
     for i in reversed(range(n_blocks)):
 
         def changed(module: nn.Module, args: Any, output: Any) -> Any:

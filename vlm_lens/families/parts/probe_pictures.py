@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -29,14 +30,20 @@ class ProbePictures:
     patches: int | None = None
     frames: int = 1
 
+    @property
+    def area(self) -> int | None:
+        """Pixels of each frame, where pictures are frames."""
+        pixels = self.tensors.get("pixel_values")
+        return None if pixels is None or pixels.dim() < 4 else pixels.shape[-2:].numel()
+
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout and without recording gradients, while open."""
+def evaluating(model: nn.Module, *, graph: bool = False) -> Iterator[None]:
+    """The model without dropout, while open; without a graph for gradients, if not asked for."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(graph):
             yield
     finally:
         model.train(training)
@@ -47,7 +54,26 @@ def features_function(model: nn.Module) -> Callable | None:
     for holder in (getattr(model, "model", None), model):
         if callable(found := getattr(holder, "get_image_features", None)):
             return found
-    return None
+    takes = inspect.signature(model.forward).parameters
+    return _through_text(model) if "image_embeds_position_mask" in takes else None
+
+
+def _through_text(model: nn.Module) -> Callable:
+    """The forward of a model that has no such function, on a picture for each row of a text."""
+    n_places = model.config.latent_query_num
+
+    def run(**pictures: Tensor) -> Any:
+        first = next(iter(pictures.values()))
+        marks = torch.ones(len(first), n_places + 1, dtype=torch.long, device=first.device)
+        marks[:, -1] = 0
+        word = (getattr(model.config.get_text_config(), "pad_token_id", None) or 0) + 1
+        return model(
+            input_ids=torch.full_like(marks, word), image_embeds_position_mask=marks,
+            use_cache=False, return_dict=True, **pictures,
+        )  # fmt: skip
+
+    run.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
+    return run
 
 
 def probe_pictures(model: nn.Module, config: Any) -> Iterator[ProbePictures]:
@@ -102,7 +128,28 @@ def probe_pictures(model: nn.Module, config: Any) -> Iterator[ProbePictures]:
             "pixel_attention_mask": torch.ones(n, area, device=first.device, dtype=torch.long),
         }, area)  # fmt: skip
         return
+    if "flattened_patches" in takes:
+        cells = torch.cartesian_prod(torch.arange(_SIDE), torch.arange(_SIDE)) + 1
+        cells = cells.expand(n, -1, -1).to(first.device, first.dtype)
+        inner = getattr(config, "patch_embed_hidden_size", None) or width
+        for wide in dict.fromkeys((width, inner)):
+            yield ProbePictures({"flattened_patches": torch.cat([cells, noise(n, area, wide)], -1)},
+                                area)  # fmt: skip
+        return
+    if "image_token_pooling" in takes:  # which patches each token is made of; all of one size
+        sides = getattr(config, "image_size", None)
+        sides = sides if isinstance(sides, list | tuple) else [sides or _SIDE * patch] * 2
+        area = (sides[0] // patch) * (sides[1] // patch)
+        tokens = area // 4
+        pooled = [torch.arange(4 * tokens).view(tokens, 4) + i * area for i in range(n)]
+        yield ProbePictures({
+            "pixel_values": noise(n, area, width), "image_grids": numbers(1, tokens, 0, 0),
+            "image_token_pooling": torch.cat(pooled).to(first.device),
+        }, area)  # fmt: skip
+        return
     if "image_position_ids" in takes:
+        side = getattr(config, "model_patch_size", None)
+        width = width if side is None else channels * side**2
         cells = torch.cartesian_prod(torch.arange(_SIDE), torch.arange(_SIDE)).flip(-1)
         cells = cells.expand(n, -1, -1).to(first.device)
         yield ProbePictures(
@@ -120,6 +167,9 @@ def probe_pictures(model: nn.Module, config: Any) -> Iterator[ProbePictures]:
                              "image_sizes": numbers(height, width)}, frames=tiles)  # fmt: skip
         return
     sides = [_SIDE * patch, whole]
+    tokens = getattr(model.config, "vision_soft_tokens_per_image", None)
+    if tokens and not whole:  # as many cells as a map must have, at the steps of usual towers
+        sides += [isqrt(tokens) * step for step in (8, 16, 32)]
     for side in dict.fromkeys(s for s in sides if s):
         sizes = {"image_sizes": numbers(side, side)} if "image_sizes" in takes else {}
         if "qformer_input_ids" in takes:

@@ -134,6 +134,7 @@ def tolerance(*tensors: Tensor) -> float:
     return max(_TOLERANCE.get(t.dtype, 1e-4) for t in tensors)
 
 
+@torch.no_grad()
 def record_text(model: nn.Module, ids: Tensor, **more: Tensor) -> Recording:
     """Runs a model on a few tokens without pictures; nothing is left behind.
 
@@ -156,9 +157,8 @@ def record_text(model: nn.Module, ids: Tensor, **more: Tensor) -> Recording:
     return found
 
 
-@torch.no_grad()
 def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Recording, Any]:
-    """Runs a model, or a part of it; nothing is left behind.
+    """Runs a model, or a part of it; nothing is left behind. Gradients are as the caller has them.
 
     Args:
         model: The model.
@@ -190,7 +190,7 @@ def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Recording, Any]:
 
 def _enter(stack: list, path: str) -> Any:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = {k: v.clone() for k, v in [*enumerate(args), *kwargs.items()]
+        given = {k: v.detach().clone() for k, v in [*enumerate(args), *kwargs.items()]
                  if isinstance(v, Tensor) and v.is_floating_point()}  # fmt: skip
         stack.append((path, given))
 
@@ -205,8 +205,8 @@ def _leave(found: Recording, stack: list, path: str) -> Any:
                 break
         several = isinstance(output, tuple | list)
         outputs = output if several else (output,)
-        copies = tuple(x.clone() if isinstance(x, Tensor) else None for x in outputs)
-        live = outputs[0] if copies and copies[0] is not None else None
+        copies = tuple(x.detach().clone() if isinstance(x, Tensor) else None for x in outputs)
+        live = outputs[0].detach() if copies and copies[0] is not None else None
         found.calls.pop(path, None)
         found.calls[path] = Call(given, copies, several, live)
         if live is not None:
@@ -237,7 +237,7 @@ class _AttentionWatch(TorchFunctionMode):
                 query, key = self._scored.pop(path, (None, None))
                 self._note(path, query, None if key is None else key.mT, args[1], out)
             else:
-                self._scored[path] = args
+                self._scored[path] = tuple(x.detach() for x in args)
         elif func in _SOFTMAX and out.dim() == 4:
             self._softmaxed.add(path)
             self._found.attention.setdefault(path, Mixing(times=0, by_interface=_by_interface()))
@@ -245,7 +245,7 @@ class _AttentionWatch(TorchFunctionMode):
 
     def _note(self, path: str, *tensors: Tensor | None) -> None:
         times = getattr(self._found.attention.get(path), "times", 0) + 1
-        copies = (None if x is None else x.clone() for x in tensors)
+        copies = (None if x is None else x.detach().clone() for x in tensors)
         self._found.attention[path] = Mixing(*copies, times=times, by_interface=_by_interface())
 
 
@@ -256,7 +256,14 @@ def _by_interface() -> bool:
         if frame is None:
             return False
         if frame.f_code.co_name in ("sdpa_attention_forward", "eager_attention_forward"):
+            held = frame.f_locals
+            config = getattr(held.get("module"), "config", None)
+            chosen = getattr(config, "_attn_implementation", None) or "eager"
+            if chosen != "eager" and frame.f_code.co_name.startswith("eager"):
+                return (
+                    False  # not looked up where transformers' functions are: none can be put there
+                )
             # eager attention multiplies by the scale that it is given; sdpa needs none
-            return frame.f_locals.get("scaling") is not None
+            return held.get("scaling") is not None
         frame = frame.f_back
     return False
