@@ -38,9 +38,9 @@ autodoc_default_options = {"members": True, "inherited-members": False}
 def _before_napoleon(app, what, name, obj, options, lines):
     """Shows indented code after a colon as code, and keeps colons in docstrings of properties.
 
-    Docstrings write code without reST's `::`, or between fences; Napoleon would read what stands
-    before the first colon of a property's docstring as its type. A value has no docstring of its
-    own, but its type's.
+    Docstrings write code without reST's `::` or between fences, and tables as in Markdown; Napoleon
+    would read what stands before the first colon of a property's docstring as its type. A value has
+    no docstring of its own, but its type's.
     """
     if what == "data":
         lines.clear()
@@ -49,6 +49,10 @@ def _before_napoleon(app, what, name, obj, options, lines):
         last = lines.index("```", first + 1)
         code = [f"    {line}" for line in lines[first + 1 : last]]
         lines[first : last + 1] = ["::", "", *code, ""]
+    table = [i for i, line in enumerate(lines) if line.startswith("|")]
+    if table:
+        rows = [f"    {line}" for line in lines[table[0] : table[-1] + 1]]
+        lines[table[0] : table[-1] + 1] = ["::", "", *rows, ""]
     if what in ("property", "attribute"):
         lines[:] = [line.replace(": ", ":: ") for line in lines]
         return

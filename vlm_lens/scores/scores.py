@@ -71,7 +71,8 @@ class Scores(Labelled):
         if not isinstance(self.values, xr.DataArray):
             raise ScoresError(
                 "Scores hold an xarray.DataArray with named axes, not "
-                f"{type(self.values).__name__}: scores(array, axes) of vlm_lens.scores makes them."
+                f"{type(self.values).__name__}: scores(array, axes) of vlm_lens.scores.scores "
+                "makes them."
             )
         unknown = [d for d in self.values.dims if d not in AXES]
         if unknown:
