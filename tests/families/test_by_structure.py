@@ -238,6 +238,10 @@ def test_what_a_tower_lacks_says_why(model_type, name, why):
         HookedVLM(build_type(model_type)).points(name)
 
 
+def test_a_projector_that_a_text_runs_only_beside_a_picture_has_points():
+    assert "projector.hook_out" in HookedVLM(build_type("instructblip")).points()
+
+
 def test_several_lists_of_blocks_are_refused_before_the_weights(tmp_path, monkeypatch):
     config = XLMConfig(vocab_size=60, emb_dim=32, n_layers=3, n_heads=4)
     XLMWithLMHeadModel(config).save_pretrained(tmp_path)

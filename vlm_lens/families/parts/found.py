@@ -128,7 +128,7 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
         unknown_head=joined,
         embed_unseen=_embed_unseen(recording, embed),
         encoder=encoder,
-        called=frozenset(recording.calls),
+        called=frozenset(() if recording.pictured else recording.calls),
     )
 
 

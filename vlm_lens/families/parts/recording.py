@@ -86,12 +86,14 @@ class Recording:
         attention: Path of a module -> the attention that it called.
         outputs: Path of a module -> what each of its calls gave, in order.
         logits: What the model gave.
+        pictured: Whether it was given a picture beside tokens that stand for none.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
     attention: dict[str, Mixing] = field(default_factory=dict)
     logits: Tensor | None = None
+    pictured: bool = False
 
     def times(self, path: str) -> int:
         """How many times a module was called and gave a tensor."""
@@ -154,6 +156,7 @@ def record_text(model: nn.Module, ids: Tensor, **more: Tensor) -> Recording:
         ),
     )
     found.logits = getattr(out, "logits", None)
+    found.pictured = bool(more)
     return found
 
 
