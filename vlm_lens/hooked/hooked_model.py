@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm_lens.engine.buffers import Buffers
 from vlm_lens.engine.engines import Run, engine_named
 from vlm_lens.engine.firing import Handler
 from vlm_lens.engine.handlers import (
@@ -71,6 +72,7 @@ class HookedModel(DescribedModel):
 
     def __init__(self, hf_model: PreTrainedModel, processor: Any = None):
         super().__init__(hf_model, processor)
+        self._buffers = Buffers()
 
     # ------------------------------------------------------------------ runs
 
@@ -145,8 +147,10 @@ class HookedModel(DescribedModel):
         store: dict[str, Tensor] = {}
         table = self.architecture.points
         keeper = Keeper.of(at, (table[name] for name in names), prompt.layouts, device)
+        whole = at is None and device is None and engine == "hooks"
+        keep = self._buffers.reader().keep if whole else keeper.keep
         readers = {
-            name: [read_handler(store, keeper.keep, keeper.put_back, keeper.queries(table[name]))]
+            name: [read_handler(store, keep, keeper.put_back, keeper.queries(table[name]))]
             for name in names
         }
         with self._hooked(
