@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -38,9 +39,6 @@ from vlm_lens.points.table import NamesFilter
 from vlm_lens.prompts.maker import Pictures, Promptable
 from vlm_lens.prompts.prompt import Prompt
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Interventions = Intervention | Iterable[Intervention] | None
 FwdHooks = Sequence[tuple[NamesFilter, Callable]]
 
@@ -70,11 +68,9 @@ class HookedModel(DescribedModel):
     as a method. Arguments and errors are those of `HookedVLM`.
     """
 
-    def __init__(self, hf_model: PreTrainedModel, processor: Any = None):
-        super().__init__(hf_model, processor)
-        self._buffers = Buffers()
-
-    # ------------------------------------------------------------------ runs
+    @cached_property
+    def _buffers(self) -> Buffers:
+        return Buffers()
 
     @answers_habits
     def run(
