@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import ActivationPatch, Find, Last, TaskVector, VLMLensError
+from vlm_lens import ActivationPatch, At, Find, Last, TaskVector, VLMLensError
 from vlm_lens.prompts.template import RawPrompt
 from vlm_lens.reading.vectors import read_each
 
@@ -20,6 +20,15 @@ def prompts(vlm) -> list:
         listed.insert(3, RawPrompt("<image>Q:<image>\nA:", pictures))
         listed.append(RawPrompt("<image>A:", pictures[1:]))
     return listed
+
+
+@pytest.mark.parametrize("at", [0, 1, At(-2)])
+def test_numbers_count_from_each_prompts_own_first_token(model, at):
+    listed = prompts(model)
+    alone = torch.cat([model.run_with_cache(p, positions=at)[1]["resid_post", 1] for p in listed])
+    for size in (1, 3, 16):
+        together = read_each(model, listed, at=at, batch_size=size)
+        torch.testing.assert_close(together[:, 1], alone[:, 0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", (1, 2, 16))

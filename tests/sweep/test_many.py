@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import ActivationPatch, Find, Last, LogitDiff, Steer, VLMLensError
+from vlm_lens import Ablate, ActivationPatch, At, Find, Last, LogitDiff, Steer, VLMLensError
 from vlm_lens.measures import GeneratedTokens
 from vlm_lens.prompts.template import RawPrompt
 
@@ -32,13 +32,15 @@ def edits(vlm):
 @pytest.mark.parametrize("measure", ["logits", GeneratedTokens(2)], ids=["logits", "generate"])
 def test_records_are_those_of_each_prompt_alone_in_order(clip, measure, tmp_path):
     options = {"measure": measure, "progress": False}
-    found = clip.sweep(TEXTS, edits(clip), PICTURES, batch_size=3, **options)
-    saved = clip.sweep(TEXTS, edits(clip), PICTURES, batch_size=3, save=tmp_path / "it", **options)
-    assert len(found) == len(saved) == len(TEXTS) * 3
+    by_number = Ablate("blocks.0.hook_mlp_out", at=At((1, -2)), by=0.0)  # not of the padded row
+    changes = [*edits(clip), by_number]
+    found = clip.sweep(TEXTS, changes, PICTURES, batch_size=3, **options)
+    saved = clip.sweep(TEXTS, changes, PICTURES, batch_size=3, save=tmp_path / "it", **options)
+    assert len(found) == len(saved) == len(TEXTS) * len(changes)
     pictures, records = iter(PICTURES), iter(zip(found.records, saved.records, strict=True))
     for row, text in enumerate(TEXTS):
         mine = [next(pictures) for _ in range(text.count("<image>"))]
-        alone = clip.sweep(text, edits(clip), mine, **options)
+        alone = clip.sweep(text, changes, mine, **options)
         for expected in alone.records:
             for one in next(records):
                 assert one["row"] == row and set(one) == {*expected, "row"}
@@ -52,7 +54,19 @@ def test_records_are_those_of_each_prompt_alone_in_order(clip, measure, tmp_path
                 found.baseline[row]["logits"], alone.baseline[0]["logits"], atol=1e-4, rtol=1e-4
             )
     assert saved.records[-1]["row"] == len(TEXTS) - 1 and len(saved.records[2:5]) == 3
-    assert found.engines == saved.engines and sum(found.engines.values()) > len(edits(clip))
+    assert found.engines == saved.engines and sum(found.engines.values()) > len(changes)
+
+
+def test_numbers_of_positions_do_not_depend_on_what_runs_beside(llama):
+    texts = ["abcdef", "abcdefghij", "abcdefgh"]
+    edit = Steer("blocks.0.hook_resid_post", at=At(3), vector=VECTOR)
+    alone = torch.cat([llama.run(text, interventions=edit)[:, -1] for text in texts])
+    for size in (1, 2, 3, None):
+        found = llama.sweep(texts, [edit], measure="logits", batch_size=size, progress=False)
+        got = [r["logits"].reshape(-1, alone.shape[-1]) for r in found.records]
+        torch.testing.assert_close(torch.cat(got), alone, atol=1e-4, rtol=1e-4)
+    with pytest.raises(VLMLensError, match="its sequence has"):
+        llama.sweep(texts, [Steer(edit.point, At(9), VECTOR)], batch_size=3, progress=False)
 
 
 def test_an_answer_for_each_prompt_goes_with_it(clip):

@@ -292,7 +292,7 @@ class _Search:
         ]
         return [
             _Batch(
-                self.vlm.as_prompt(batch.prompts),
+                batch.prompt_on(self.vlm),
                 states[list(batch.rows)],
                 torch.tensor([ids[i] for i in batch.rows]),
             )

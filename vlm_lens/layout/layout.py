@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 from unicodedata import normalize
 
@@ -41,6 +41,8 @@ class Layout:
         videos: Its videos.
         shifted: How far the row stands to the right of where it was given: padding that a user's
             tensors had after it was moved before it. `At` counts as given.
+        alone: Whether it was given as a prompt of its own and padded to stand beside others: `At`
+            then counts from its own first token.
         pieces: What each token adds to the text, where that is not its string: a character that is
             split over several tokens is added by the last of them.
         encoder: Of an encoder-decoder, the layout of what its encoder reads, with its pictures;
@@ -58,6 +60,7 @@ class Layout:
     pieces: tuple[str, ...] = field(default=(), repr=False, compare=False)
     encoder: Layout | None = None
     typed: Typed | None = field(default=None, repr=False, compare=False)
+    alone: bool = False
     _text: str = field(init=False, repr=False, compare=False)
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
@@ -101,6 +104,11 @@ class Layout:
     def start(self) -> int:
         """The first position that is not padding."""
         return next((i for i, k in enumerate(self.kinds) if k != PAD), 0)
+
+    def by_itself(self) -> Layout:
+        """The same prompt as one that was given alone, whatever padding now stands beside it."""
+        encoder = None if self.encoder is None else self.encoder.by_itself()
+        return replace(self, shifted=self.start, alone=True, encoder=encoder)
 
     @property
     def last(self) -> int:

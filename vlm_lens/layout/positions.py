@@ -85,7 +85,10 @@ class Span(Position):
 class At(Position):
     """Positions by number, from 0; negative counts from the end of the prompt.
 
-    On tower and projector points the numbers count in the sequence of each picture.
+    In a Prompt of several rows the numbers are those of its tensors, padding counted. Where prompts
+    are given as a list (a sweep over many, vectors, means) they count from each prompt's own first
+    token, whatever runs beside it. On tower and projector points the numbers count in the sequence
+    of each picture.
     """
 
     positions: tuple[int, ...]
@@ -97,7 +100,9 @@ class At(Position):
             raise PositionError(f"At{self.positions} names a position twice.")
 
     def _in_text(self, layout: Layout) -> Iterable[int]:
-        given, shift = [self._check(p, len(layout)) for p in self.positions], layout.shifted
+        shift = layout.shifted
+        length = layout.last + 1 - shift if layout.alone else len(layout)
+        given = [self._check(p, length) for p in self.positions]
         for p in given:
             if p + shift >= len(layout) or layout.kinds[p + shift] == PAD:
                 raise PositionError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 from torch import Tensor
@@ -54,6 +54,10 @@ class Prompt:
         """Positions of the padded rows; of an encoder-decoder, those of the decoder."""
         ids = self.inputs.get("decoder_input_ids")
         return (self.inputs["input_ids"] if ids is None else ids).shape[1]
+
+    def of_rows_alone(self) -> Prompt:
+        """The same, its rows prompts of their own that were padded to run together."""
+        return replace(self, layouts=tuple(layout.by_itself() for layout in self.layouts))
 
     def __repr__(self) -> str:
         rows = [f"  {layout!r}" for layout in self.layouts[:4]]
