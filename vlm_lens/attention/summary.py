@@ -54,7 +54,7 @@ def on_patches(found: Scores, weights: Mapping[int, Float[Tensor, "latent rows c
     for image in found.layout.images:
         if image.index not in weights:
             raise AttentionError(f"Image {image.index} has no map from latents to patches.")
-        maps = weights[image.index].numpy()
+        maps = weights[image.index].detach().cpu().float().numpy()
         missing = [p for p in image.positions if p not in positions]
         if missing or len(image.positions) != len(maps):
             raise AttentionError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_lens.cli.common import console, load, plain_errors, shown
+from vlm_lens.cli.common import DEVICE, DTYPE, console, load, loading, plain_errors, shown
 from vlm_lens.terms import INTERVALS, OTHER_RULES, PATCH, PHASES
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def demo(
             min=1,
         ),
     ] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
+    device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Reads tasks from text, writes them into queries of a picture, and says how well it works.
 
@@ -53,7 +55,7 @@ def demo(
         names = tasks if tasks == "all" else tuple(one.strip() for one in tasks.split(","))
         chosen = CrossModalPatch(names).chosen_tasks()  # refused before a model is loaded
         with screen.status(f"loading {model}"):
-            vlm = load(model)
+            vlm = load(model, **loading(dtype, device))
         screen.print(f"[bold]{vlm.name}[/]: {vlm.cfg.n_layers} blocks of width {vlm.cfg.d_model}")
         seeds, rows, runs = _sizes(vlm, seeds, rows)
         asked: tuple[Task, ...] = tuple(task.fewer(rows) if rows else task for task in chosen)
@@ -74,7 +76,8 @@ def demo(
         for one in phases:
             screen.print(phase_table(one))
         command = f"vlm-lens demo --model {model} --out {out} --tasks {tasks} --seeds {seeds}"
-        command += f" --rows {rows}" if rows else ""
+        for option, given in (("rows", rows), ("dtype", dtype), ("device", device)):
+            command += f" --{option} {given}" if given else ""
         with screen.status("writing the report"):
             transfer.save(out / "transfer")
             for one in phases:

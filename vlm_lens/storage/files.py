@@ -105,7 +105,7 @@ def write_tensors(
     """
     from safetensors.torch import save_file
 
-    held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_whole(path, lambda to: save_file(held, to, metadata=dict(metadata or {})))
 
 

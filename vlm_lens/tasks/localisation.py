@@ -49,6 +49,8 @@ def localise(scores: Any, positions: Sequence[int], true: Collection[int]) -> Lo
     Raises:
         TaskError: Scores and positions do not fit, or no score is different from zero.
     """
+    if hasattr(scores, "detach"):  # a tensor, on a GPU perhaps; this room does without torch
+        scores = scores.detach().cpu().double()
     values = np.abs(np.asarray(scores, dtype=np.float64))
     if values.shape != (len(positions),):
         raise TaskError(

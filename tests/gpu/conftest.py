@@ -1,0 +1,75 @@
+"""Every model here twice: on the CPU, and on the device under test.
+
+`VLM_LENS_DEVICE` names that device: `cuda` unless it is set, `standin` for the one of
+`gpu/stand_in.py`, which needs no GPU. Where the device is not there, all is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from families.every import LMS, VLMS
+
+from gpu import stand_in
+from vlm_lens import HookedVLM
+from vlm_lens.prompts.prompt import Prompt
+
+DEVICE = os.environ.get("VLM_LENS_DEVICE", "cuda")
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what needs the device, where it is not there."""
+    if DEVICE == stand_in.NAME or torch.cuda.is_available():
+        return
+    for item in items:
+        if item.path.parent.name == "gpu" and "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """The device under test; float32 there is float32."""
+    if DEVICE == stand_in.NAME:
+        return str(stand_in.device())
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return DEVICE
+
+
+@dataclass(frozen=True)
+class Twins:
+    """One model on two devices.
+
+    Attributes:
+        near: On the CPU.
+        far: On the device under test.
+    """
+
+    near: HookedVLM
+    far: HookedVLM
+
+    def __iter__(self):
+        return iter((self.near, self.far))
+
+    def prompts(self, *args, **kwargs) -> tuple[Prompt, Prompt]:
+        """The same prompt for each."""
+        return self.near.prompt(*args, **kwargs), self.far.prompt(*args, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def twins(device, tmp_path_factory) -> Callable[[str], Twins]:
+    """A model by its name in `families.every`, or a model that ships, on both devices."""
+    made: dict[str, Twins] = {}
+
+    def load(name: str) -> Twins:
+        if name not in made:
+            tiny = (VLMS | LMS).get(name)
+            where = name if tiny is None else tiny.save_to(tmp_path_factory.mktemp(name))
+            made[name] = Twins(*(HookedVLM.from_pretrained(where, device=d)
+                                 for d in ("cpu", device)))  # fmt: skip
+        return made[name]
+
+    return load
