@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export HF_HUB_OFFLINE = 1
 FLOATS := engine sweep interventions lenses hooked model reading scores attention test_ops.py
 
-.PHONY: demo real notebook test test-floats lint format docs clean
+.PHONY: demo real notebook test test-floats test-gpu lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vlm-lens demo --out demo
@@ -29,6 +29,12 @@ test: $(VENV)/.dev $(VENV)/.real
 test-floats: $(VENV)/.dev
 	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 0 -m "not slow" \
 		$(addprefix tests/,$(FLOATS))
+
+# Every model on the CPU and on a GPU. DEVICE=standin: on a device that is not there, computed by the
+# CPU, which refuses operands on two devices as CUDA does.
+DEVICE ?= cuda
+test-gpu: $(VENV)/.dev
+	VLM_LENS_DEVICE=$(DEVICE) $(BIN)/python -m pytest -n 0 -rs tests/gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

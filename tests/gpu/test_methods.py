@@ -96,8 +96,8 @@ def test_many_pairs_kept_in_a_folder(llava, tmp_path):
     for name, vlm in zip(("near", "far"), llava, strict=True):
         prompts = [vlm.prompt(f"Q:<image>{w}\nA:", [bench.noise((32, 48), seed=n)])
                    for n, w in enumerate(("Peru", "Lima", "Peru", "Lima"))]  # fmt: skip
-        pairs = Pairs(tuple(Pair(a, b, *TOKENS) for a, b in zip(prompts[::2], prompts[1::2],
-                                                                strict=True)), "two", 0)  # fmt: skip
+        twos = zip(prompts[::2], prompts[1::2], strict=True)
+        pairs = Pairs(tuple(Pair(a, b, *TOKENS) for a, b in twos), "two", 0)
         options = {"at": Last(), "save": tmp_path / name, "progress": False}
         found.append(pairs.patch(vlm, Z, **options))
         same(found[-1], pairs.patch(vlm, Z, **options), "read again")
@@ -230,21 +230,7 @@ def test_moved_after_it_was_made(llava, device, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo(device, tmp_path):
-    told = CliRunner().invoke(
-        app,
-        [
-            "demo",
-            "--device",
-            device,
-            "--out",
-            str(tmp_path),
-            "--tasks",
-            "food-color",
-            "--rows",
-            "3",
-            "--seeds",
-            "1",
-        ],
-    )
+    options = ["--device", device, "--tasks", "food-color", "--rows", "8", "--seeds", "1"]
+    told = CliRunner().invoke(app, ["demo", *options, "--out", str(tmp_path)])
     assert told.exit_code == 0, told.output
-    assert (tmp_path / "report.html").stat().st_size > 100_000
+    assert f"--device {device}" in (tmp_path / "report.html").read_text()
