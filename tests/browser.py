@@ -156,8 +156,8 @@ class Browser:
         self._profile.cleanup()
 
     def open(self, page: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False,
-             fragment: str = "") -> Page:  # fmt: skip
-        """A page from a file or an address, loaded."""
+             fragment: str = "", offline: bool = False) -> Page:  # fmt: skip
+        """A page from a file or an address, loaded; offline, nothing that it asks for is there."""
         url = (page if isinstance(page, str) else page.resolve().as_uri()) + fragment
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         opened = Page(self, target, url)
@@ -165,6 +165,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         opened.ask("Emulation.setEmulatedMedia", features=[scheme])
         opened.ask("Emulation.setFocusEmulationEnabled", enabled=True)
+        if offline:
+            opened.ask("Network.emulateNetworkConditions", offline=True, latency=0,
+                       downloadThroughput=-1, uploadThroughput=-1)  # fmt: skip
         opened.ask("Page.navigate", url=url)
         opened.wait('document.readyState === "complete" && location.href !== "about:blank"')
         return opened

@@ -129,18 +129,38 @@ def test_the_first_code_installs_where_needed_only(notebook):
     assert "%pip install -q git+{REPOSITORY}" in first.source
 
 
-def test_every_figure_is_seen_in_a_page_of_nbconvert(browser, notebook, path, tmp_path):
+PICTURES = """[...document.querySelectorAll('.jp-OutputArea-output.jp-RenderedImage img')]
+  .map(i => [i.naturalWidth, i.getBoundingClientRect().width, i.alt])"""
+CUT_CODE = """[...document.querySelectorAll('pre')].filter(
+  e => e.scrollWidth > e.clientWidth + 2).map(e => e.innerText)"""
+
+
+@pytest.mark.parametrize("width", [WIDTHS["phone"], WIDTHS["desktop"]], ids=["phone", "desktop"])
+def test_every_figure_is_seen_in_its_page(browser, notebook, path, tmp_path, width):
     page = tmp_path / "tutorial.html"
     page.write_text(notebooks.page(notebook), encoding="utf-8")
-    with browser.open(page, width=WIDTHS["phone"]) as shown:
-        pictures = shown.js(
-            "[...document.querySelectorAll('.jp-OutputArea-output.jp-RenderedImage img')]"
-            ".map(i => [i.naturalWidth, i.getBoundingClientRect().width, i.alt])"
-        )
+    with browser.open(page, width=width) as shown:
+        shown.settle()
+        pictures = shown.js(PICTURES)
         assert len(pictures) == len(drawn(notebook)) >= 1
-        assert all(real > 300 and seen > 200 for real, seen, _ in pictures)
+        assert all(real > 300 and seen > 500 for real, seen, _ in pictures)
         assert all(about and "No description" not in about for *_, about in pictures)
-        assert shown.narrow_cells == [] and shown.fetched == []
+        assert shown.errors == [] and shown.fetched == []
+        assert shown.narrow_cells == [] and shown.out_of_reach == [] and shown.cut == []
+        assert shown.faint == [] and shown.wider_than_screen <= 0 and shown.js(CUT_CODE) == []
+
+
+def test_every_figure_is_seen_without_network_as_nbconvert_exports_it(browser, notebook, tmp_path):
+    """`jupyter nbconvert --to html`: the scripts that it asks for are not needed by any figure."""
+    import nbconvert
+
+    page = tmp_path / "tutorial.html"
+    html, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
+    page.write_text(html, encoding="utf-8")
+    with browser.open(page, offline=True) as shown:
+        pictures = shown.js(PICTURES)
+        assert len(pictures) == len(drawn(notebook))
+        assert all(real > 300 and seen > 500 for real, seen, _ in pictures)
 
 
 @pytest.mark.slow

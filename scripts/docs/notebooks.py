@@ -28,17 +28,20 @@ import plotly.graph_objects as go
 from scripts.docs.examples import alike, tidy
 from vlm_lens.figures.static_figure import draw_figure
 from vlm_lens.figures.style import plain_lines
+from vlm_lens.report.page import fading
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 PLOTLY = "application/vnd.plotly.v1+json"
 DPI = 110
 _NO_TEXT = "No description has been provided for this image"  # of nbconvert
-# of nbconvert's look: columns are equally wide, however narrow that is, and code is faint
+# of nbconvert's look: columns are equally wide, however narrow that is, code is cut, and faint
 _LOOK = """
 .jp-RenderedHTMLCommon table { table-layout: auto }
 .jp-RenderedHTMLCommon table td, .jp-RenderedHTMLCommon table th {
   white-space: nowrap; min-width: calc(8ch + 1.2em) }
 .jp-OutputArea-output { overflow-x: auto }
+@media (max-width: 600px) { .jp-RenderedImage img { max-width: none; width: 640px } }
+.jp-InputArea pre, .jp-RenderedText pre { white-space: pre-wrap; overflow-wrap: anywhere }
 :root { --jp-mirror-editor-operator-color: #7a1fd6; --jp-mirror-editor-comment-color: #336b6b;
   --jp-mirror-editor-number-color: #05724c }
 """
@@ -84,6 +87,7 @@ def with_outputs(notebook: Any) -> Any:
             if output.output_type == "execute_result":
                 output.execution_count = number
     notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata.pop("widgets", None)  # states of progress bars that are not kept
     return notebook
 
 
@@ -122,6 +126,7 @@ def page(notebook: Any) -> str:
     )
     html, _ = exporter.from_notebook_node(notebook)
     html = html.replace("</head>", f"<style>{_LOOK}</style></head>", 1)
+    html = html.replace("</body>", f"{fading('.jp-OutputArea-output')}</body>", 1)
     for cell in code_cells(notebook):
         for about in (o.metadata["image/png"]["alt"] for o in cell.outputs if _picture(o)):
             html = html.replace(_NO_TEXT, escape(about), 1)

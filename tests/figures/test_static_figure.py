@@ -111,3 +111,17 @@ def test_what_cannot_be_drawn_says_so(tmp_path):
         write_figure(go.Figure(go.Pie(values=[1])), tmp_path / "pie.png")
     with pytest.raises(VLMLensError, match=r"x\.gif: a figure is written as \.html, \.png"):
         draw_figure(go.Figure(), tmp_path / "x.gif")
+
+
+def test_an_axis_that_begins_at_zero_does_so_in_pictures(tmp_path):
+    fig = go.Figure(go.Scatter(x=[0, 1], y=[0.6, 0.7]))
+    fig.update_yaxes(rangemode="tozero", tickformat=".2f")
+    draw_figure(fig, tmp_path / "zero.svg")
+    assert ">0.00<" in (tmp_path / "zero.svg").read_text()
+
+
+def test_texts_in_bars_have_the_bars_own_ink(tmp_path):
+    fig = go.Figure(go.Bar(x=["a"], y=[1], text=["one"], textposition="inside",
+                           insidetextfont_color="#ff00ff"))  # fmt: skip
+    draw_figure(fig, tmp_path / "bars.svg")
+    assert "#ff00ff" in (tmp_path / "bars.svg").read_text()

@@ -18,6 +18,7 @@ _LAYER_PX = 30
 _FEW = 14  # up to so many positions, patches too have columns of their own: a page is not wider
 _RUN_PX = (110, 330)  # least and most width of one picture's patches, side by side
 _BAR_PX = 75  # for a colour bar
+_SUBTITLE_PX = 570  # for the line below the title
 _BESIDE_PX = 265  # a picture's width where several stand side by side
 
 
@@ -102,6 +103,7 @@ def lens_image_figure(
         fig,
         title=panel.title,
         subtitle=f"{words.subtitle}; strips: top token, coloured by its {words.measure}{known}",
+        width=max(panel.width + 150, _SUBTITLE_PX),
         height=panel.height + 200,
     )
     panel.fit_axes(fig)

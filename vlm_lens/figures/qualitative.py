@@ -85,7 +85,7 @@ def outputs_figure(
     lines, head = list(_lines(table, pictures)), _head(table)
     count = len(lines)
     fig = go.Figure()
-    xs = [0.0, 1.1, *(2.6 + 1.5 * i for i in range(len(head) - 2))]
+    xs = [0.0, 1.25, *(2.75 + 1.5 * i for i in range(len(head) - 2))]
     for x, name in zip(xs, head, strict=True):
         _write(fig, x, -0.75, f"<b>{escape(name)}</b>")
     hover: list[tuple[float, int, str]] = []

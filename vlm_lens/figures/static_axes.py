@@ -72,6 +72,9 @@ class PlotAxis:
         if spec.range is not None:
             low, high = (10.0**v if self.log else v for v in self.at(spec.range))
             getattr(axes, f"set_{which}lim")(low, high)
+        elif spec.rangemode == "tozero":
+            low, high = sorted(getattr(axes, f"get_{which}lim")())
+            getattr(axes, f"set_{which}lim")(min(low, 0), max(high, 0))
         elif spec.autorange == "reversed":
             one.set_inverted(True)
         title = plain(spec.title.text)

@@ -35,7 +35,6 @@ nav { margin: 18px 0 0; font-size: 14px; display: flex; flex-wrap: wrap; gap: 4p
 nav a { white-space: nowrap }
 a { color: var(--accent) }
 .scroll { overflow-x: auto; margin: 14px 0 18px }
-.more { mask-image: linear-gradient(to right, #000 calc(100% - 36px), transparent) }
 .more > figcaption { padding-right: 36px }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums }
 th, td { padding: 6px; border-bottom: 1px solid var(--line); text-align: right;
@@ -65,8 +64,7 @@ _MANY = 32  # rows of a table; more are folded away
 _PANEL_PX = 320  # of one of several panels side by side, with the titles of its axes
 _AXES_PX, _LETTER_PX = 220, 7  # beside names along the y axis, and a letter of these
 # Text in figures takes the page's own colour, also when the reader switches between light and dark.
-# A legend below the axes gets as much room as its lines take at this width. What is wider than the
-# screen fades out where it goes on.
+# A legend below the axes gets as much room as its lines take at this width.
 _SCRIPT = """
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = () => [...document.querySelectorAll(".plotly-graph-div")];
@@ -93,12 +91,14 @@ let waiting;
 addEventListener("load", () => ink().then(settle));
 addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(settle, 200); });
 dark.addEventListener("change", ink);
-// what goes on to the right fades out there
+"""
+_BOXES = ".scroll, figure"  # what may be wider than the screen
+_FADE = ".more { mask-image: linear-gradient(to right, #000 calc(100% - 36px), transparent) }"
+_EDGES = """
 const edge = box =>
   box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
-const sized = new ResizeObserver(
-  all => all.forEach(({target}) => edge(target.closest(".scroll, figure"))));
-for (const box of document.querySelectorAll(".scroll, figure")) {
+const sized = new ResizeObserver(all => all.forEach(({target}) => edge(target.closest(BOXES))));
+for (const box of document.querySelectorAll(BOXES)) {
   sized.observe(box);
   for (const inside of box.children) sized.observe(inside);
   box.addEventListener("scroll", () => edge(box));
@@ -148,8 +148,18 @@ def page(title: str, lead: str, sections: Iterable[Section]) -> str:
         f"<title>{escape(title)}</title><style>{_CSS}</style>"
         f"<script>{get_plotlyjs()}</script></head><body><main>"
         f"<h1>{escape(title)}</h1>{lead}<nav>{links}</nav>{body}"
-        f"</main><script>{_SCRIPT}</script></body></html>"
+        f"</main><script>{_SCRIPT}</script>{fading(_BOXES)}</body></html>"
     )
+
+
+def fading(boxes: str) -> str:
+    """What makes boxes fade out to the right where they go on, for the end of a page.
+
+    Args:
+        boxes: Which, as a selector of CSS; each scrolls sideways.
+    """
+    script = _EDGES.replace("BOXES", f"'{boxes}'")
+    return f"<style>{_FADE}</style><script>{{{script}}}</script>"
 
 
 def write_page(path: str | Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
