@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PromptError
@@ -33,6 +34,7 @@ from vlm_lens.layout.pictures import ImageLayout, ImageSpace
 from vlm_lens.points.config import VisionConfig
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite
+from vlm_lens.tokens import IMAGE, tokenizer_of
 
 _WHY = "the geometry of this model's pictures is not described"
 _PIXELS = ("pixel_values", "flattened_patches")
@@ -142,13 +144,60 @@ class StructureFamily(Family):
                 )
         return points, missing, vision
 
+    def placeholder(self, processor: Any) -> str:
+        """Its processor's own mark; where its encoder reads pictures alone, there is none."""
+        if self._pictures_alone:
+            return IMAGE
+        if self.takes_images and not hasattr(processor, "image_token"):
+            raise PromptError(
+                f"{type(processor).__name__} names no token that stands for a picture: give the "
+                "tensors that it makes, vlm.run(dict(processor(...)))."
+            )
+        return super().placeholder(processor)
+
+    @property
+    def _pictures_alone(self) -> bool:
+        return self._encoder is not None and self._encoder.space == "vision"
+
+    def process(
+        self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
+    ) -> Mapping[str, Any]:
+        """Where an encoder reads pictures alone, what follows the mark begins the answer.
+
+        A processor that draws a question into the picture (Pix2Struct's for questions) is given it.
+
+        Raises:
+            PromptError: A text that does not begin with its one picture.
+        """
+        if not self._pictures_alone:
+            return super().process(processor, texts, pictures, **options)
+        for text in texts:
+            if not text.startswith(IMAGE) or text.count(IMAGE) != 1:
+                raise PromptError(
+                    f"{self.name} reads one picture, and no text beside it: write '<image>' once, "
+                    f"at the beginning, and after it how the answer begins, not {text!r:.80}."
+                )
+        rest = [text.removeprefix(IMAGE) for text in texts]
+        images, kind = [p for row in pictures for p in row], {"return_tensors": "pt"}
+        if getattr(getattr(processor, "image_processor", None), "is_vqa", False):
+            return processor(images=images, text=rest, **kind)
+        found = dict(processor(images=images, **kind))
+        if any(rest) and self._encoder is not None and self._encoder.start is not None:
+            rows = [tokenizer_of(processor)(t, add_special_tokens=False)["input_ids"] for t in rest]
+            if len({*map(len, rows)}) != 1:
+                raise PromptError("Beginnings of answers differ in length: run them one by one.")
+            start = self._encoder.start
+            found["decoder_input_ids"] = torch.tensor([[start, *row] for row in rows])
+        return found
+
     def image_layouts(self, batch: PictureBatch) -> list[list[ImageLayout]]:
         """Where the pictures stand, for each row of a batch; in no text, for an encoder of them."""
         encoder = self._encoder
-        if encoder is None or encoder.space != "vision":
+        if encoder is None or not self._pictures_alone:
             return super().image_layouts(batch)
+        nowhere = ImageSpace(why_no_grid=_READ_BY_ENCODER)
         return [
-            [ImageLayout(0, ImageSpace(why_no_grid=_READ_BY_ENCODER), _whole_row(row, encoder))]
+            [ImageLayout(0, nowhere, _whole_row(row, encoder, batch))]
             if self.count_images(batch.inputs) else []
             for row in range(len(batch.inputs[batch.arch.ids]))
         ]  # fmt: skip
@@ -198,11 +247,15 @@ def _vision_config(config: Any) -> Any:
     return None if encoder is None else _vision_config(encoder)
 
 
-def _whole_row(row: int, encoder: Encoder) -> ImageSpace:
-    """All of one row of an encoder that reads a picture a row."""
-    if not encoder.length:
-        return ImageSpace((), (), _WHY)
-    return ImageSpace((), ((row, tuple(range(encoder.length))),), _WHY)
+def _whole_row(row: int, encoder: Encoder, batch: PictureBatch) -> ImageSpace:
+    """All of one row of an encoder that reads a picture a row; no padding of its patches."""
+    places: list[int] = list(range(encoder.length))
+    patches = batch.inputs.get("flattened_patches")
+    if patches is not None:
+        mask = batch.inputs.get("attention_mask")
+        there = torch.ones(patches.shape[:2]) if mask is None else mask
+        places = there[row].nonzero().flatten().tolist()
+    return ImageSpace((), ((row, tuple(places)),) if places else (), _WHY)
 
 
 def _patches(inputs: Mapping[str, Tensor]) -> list[int] | None:

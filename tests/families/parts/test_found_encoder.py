@@ -7,9 +7,9 @@ import torch
 from reach.builder import build
 from reach.inputs import example
 
-from families import bench
-from vlm_lens import ActivationPatch, At, HookedVLM, Last
-from vlm_lens.errors import ModelError, PointError, PositionError
+from families import bench, tiny_encoders
+from vlm_lens import Ablate, ActivationPatch, At, HookedVLM, Images, Last
+from vlm_lens.errors import ModelError, PointError, PositionError, PromptError
 
 # type -> a point of the encoder, its module, a point of what crosses, its module
 TYPES = {
@@ -76,3 +76,30 @@ def test_an_encoder_of_pictures_alone_is_the_tower():
 def test_what_is_no_such_model_is_refused():
     with pytest.raises(ModelError, match="no token of the prompt stands for"):
         HookedVLM(build("udop"))
+
+
+@pytest.mark.parametrize("model_type", tiny_encoders.MADE)
+def test_a_processor_of_its_own_makes_the_prompt(model_type, tmp_path, picture):
+    """Saved and loaded: pictures are found by the mark, and the answer goes on where it begins."""
+    vlm = HookedVLM.from_pretrained(tiny_encoders.save(model_type, tmp_path))
+    prompt = vlm.prompt("<image>Q:", [picture])
+    with torch.no_grad():
+        plain = vlm.hf_model(**prompt.inputs, use_cache=False).logits
+    assert torch.equal(vlm.run(prompt), plain)
+    space = "encoder" if model_type == "t5gemma2" else "vision"
+    point = f"{space}.blocks.0.hook_resid_post"
+    edit = Ablate(point, at=Images())
+    changed, after = vlm.run_with_cache(prompt, names_filter=[point], interventions=edit)
+    assert not torch.equal(changed, plain)
+    gone = (after[point] == 0).all(-1)
+    if space == "encoder":
+        asked = prompt.layout.encoder
+        assert gone[0].nonzero().flatten().tolist() == [*asked.image[0].positions]
+        assert prompt.length == 1 and asked.find("Q")
+    else:
+        mask = prompt.inputs.get("attention_mask", torch.ones_like(gone))
+        assert torch.equal(gone, mask.bool())
+        assert prompt.inputs["decoder_input_ids"].shape == (1, 3) and prompt.layout.find("Q") == 1
+        with pytest.raises(PromptError, match="once, at the beginning"):
+            vlm.prompt("Q:<image>", [picture])
+    vlm.generate(prompt, max_new_tokens=2)
