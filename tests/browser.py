@@ -99,7 +99,8 @@ _OVERLAPPING = """
 # Text whose contrast with what lies behind it is below 4.5 (3 for large text), by WCAG's formula.
 _FAINT = """
 (() => {
-  const parse = c => { const m = c.match(/[\\d.]+/g).map(Number); return [...m.slice(0, 3), m[3] ?? 1]; };
+  const parse = c => { const m = c.match(/[\\d.]+/g).map(Number), of = c.startsWith("color(") ? 255 : 1;
+    return [...m.slice(0, 3).map(v => v * of), m[3] ?? 1]; };
   const over = (top, under) => top.slice(0, 3).map((v, i) => v * top[3] + under[i] * (1 - top[3]));
   const light = rgb => { const [r, g, b] = rgb.map(v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
     return .2126 * r + .7152 * g + .0722 * b; };

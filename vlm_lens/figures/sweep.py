@@ -24,7 +24,7 @@ _TITLES = {
     "head": "head (0-based)",
     "scale": "scale",
     "vector": "vector",
-    "row": "row of the prompt",
+    "row": "row, a prompt each",
     "kind": "point",
     "intervention": "intervention",
 }
