@@ -17,16 +17,25 @@ import torch
 from sweep import build, inputs_for
 
 from vlm_lens import ActivationPatch, HookedVLM, Last
+from vlm_lens.engine import joint
 from vlm_lens.engine import replay as engine
+from vlm_lens.engine.further import FurtherPositions
 from vlm_lens.engine.suffix_cache import SuffixCache
 from vlm_lens.measures import BoundLogits
 from vlm_lens.sweep import run as sweeping
+from vlm_lens.sweep import runner
 
 # What is timed: name -> where the function stands.
 PARTS = {
     "variants made and lowered": [(sweeping, "expand"), (sweeping, "Lowered")],
-    "the plain run": [(sweeping, "record")],
-    "the replay": [(sweeping, "replay")],
+    "where they start": [(runner, "fitting")],
+    "the run with its variants": [(runner, "run_jointly")],
+    "  columns planned": [(joint._JointRun, "__init__")],
+    "  masks and rotary embeddings": [(FurtherPositions, "arguments")],
+    "  joined to the stream": [(joint._JointRun, "_grown")],
+    "  the control compared": [(joint, "logits_error")],
+    "the plain run": [(runner, "record")],
+    "the replay": [(runner, "replay")],
     "  keys and values joined": [(SuffixCache, "update")],
     "  ops joined": [(engine._TextReplay, "_planned")],
     "  final norm and logits": [(engine._TextReplay, "_logits")],
@@ -65,8 +74,8 @@ class Times:
             for part, module in in_plain.items():
                 stack.enter_context(self._module(part, module))
             for block in text.layers:
-                stack.enter_context(self._module("the text model's blocks, in both", block))
-            stack.enter_context(self._module("the output layer, in both", vlm.hf_model.lm_head))
+                stack.enter_context(self._module("blocks of the language model, in all", block))
+            stack.enter_context(self._module("the output layer, in all", vlm.hf_model.lm_head))
             yield
 
     @contextmanager
@@ -86,6 +95,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="for a machine that is not idle")
+    parser.add_argument("--rows", action="store_true", help="variants as rows of a batch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.cpu_time else time.perf_counter
@@ -93,7 +103,8 @@ def main() -> None:
     inputs = inputs_for("cpu", torch.float32)
     prompt, vector = vlm.as_prompt(inputs), torch.randn(vlm.cfg.d_model)
     edit = ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=vector)
-    vlm.sweep(prompt, edit.each_layer(), progress=False)
+    options = {"progress": False, "memory": 256 << 20 if args.rows else None}
+    vlm.sweep(prompt, edit.each_layer(), **options)
     found: dict[str, list[float]] = defaultdict(list)
     plain = []
     for _ in range(args.runs):
@@ -104,7 +115,7 @@ def main() -> None:
         times = Times(clock)
         with times.watching(vlm):
             whole = times.timed("all", vlm.sweep)
-            whole(prompt, edit.each_layer(), progress=False)
+            whole(prompt, edit.each_layer(), **options)
         for part, seconds in times.seconds.items():
             found[part].append(seconds)
     medians = {part: statistics.median(values) for part, values in found.items()}
@@ -115,8 +126,8 @@ def main() -> None:
         *PARTS,
         "  tower",
         "  projector",
-        "the text model's blocks, in both",
-        "the output layer, in both",
+        "blocks of the language model, in all",
+        "the output layer, in all",
     ]
     for part in sorted(medians, key=order.index):
         print(f"| {part} | {medians[part]:.3f} | {medians[part] / total:.0%} |")
