@@ -65,6 +65,18 @@ assert swept.engines == {"full": 4} and set(swept.reasons) == {"the model is ten
 read = [TaskVector.read(v, ["Q:Peru\\nA:", "A:"], at=Last()) for v in (vlm, plain)]
 close(read[0].values, read[1].values)
 close(vlm.unembed(vlm.ln_final(vector)), plain.unembed(plain.ln_final(vector)))
+for name in ("W_U", "W_E"):  # gathered; what each process has of heads is refused
+    assert type(getattr(vlm, name)) is torch.Tensor
+    close(getattr(vlm, name), getattr(plain, name))
+for name in ("W_Q", "W_K", "W_V", "W_O"):
+    with pytest.raises(VLMLensError, match="tensor-parallel, and each process has its own heads"):
+        getattr(vlm, name)[0]
+parts = [v.decompose(p, at=Last(), token=7).values for v, p in ((vlm, ours), (plain, theirs))]
+assert abs(float(parts[0].sum()) - float(parts[1].sum())) < 1e-3  # blocks there, heads here
+with pytest.raises(VLMLensError, match="tensor-parallel"):
+    vlm.attention(ours, at=Last())
+lens = [LogitLens().run(v, p).rows[0].top_ids for v, p in ((vlm, ours), (plain, theirs))]
+assert torch.equal(*lens)
 assert vlm.facts.weights is None and vlm.facts.unembed_hash is None
 if dist.get_rank() == 0:
     print("all equal")

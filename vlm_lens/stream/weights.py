@@ -1,5 +1,8 @@
 """Weights under the names that analysis gives them, read where they are and never copied.
 
+Of a tensor-parallel model, whose processes hold slices, embedding and unembedding are gathered, in
+every process at once; heads are refused.
+
 ```
 W_E [d_vocab, d_model]    W_U [d_model, d_vocab]
 W_Q, W_K, W_V [layer, head] -> [d_model, d_head]      W_O [layer, head] -> [d_head, d_model]
@@ -22,6 +25,7 @@ from vlm_lens.families import Architecture
 from vlm_lens.integers import as_integer
 from vlm_lens.points.config import StackConfig
 from vlm_lens.points.sites import FlatView, HeadView, RowsView, View, submodule
+from vlm_lens.storage.weights import is_slice
 from vlm_lens.stream.refusal import StreamError
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ def matrix(module: nn.Module, what: str) -> Tensor:
         raise StreamError(
             f"The weights of {what} are not in memory (offloaded): load the model on one device."
         )
-    weight = weight.detach()
+    weight = whole(weight)
     if isinstance(module, nn.Linear):
         return weight.T
     if type(module).__name__ == "Conv1D":  # GPT-2's: `[in, out]` as it is
@@ -58,7 +62,13 @@ def matrix(module: nn.Module, what: str) -> Tensor:
 def bias(module: nn.Module) -> Tensor | None:
     """The bias of a linear layer."""
     found = getattr(module, "bias", None)
-    return found.detach() if isinstance(found, Tensor) else None
+    return whole(found) if isinstance(found, Tensor) else None
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A weight without its gradient; gathered where each process holds a slice of it."""
+    weight = weight.detach()
+    return weight.full_tensor() if is_slice(weight) else weight  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ class Weights:
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
             raise StreamError("The token embedding has no plain matrix of weights in memory.")
-        return weight.detach()
+        return whole(weight)
 
     @property
     def W_U(self) -> Tensor:  # noqa: N802
