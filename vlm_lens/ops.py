@@ -134,7 +134,7 @@ def apply_op(
         new = new[:, list(op.heads)] if op.heads is not None else new
     elif op.kind in EDGES:
         length = 0 if op.crossing else offset + x.shape[1] if held is None else length or 0
-        meant = _meant(op.tensors["keys"], current, rows, length)
+        meant = _meant(op.tensors["keys"], current, len(x), length)[rows]
         if op.kind == BLOCK:
             new = _blocked(meant, current, rows)
         else:
@@ -214,23 +214,23 @@ def _at_places(op: Op, name: str, current: Tensor, places: Tensor) -> Tensor:
     return value[places] if len(value) > 1 else value
 
 
-def _meant(keys: Tensor, current: Tensor, rows: Tensor, length: int) -> Tensor:
-    """Which keys an op means for some queries, `[places, 1, keys]`.
+def _meant(keys: Tensor, current: Tensor, n_rows: int, length: int) -> Tensor:
+    """Which keys an op means for queries of each row, `[rows, 1, keys]`.
 
     Args:
         keys: Row and position of each key, `[n, 2]`.
         current: Scores or weights of the queries, `[places, heads, keys]`.
-        rows: The row of each query.
+        n_rows: How many rows there are.
         length: Positions of the whole sequence so far. A cache of a sliding window holds the last
             ones only, so that keys are counted from the end; a cache of fixed size holds more.
     """
-    keys = keys.to(current.device)
     first = max(length - current.shape[-1], 0)
-    keys = keys[(keys[:, 1] >= first) & (keys[:, 1] < first + current.shape[-1])]
-    meant = current.new_zeros((int(rows.max()) + 1, current.shape[-1]), dtype=torch.bool)
-    keys = keys[keys[:, 0] < len(meant)]
-    meant[keys[:, 0], keys[:, 1] - first] = True
-    return meant[rows].unsqueeze(1)
+    # where the keys lie, which is the host: a device would be waited for
+    seen = (keys[:, 1] >= first) & (keys[:, 1] < first + current.shape[-1]) & (keys[:, 0] < n_rows)
+    row, position = keys[seen].to(current.device, non_blocking=True).unbind(1)
+    meant = current.new_zeros((n_rows, current.shape[-1]), dtype=torch.bool)
+    meant[row, position - first] = True
+    return meant.unsqueeze(1)
 
 
 def _weighed(op: Op, meant: Tensor, pattern: Tensor, rows: Tensor, places: Tensor) -> Tensor:
@@ -278,34 +278,21 @@ def _places(
     op: Op, x: Tensor, offset: int, held: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, local positions and place numbers of the op's places that lie in this activation."""
-    if held is not None:
-        return _places_held(op, x, torch.tensor(held, dtype=torch.long, device=x.device))
-    length = x.shape[1]
-    if op.since is not None:
-        first = max(op.since - offset, 0)
-        pairs = torch.cartesian_prod(
-            torch.arange(x.shape[0]), torch.arange(min(first, length), length)
-        ).to(x.device)
-        return pairs[:, 0], pairs[:, 1], torch.zeros_like(pairs[:, 0])
     # on the host, and moved without waiting: asking a device which places lie here would stop it
-    places = [i for i, p in enumerate(op.positions) if 0 <= p - offset < length]
-    found = [op.rows[i] for i in places], [op.positions[i] - offset for i in places], places
-    rows, local, places = torch.tensor(found, dtype=torch.long).to(x.device, non_blocking=True)
-    return rows, local, places
-
-
-def _places_held(op: Op, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same where the activation holds only some positions."""
+    here = range(offset, offset + x.shape[1]) if held is None else held
     if op.since is not None:
-        new = (held >= op.since).nonzero().flatten()
-        pairs = torch.cartesian_prod(torch.arange(x.shape[0], device=x.device), new)
-        pairs = pairs.view(-1, 2)
-        return pairs[:, 0], pairs[:, 1], torch.zeros_like(pairs[:, 0])
-    wanted = torch.tensor(op.positions, dtype=torch.long, device=x.device)
-    local = torch.searchsorted(held, wanted).clamp(max=max(len(held) - 1, 0))
-    here = held[local] == wanted if len(held) else torch.zeros_like(wanted, dtype=torch.bool)
-    places = here.nonzero().flatten()
-    return torch.tensor(op.rows, device=x.device)[places], local[places], places
+        new = [local for local, position in enumerate(here) if position >= op.since]
+        found = [(row, local, 0) for row in range(x.shape[0]) for local in new]
+    else:
+        asked = enumerate(zip(op.rows, op.positions, strict=True))
+        if held is None:
+            found = [(row, p - offset, place) for place, (row, p) in asked if p in here]
+        else:
+            local_of = {position: local for local, position in enumerate(held)}
+            found = [(row, local_of[p], place) for place, (row, p) in asked if p in local_of]
+    moved = torch.tensor(found, dtype=torch.long).view(-1, 3).to(x.device, non_blocking=True)
+    rows, local, places = moved.unbind(1)
+    return rows, local, places
 
 
 def _check_whole(positions: Tensor, offset: int, length: int) -> None:

@@ -8,10 +8,12 @@ from families import bench, videos
 from patching.pairs_of_prompts import TOKENS, same_shape
 from typer.testing import CliRunner
 
+from gpu import stand_in
 from gpu.same import same
 from vlm_lens import (
     ActivationCache,
     ActivationPatch,
+    AttentionKnockout,
     HookedVLM,
     Images,
     Intervention,
@@ -226,6 +228,18 @@ def test_moved_after_it_was_made(llava, device, tmp_path):
     assert other.device == torch.device(device)
     same(vlm.run(shown(vlm)), other.run(shown(other)))
     same(vlm.run(shown(vlm)), other.run(dict(shown(vlm).inputs)), "a prompt of the CPU")
+
+
+def test_the_host_waits_once_for_a_knockout(llava, device):
+    """To see that no query is left without a key."""
+    if not device.startswith(stand_in.NAME):
+        pytest.skip("waits are counted on the stand-in")
+    vlm, counts = llava.far, []
+    for change in ((), AttentionKnockout(Last(), [0, 1], layers=[0])):
+        stand_in.waits.clear()
+        vlm.run(TEXTS[0], interventions=change)
+        counts.append(stand_in.waits.total())
+    assert counts[1] == counts[0] + 1
 
 
 @pytest.mark.slow
