@@ -76,3 +76,10 @@ def test_patches_that_do_not_fill_a_tile(vlm):
     pictures = [bench.noise(size) for size in ((17, 400), (400, 17), (1, 1))]
     only = ("patch -> pixels -> patch",)
     bench.check_conforms(other, "<image>a<image>b<image>", pictures, only=only)
+
+
+def test_in_half_precision_what_is_written_back_is_the_same_run(tmp_path):
+    """The projector reads a slice, laid out in memory with gaps: kernels round by that."""
+    vlm = HookedVLM.from_pretrained(tiny_llava_next.save(tmp_path), dtype=torch.float16)
+    pictures = [bench.noise((64, 48))]
+    bench.check_conforms(vlm, "<image>a", pictures, only=("writing back restores",))

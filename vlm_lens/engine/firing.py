@@ -26,7 +26,14 @@ from vlm_lens.engine.attention import ChunkedTap, Tap, check_supported
 from vlm_lens.engine.ownership import Owner
 from vlm_lens.errors import InterventionError
 from vlm_lens.points.point import Point
-from vlm_lens.points.sites import AttentionSite, InputSite, MidSite, OutputSite, submodule
+from vlm_lens.points.sites import (
+    AttentionSite,
+    InputSite,
+    MidSite,
+    OutputSite,
+    laid_as,
+    submodule,
+)
 from vlm_lens.points.table import PointTable
 
 INPUT, OUTPUT = "input", "output"
@@ -260,8 +267,8 @@ class Dispatcher:
         for action in actions:
             value = action.site.get(args, kwargs)
             new = None if value is None else action.call(value)
-            if new is not None:
-                args, kwargs = action.site.put(args, kwargs, new)
+            if value is not None and new is not None:
+                args, kwargs = action.site.put(args, kwargs, laid_as(new, value))
                 changed = True
         return (args, kwargs) if changed else None
 
@@ -272,9 +279,10 @@ class Dispatcher:
             return None
         changed = False
         for action in actions:
-            new = action.call(action.site.get(output))
+            value = action.site.get(output)
+            new = action.call(value)
             if new is not None:
-                output = action.site.put(output, new)
+                output = action.site.put(output, laid_as(new, value))
                 changed = True
         return output if changed else None
 

@@ -285,6 +285,17 @@ def _replace(output: Any, path: tuple[str | int, ...], value: Tensor) -> Any:
     return output
 
 
+def laid_as(value: Tensor, original: Tensor) -> Tensor:
+    """A value laid out in memory as what it replaces: kernels round by layout."""
+    strides = original.stride()
+    if value.shape != original.shape or value.stride() == strides or 0 in strides:
+        return value
+    made = torch.empty_strided(
+        original.shape, strides, dtype=value.dtype, device=value.device, layout=value.layout
+    )
+    return made.copy_(value)
+
+
 def _with(output: Any, index: int, value: Tensor) -> Any:
     """Several outputs with one replaced, of the same kind: a tuple, one with names, a list."""
     made = (*output[:index], value, *output[index + 1 :])
