@@ -57,6 +57,16 @@ def test_errors(folder, tmp_path, monkeypatch):
         HookedVLM.from_pretrained(folder)
 
 
+def test_offline_a_short_name_says_which_id_it_stands_for(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name, repository in (
+        ("idefics2-8b", "HuggingFaceM4/idefics2-8b"),
+        ("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"),
+    ):
+        with pytest.raises(ModelError, match=f"'{name}' stands for '{repository}', which could"):
+            HookedVLM.from_pretrained(name, cache_dir=str(tmp_path))
+
+
 def test_a_type_that_transformers_does_not_know(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))

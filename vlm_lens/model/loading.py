@@ -180,9 +180,15 @@ def read_config(name: str | Path, where: str, **hub: Any) -> Any:
     except ModelError:
         raise
     except OSError as error:
+        said = str(error).splitlines()[0]
+        if str(name) != str(where):
+            raise ModelError(
+                f"{str(name)!r} stands for {str(where)!r}, which could not be read from the Hub or "
+                f"its cache: {said}"
+            ) from error
         raise ModelError(
             f"{name!r} is not a zoo model ({', '.join(zoo.names())}), not a folder with a "
-            f"config.json, and could not be read from the Hub: {str(error).splitlines()[0]}"
+            f"config.json, and could not be read from the Hub: {said}"
         ) from error
     except ValueError as error:
         raise ModelError(f"The config of {name!r} cannot be read: {error}") from error
