@@ -69,13 +69,6 @@ def as_model(given: Any) -> PreTrainedModel:
             else "gives logits of tokens that are hidden from it, and does not say what comes next"
         )
         raise ModelError(f"{type(given).__name__} {lacks}: load the checkpoint with {_AUTO}.")
-    if any(p.is_meta for p in given.parameters()) and not any(
-        hasattr(module, "_hf_hook") for module in given.modules()
-    ):  # offloaded weights are brought in by accelerate's hooks
-        raise ModelError(
-            f"The weights of this {type(given).__name__} are on the meta device, so they hold no "
-            "numbers: load it with from_pretrained."
-        )
     return given  # type: ignore[return-value]  # a PreTrainedModel, or remote code like one
 
 
