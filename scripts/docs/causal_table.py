@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from scripts.docs.kept import kept
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # the tiny models' home
 
 HEAD = ("| type | shown | why not more |", "|---|---|---|")
@@ -37,4 +39,4 @@ def page() -> str:
     """The table, made by trying every type."""
     from reach.causal import tried, types
 
-    return text({name: tried(name) for name in types()})
+    return text({n: tuple(kept(f"causal {n}", lambda n=n: tried(n))) for n in types()})

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts.docs.kept import kept
+
 if TYPE_CHECKING:
     from vlm_lens import HookedVLM
 
@@ -53,12 +55,17 @@ def notes(title: str, vlm: HookedVLM) -> list[str]:
 
 def page() -> str:
     """The table, and what each family does not have."""
-    from families.every import LMS, VLMS
+    from families.every import LMS, VLMS, Tiny
 
     lines, said = head(), []
-    for tiny in (VLMS | LMS).values():
-        with tempfile.TemporaryDirectory() as folder:
-            vlm = tiny.load(Path(folder))
-        lines.append(line(tiny.title, vlm))
-        said += notes(tiny.title, vlm)
+    for name, tiny in (VLMS | LMS).items():
+
+        def made(tiny: Tiny = tiny) -> tuple[str, list[str]]:
+            with tempfile.TemporaryDirectory() as folder:
+                vlm = tiny.load(Path(folder))
+            return line(tiny.title, vlm), notes(tiny.title, vlm)
+
+        told, noted = kept(f"conformance {name}", made)
+        lines.append(told)
+        said += noted
     return "\n".join([*lines, "", NOTES, "", *dict.fromkeys(said), ""])

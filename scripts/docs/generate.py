@@ -1,8 +1,9 @@
 """Writes the parts of the documentation that are tables of what the code says.
 
 `python -m scripts.docs.generate` writes docs/_generated; with `--check` it only says whether what
-is there is stale. What is measured by a run that takes hours (`paper_numbers`, the cards of the
-models) has scripts of its own, which write what the run left.
+is there is stale, and with `--keep FOLDER` it goes on where it was stopped. What is measured by a
+run that takes hours (`paper_numbers`, the cards of the models) has scripts of its own, which write
+what the run left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from scripts.docs import causal_table, commands, conformance_table, reach_table
+from scripts.docs import kept as table_lines
 from vlm_lens import zoo
 from vlm_lens.families import family_of
 from vlm_lens.points.point import Point
@@ -102,7 +104,10 @@ def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="say what is stale; write nothing")
     parser.add_argument("--only", choices=PAGES, action="append", help="of these pages alone")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER",
+                        help="keep finished lines there, and go on after a stop")  # fmt: skip
     options = parser.parse_args(arguments)
+    table_lines.FOLDER = options.keep
     check, stale = options.check, []
     for name in options.only or PAGES:
         path, text = out / name, PAGES[name]()
