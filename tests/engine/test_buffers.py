@@ -110,7 +110,8 @@ def test_what_is_not_copied():
         for _ in range(2):
             reader, whole = pool.reader(), torch.randn(4, SIZE)
             for x in (whole[1:3], whole.T[:, 1:], torch.nn.Parameter(torch.randn(SIZE)),
-                      torch.from_numpy(whole.numpy()), torch.randn(8)):  # fmt: skip
+                      torch.from_numpy(whole.numpy()), torch.randn(8),
+                      torch.randn(2, SIZE)[:1].expand(2, -1)):  # fmt: skip
                 assert reader.keep(x) is x
             del whole
     x = torch.randn(SIZE)
@@ -130,6 +131,20 @@ def test_one_activation_is_kept_once_and_a_changed_one_twice():
         x.mul_(2)
         other = reader.keep(x)
     assert one.eq(1).all() and other.eq(2).all()
+
+
+def test_views_of_one_memory_are_noted_once():
+    pool = Buffers()
+    with torch.no_grad():
+        x = torch.ones(4, SIZE)
+        for reader in (pool.reader(), pool.reader()):  # what a model gives again, likewise
+            for view in (x, x.view(-1), x.T):
+                assert reader.keep(view) is view
+        assert pool.n_bytes == x.nbytes
+        place = x.data_ptr()
+        del x, view, reader
+        gc.collect()
+        assert pool.reader().keep(torch.zeros(4, SIZE)).data_ptr() == place
 
 
 def test_what_stays_with_the_process_is_bounded(monkeypatch):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from functools import cache
 from typing import Any
 from weakref import ref
@@ -34,29 +34,32 @@ class Buffers(OfProcess):
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._noted: deque[Tensor] = deque()  # each the bytes of a storage; the latest last
+        # address -> the bytes of a storage, once however many views of it are read; the latest last
+        self._noted: dict[int, Tensor] = {}
         self._n_bytes = 0
 
     def reader(self) -> Reader:
         """What keeps the activations of one run."""
         free: dict[int, list[Tensor]] = defaultdict(list)
         with self._lock:
-            noted, self._noted = self._noted, deque()
-            for memory in noted:
+            noted, self._noted = self._noted, {}
+            for address, memory in noted.items():
                 if _is_let_go(memory):
                     free[memory.nbytes].append(memory)
                     self._n_bytes -= memory.nbytes
                 else:
-                    self._noted.append(memory)
+                    self._noted[address] = memory
         return Reader(self, free)
 
     def note(self, memory: Tensor) -> None:
         """Remembers memory that is handed out; what was noted first is forgotten first."""
         with self._lock:
-            self._noted.append(memory)
+            if (before := self._noted.pop(memory.data_ptr(), None)) is not None:
+                self._n_bytes -= before.nbytes
+            self._noted[memory.data_ptr()] = memory
             self._n_bytes += memory.nbytes
             while self._n_bytes > _MOST:
-                self._n_bytes -= self._noted.popleft().nbytes
+                self._n_bytes -= self._noted.pop(next(iter(self._noted))).nbytes
 
     @property
     def n_bytes(self) -> int:
@@ -103,7 +106,8 @@ def _can_be_kept(x: Tensor) -> bool:
     if x.device.type != "cpu" or x.layout != torch.strided or x.is_conj() or x.is_neg():
         return False
     storage = x.untyped_storage()
-    whole = x.nbytes == storage.nbytes() and x.nbytes >= _LEAST
+    reach = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    whole = x.nbytes == storage.nbytes() and x.nbytes >= _LEAST and reach == x.numel()
     return whole and storage.resizable()  # not so: of a file, or of another library
 
 
