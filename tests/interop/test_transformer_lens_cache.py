@@ -91,6 +91,18 @@ def test_rows_are_rows(run):
         run.theirs.remove_batch_dim()
 
 
+def test_pictures_that_are_not_the_rows_own_are_left_out(run):
+    """As many pictures as rows, both of them in the first: no row's tensors are the second's."""
+    vlm, pictures = run.vlm, [tiny.noise_picture(n, (40, 30)) for n in range(2)]
+    shown = vlm.run_with_cache(vlm.prompt(["a<image>b<image>", "c"], [pictures, []]))[1]
+    kept = to_cache(shown, vlm, run.theirs.model).apply_slice_to_batch_dim([1])
+    assert "blocks.0.hook_resid_pre" in kept and not any("vision" in name for name in kept)
+    if vlm.family.name == "llava":  # a picture is a row
+        one = run.theirs.apply_slice_to_batch_dim([1])
+        shown = next(n for n in one if n.startswith("vision") and n.endswith("0.hook_out"))
+        assert torch.equal(one[shown], run.theirs[shown][1:])
+
+
 def test_tokens_of_rows(run):
     parts = run.theirs.decompose_resid(pos_slice=-1)
     tokens, others = torch.tensor([7, 20]), torch.tensor([9, 4])

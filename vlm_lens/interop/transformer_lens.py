@@ -17,7 +17,7 @@ are wrong, measured with version 4.3; a cache from here corrects or refuses thes
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vlm_lens.errors import ModelError, PointError, near_matches
 from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.layout.layout import Layout
 from vlm_lens.prompts.prompt import Prompt
 
 try:
@@ -154,7 +155,11 @@ def to_cache(cache: ActivationCache, vlm: HookedModel, bridge: TransformerBridge
         theirs["hook_embed"] = cache[enters]
     if not theirs:
         raise PointError("The cache holds nothing that the bridge has a name for.")
-    by_row = {name for name in theirs if name == "hook_embed" or table[name].axes[0] == "batch"}
+    by_row = {
+        name for name in theirs
+        if name == "hook_embed" or table[name].axes[0] == "batch"
+        or _picture_a_row(cache.layouts, table[name].space)
+    }  # fmt: skip
     scales = dict(_scales(theirs, bridge))
     decoder = vlm.architecture.decoder
     return CacheOfVLM(
@@ -305,6 +310,14 @@ def _unknown_parts(vlm: HookedModel) -> str:
     if any("cross" in name for name in vlm.points()):
         return "its cross-attention"
     return ""
+
+
+def _picture_a_row(layouts: Sequence[Layout], space: str) -> bool:
+    """Whether each prompt's pictures are the row of its number in tower or projector."""
+    return all(
+        [row for image in layout.image for row, _ in image.space(space).sequences] == [number]
+        for number, layout in enumerate(layouts)
+    )
 
 
 def _not_as_it_is(vlm: HookedModel, name: str) -> str:

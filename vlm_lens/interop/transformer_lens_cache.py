@@ -38,7 +38,8 @@ class Corrections:
 
     Attributes:
         n_rows: How many prompts the cache holds.
-        by_row: The activations whose first axis counts them.
+        by_row: The activations whose first axis counts them; those of a tower where each prompt
+            shows one picture, in one row of it.
         unknown: What the stream receives beside attention and MLPs, in words.
         heads: Why what heads write is not what the stream receives.
         neurons: The same of neurons.
@@ -67,7 +68,7 @@ class CacheOfVLM(TheirCache):
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> CacheOfVLM:
         """Some rows, with what is read of them.
 
-        Activations of a tower in which pictures do not stand one a row are left out.
+        Activations of a tower whose rows are not the prompts' own pictures are left out.
         """
         chosen = batch_slice if isinstance(batch_slice, Slice) else Slice(batch_slice)
         facts, whole = self._facts, chosen.mode == "empty"
@@ -76,18 +77,13 @@ class CacheOfVLM(TheirCache):
         values = {
             name: chosen.apply(value, dim=0)
             for name, value in self.cache_dict.items()
-            if whole or self._is_by_row(name, value)
+            if whole or name in facts.by_row or name.endswith(".attn.hook_result")
         }
         n_rows = torch.arange(facts.n_rows)[chosen.slice].numel() if not whole else facts.n_rows
         return CacheOfVLM(
             values, self.model, replace(facts, n_rows=n_rows),
             has_batch_dim=self.has_batch_dim and chosen.mode != "int",
         )  # fmt: skip
-
-    def _is_by_row(self, name: str, value: Tensor) -> bool:
-        if name in self._facts.by_row or name.endswith(".attn.hook_result"):
-            return True
-        return value.dim() > 0 and len(value) == self._facts.n_rows
 
     def _batch_size(self) -> int:
         return self._facts.n_rows
