@@ -68,6 +68,14 @@ def test_places_are_those_of_the_tensors_given(padded, at):
         assert torch.equal(made[row], hf_tokens(vlm, one, add)[0])
 
 
+def test_prompts_of_their_own_stay_so_when_padding_moves(padded):
+    vlm, given, alone = padded
+    together = vlm.prompts.left_padded(vlm.as_prompt(given).of_rows_alone())
+    for layout, one in zip(together.layouts, alone, strict=True):
+        for n in (0, 2, -1):
+            assert At(n).resolve(layout) == [(layout.row, layout.start + n % one.length)]
+
+
 def test_padding_is_no_place(padded):
     vlm, given, _ = padded
     steer = Steer(POINT, at=At(-1), vector=1.0)

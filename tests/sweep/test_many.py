@@ -65,6 +65,8 @@ def test_numbers_of_positions_do_not_depend_on_what_runs_beside(llama):
         found = llama.sweep(texts, [edit], measure="logits", batch_size=size, progress=False)
         got = [r["logits"].reshape(-1, alone.shape[-1]) for r in found.records]
         torch.testing.assert_close(torch.cat(got), alone, atol=1e-4, rtol=1e-4)
+    logits = llama.run(texts, interventions=edit)[:, -1]
+    torch.testing.assert_close(logits, alone, atol=1e-4, rtol=1e-4)
     with pytest.raises(VLMLensError, match="its sequence has"):
         llama.sweep(texts, [Steer(edit.point, At(9), VECTOR)], batch_size=3, progress=False)
 

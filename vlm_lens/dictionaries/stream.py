@@ -73,7 +73,7 @@ def places_read(
         listed = [vlm.as_prompt(p) for p in listed]
     with vlm.reusing_pictures():
         for batch in batches(vlm, listed, batch_size):
-            prompt = batch.prompt_on(vlm)
+            prompt = vlm.as_prompt(batch.prompts)
             found, owners, kinds, images = [], [], [], []
             for number, layout in zip(batch.rows, prompt.layouts, strict=True):
                 image_of = {

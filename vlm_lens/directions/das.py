@@ -292,7 +292,7 @@ class _Search:
         ]
         return [
             _Batch(
-                batch.prompt_on(self.vlm),
+                self.vlm.as_prompt(batch.prompts),
                 states[list(batch.rows)],
                 torch.tensor([ids[i] for i in batch.rows]),
             )

@@ -86,9 +86,9 @@ class At(Position):
     """Positions by number, from 0; negative counts from the end of the prompt.
 
     In a Prompt of several rows the numbers are those of its tensors, padding counted. Where prompts
-    are given as a list (a sweep over many, vectors, means) they count from each prompt's own first
-    token, whatever runs beside it. On tower and projector points the numbers count in the sequence
-    of each picture.
+    are given as a list (to run, sweep, generate, for vectors) they count from each prompt's own
+    first token, whatever runs beside it. On tower and projector points the numbers count in the
+    sequence of each picture.
     """
 
     positions: tuple[int, ...]

@@ -53,6 +53,8 @@ class PromptMaker:
     def of(self, given: Promptable, images: Pictures = None) -> Prompt:
         """A prompt from whatever a user may give: one already made, text, or tensors.
 
+        In a list each is a prompt of its own, in which places mean what they mean alone.
+
         Raises:
             PromptError: A prompt made for another model, or what is no prompt.
         """
@@ -70,7 +72,8 @@ class PromptMaker:
             return given
         if isinstance(given, Mapping):
             return self.from_tensors(given)
-        return self.from_text(given, images)
+        made = self.from_text(given, images)
+        return made.of_rows_alone() if isinstance(given, list | tuple) else made
 
     def from_text(
         self,
@@ -212,7 +215,10 @@ class PromptMaker:
             sizes=[p.size for row in prompt.images for p in row] or None,
             texts=prompt.texts, images=prompt.images, videos=prompt.videos,
         )  # fmt: skip
-        layouts = [replace(at, shifted=n) for at, n in zip(moved.layouts, after, strict=True)]
+        layouts = [
+            at.by_itself() if given.alone else replace(at, shifted=n)
+            for at, given, n in zip(moved.layouts, prompt.layouts, after, strict=True)
+        ]
         return replace(moved, layouts=tuple(layouts))
 
     def _as_typed(self, layout: Layout, text: str) -> Layout:

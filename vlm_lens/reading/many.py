@@ -38,11 +38,6 @@ class Batch:
     rows: tuple[int, ...]
     prompts: Any
 
-    def prompt_on(self, vlm: HookedModel) -> Prompt:
-        """As one prompt, in which places mean what they mean in each prompt alone."""
-        made = vlm.as_prompt(self.prompts)
-        return made if isinstance(self.prompts, Prompt) else made.of_rows_alone()
-
 
 @dataclass(frozen=True)
 class Readings(Sequence):
@@ -198,7 +193,7 @@ class _Reading:
         self._pictures = vlm._pictures or self._pictures or vlm.picture_store()
         with vlm.reusing_pictures(self._pictures):
             _, cache = vlm.run_with_cache(
-                batch.prompt_on(vlm),
+                batch.prompts,
                 names_filter=list(self.names), positions=self.at, device="cpu",
                 interventions=self.edits, last_logits=self.last_logits,
             )  # fmt: skip

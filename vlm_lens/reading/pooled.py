@@ -64,7 +64,7 @@ def pooled_states(
     states: dict[str, dict[int, Tensor]] = {name: {} for name in at}
     with vlm.reusing_pictures():
         for batch in batches(vlm, listed, batch_size):
-            prompt = batch.prompt_on(vlm)
+            prompt = vlm.as_prompt(batch.prompts)
             _, cache = vlm.run_with_cache(
                 prompt, names_filter=[p.name for p in found], last_logits=1
             )

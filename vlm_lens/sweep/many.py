@@ -72,7 +72,7 @@ class ManyWork:
         Raises:
             VLMLensError: Something does not fit a prompt of the batch.
         """
-        prompt = vlm.prompts.left_padded(batch.prompt_on(vlm))
+        prompt = vlm.prompts.left_padded(vlm.as_prompt(batch.prompts))
         bound = for_rows(self.measure, batch.rows, self.n_prompts).bind(vlm, prompt)
         check_labels(self.labels, bound.columns)
         lowered = Lowered(vlm, prompt, self.variants)

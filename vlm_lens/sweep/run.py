@@ -62,10 +62,7 @@ def sweep(
         raws = raw_prompts(prompt, images)
         many = ManyWork(listed, measure, labels, engine, memory, len(raws))
         return sweep_many(vlm, raws, batch_size, many, save=save, on=on, progress=progress)
-    made = vlm.as_prompt(prompt, images)
-    if isinstance(prompt, list | tuple):
-        made = made.of_rows_alone()
-    prompt = vlm.prompts.left_padded(made)
+    prompt = vlm.prompts.left_padded(vlm.as_prompt(prompt, images))
     bound = measure.bind(vlm, prompt)
     check_labels(labels, bound.columns)
     lowered = Lowered(vlm, prompt, listed)

@@ -40,7 +40,7 @@ def first_tokens(
     runs = [compose(one) for one in interventions]
     found = torch.zeros(len(runs), len(prompts), dtype=torch.long)
     for batch in progress(list(batches(vlm, list(prompts), batch_size))):
-        swept = vlm.sweep(batch.prompt_on(vlm), runs, progress=False)
+        swept = vlm.sweep(vlm.as_prompt(batch.prompts), runs, progress=False)
         found[:, list(batch.rows)] = swept.stack("token_id").reshape(len(runs), -1)
     return found
 
@@ -77,7 +77,7 @@ def whole_answers(
     asked = [prompts[i] for i in owner]
     for batch in progress(list(batches(vlm, asked, batch_size))):
         measure = AnswerProb([each[i] for i in batch.rows])
-        swept = vlm.sweep(batch.prompt_on(vlm), runs, measure=measure, progress=False)
+        swept = vlm.sweep(vlm.as_prompt(batch.prompts), runs, measure=measure, progress=False)
         likely = swept.stack("answer_prob").reshape(len(runs), -1)
         said = swept.stack("answer_greedy").reshape(len(runs), -1)
         for column, i in enumerate(batch.rows):
