@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_lens import HookedVLM, VLMLensError
+from vlm_lens import ActivationPatch, At, Find, HookedVLM, Last, Steer, VLMLensError
 from vlm_lens.distributed.packed import pack, read_packed, unpack, write_packed
 from vlm_lens.distributed.source import sent
 from vlm_lens.hooked.identity import run_identity
+from vlm_lens.serial import FrozenTensor, LearnedTensor
 
 
 def test_a_value_comes_back_with_its_tensors_and_what_they_share():
@@ -69,6 +70,33 @@ def test_a_model_comes_back_as_it_is(zoo, picture):
         assert one.data_ptr() % 64 == other.data_ptr() % 64  # so that the last bits are the same
     assert torch.equal(again.run(asked), vlm.run(prompt))
     assert run_identity(again, p=asked.inputs) == run_identity(vlm, p=prompt.inputs)
+
+
+def test_interventions_of_one_vector_carry_it_once():
+    vector, other = torch.randn(2, 4096)
+    point = "blocks.0.hook_resid_post"
+    made = [Steer(point, Last(), vector, 1 + i / 8) for i in range(500)]
+    made += [ActivationPatch(point, At(i), vector) + Steer(point, 0, other) for i in range(500)]
+    packed = pack(made, "it")
+    assert packed.nbytes < 2 * vector.nbytes + 1000 * 160
+    found = unpack(packed)
+    assert found == made and len({v.vector.data.data_ptr() for v in found[:500]}) == 1
+    vector[7] = 0  # what was made before holds what the vector was then
+    before, after = unpack(pack([made[0], Steer(point, Last(), vector)], "it"))
+    assert before == made[0] != after and after.vector.data[7] == 0
+
+
+def test_equal_tensors_that_can_change_or_are_of_another_kind_stay_apart():
+    ones = torch.ones(3)
+    value = [
+        ones, ones.clone(), FrozenTensor(ones), FrozenTensor(ones), FrozenTensor(ones.double()),
+        FrozenTensor(ones[None]), LearnedTensor(torch.nn.Parameter(ones.clone())), Find("a"),
+    ]  # fmt: skip
+    found = unpack(pack(value, "it"))
+    assert found[2:] == value[2:] and found[2] is found[3]
+    held = [x if isinstance(x, torch.Tensor) else x.data for x in found[:3] + found[4:7]]
+    assert len({x.data_ptr() for x in held}) == 6 and held[5].requires_grad
+    assert [x.dtype for x in held] == [torch.float32] * 3 + [torch.float64] + [torch.float32] * 2
 
 
 def test_what_cannot_be_sent_is_said():

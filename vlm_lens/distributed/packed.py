@@ -2,7 +2,9 @@
 
 Pickle's fifth protocol leaves buffers out of the stream of bytes. Those of tensors' storages are
 left out here too: a process that finds them in shared memory makes tensors of them without a copy.
-Tensors that share a storage, as tied weights do, share it afterwards.
+Tensors that share a storage, as tied weights do, share it afterwards. Of frozen tensors, which are
+values and do not change, those that are equal travel once: of a thousand interventions that were
+made of one vector each holds a copy.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 
 from vlm_lens.distributed.refusal import DistributedError
+from vlm_lens.serial import FrozenTensor
 from vlm_lens.storage.files import write_whole
 
 _SMALL = 1 << 16  # bytes that are copied: they may be written to, what is shared may not
@@ -106,8 +109,13 @@ class _Pickler(cloudpickle.Pickler):
             return False
 
         super().__init__(file, protocol=5, buffer_callback=inside)
+        self._values: dict[str, FrozenTensor] = {}  # by their digest
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is FrozenTensor:
+            first = self._values.setdefault(obj.digest, obj)
+            if first is not obj:
+                return _itself, (first,)
         if isinstance(obj, torch.storage.TypedStorage):
             return _typed, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage):
@@ -124,6 +132,10 @@ def dropped_hook(module: Any, args: Any, output: Any) -> None:
 
 def _dropped_hook() -> FunctionType:
     return dropped_hook  # type: ignore[return-value]
+
+
+def _itself(value: FrozenTensor) -> FrozenTensor:
+    return value
 
 
 def _typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
