@@ -19,6 +19,7 @@ exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = "vlm_lens"
 html_show_sphinx = False
+html_show_search_summary = False  # empty where pages are opened as files
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_js_files = ["pages.js"]

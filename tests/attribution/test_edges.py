@@ -147,7 +147,7 @@ def test_a_circuit_for_capitals_is_faithful():
     assert len(few) < 0.1 * int((~np.isnan(edges.values.to_numpy())).sum())
     assert few.faithfulness(vlm) == pytest.approx(1, abs=0.05)
     curve = edges.curve(vlm, (1, 5, 100))
-    assert curve.axes == ("variant",) and curve.plot() is not None
+    assert curve.axes == ("edges",) and list(curve.plot().data[0].x) == [1, 5, 100]
 
 
 def test_what_has_no_edges_is_told(tmp_path, slight):

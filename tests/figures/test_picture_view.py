@@ -3,9 +3,11 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 from browser import WIDTHS
 from families import tiny_llava_next
 from PIL import Image
@@ -84,6 +86,19 @@ def test_a_view_is_read_at_every_width(browser, load, tiles, tmp_path, width):
                 assert page.errors == [] and page.fetched == []
                 assert page.wider_than_screen <= 0 and page.faint == [] and page.cut == []
                 assert page.out_of_reach == []
+
+
+def test_a_scale_says_where_nothing_is_read(browser, load, tmp_path):
+    _, found = shown(load("clip-llama"), heads=1)
+    only = xr.DataArray([place.patch is not None for place in found.places()], dims="position")
+    view = replace(found, values=found.values * only).over_picture()
+    with browser.open(view.save(tmp_path / "view.html")) as page:
+        tokens, patches = (
+            page.js(f'document.querySelector(".scale.{group}").innerText').split()
+            for group in ("tokens", "patches")
+        )
+        assert tokens == ["tokens", "all", "0"]
+        assert patches == ["patches", "0", f"{float((found.values * only).max()):.4f}"]
 
 
 def test_text_of_tokens_cannot_become_part_of_the_page(load):

@@ -35,7 +35,9 @@ def test_positions_run_to_the_right_and_further_axes_get_a_slider():
     assert fig.layout.coloraxis.cmin == -fig.layout.coloraxis.cmax
 
 
-@pytest.mark.parametrize(("axis", "kind"), [("layer", "scatter"), ("kind", "bar")])
+@pytest.mark.parametrize(
+    ("axis", "kind"), [("layer", "scatter"), ("edges", "scatter"), ("kind", "bar")]
+)
 def test_one_axis_is_a_line_or_bars(axis, kind):
     fig = score_map(np.array([1.0, 2.0]), {axis: names(2)}, name="attention")
     assert fig.data[0].type == kind and list(fig.data[0].y) == [1.0, 2.0]

@@ -35,7 +35,8 @@ def by_head(prompt, seed=0, layers=2, heads=3):
     values = np.random.default_rng(seed).random((layers, heads, n), dtype=np.float32)
     return scores(
         values, {"layer": range(layers), "head": range(heads), "position": range(n)},
-        name="attention", layout=prompt.layout, pictures=prompt.images[0], about={"model": "tiny"},
+        name="attention", layout=prompt.layout, pictures=prompt.images[0],
+        about={"model": "tiny", "clean": 13.306640625},
     )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def test_saved_and_loaded_scores_are_the_same(prompts, name, tmp_path):
     found = by_head(prompt)
     again = Scores.load(found.save(tmp_path / "scores"))
     xr.testing.assert_identical(again.values, found.values)
-    assert again.layout == found.layout and again.about == {"model": "tiny"}
+    assert again.layout == found.layout and again.about == found.about
     assert [p.tobytes() for p in again.pictures] == [p.tobytes() for p in found.pictures]
     pd_found, pd_again = found.to_dataframe(), again.to_dataframe()
     assert pd_found.equals(pd_again)
@@ -146,7 +147,7 @@ def test_what_is_printed_names_the_ten_largest(prompts):
     found = by_head(prompts["crop"][1])
     text = repr(found)
     assert text.startswith("Scores(attention: layer 2, head 3, position")
-    assert "model tiny" in text and f"{found.top(1)['attention'][0]:.4g}" in text
+    assert "model tiny; clean 13.31\n" in text and f"{found.top(1)['attention'][0]:.4g}" in text
     html = found._repr_html_()
     assert html.count("<tr") == 11 and "<b>Scores(attention" in html
     one = found.sum("layer", "head", "position")

@@ -74,7 +74,7 @@ class Edges(Scores):
         *,
         outside: Sequence[Prompt] | str = "counterfactual",
     ) -> Scores:
-        """The faithfulness of circuits of growing size, by `variant`: how many edges are enough.
+        """The faithfulness of circuits of growing size, by `edges`: how many are enough.
 
         Args:
             vlm: The model.
@@ -85,8 +85,8 @@ class Edges(Scores):
             one.faithfulness(vlm, outside=outside) if len(one) else 0.0
             for one in map(self.circuit, sizes)
         ]
-        about = {**self.about, "variant": "edges taken, strongest first"}
-        return scores(np.array(found), {"variant": list(sizes)}, name="faithfulness", about=about)
+        about = {**self.about, "edges": "the strongest"}
+        return scores(np.array(found), {"edges": list(sizes)}, name="faithfulness", about=about)
 
 
 def attribute_edges(

@@ -22,8 +22,11 @@
       for (const e of mine) { const v = Math.abs(now[+e.dataset.i]); if (v > largest) largest = v; }
       const scale = root.querySelector(".scale." + group);
       if (scale) {
-        scale.querySelector(".most").textContent = show(largest);
-        if (scale.querySelector(".both")) scale.querySelector(".least").textContent = show(-largest);
+        const known = mine.some(e => !Number.isNaN(now[+e.dataset.i]));
+        const least = scale.querySelector(".both") ? show(-largest) : "0";
+        scale.querySelector("i").style.display = largest ? "" : "none";
+        scale.querySelector(".least").textContent = largest ? least : known ? "all 0" : "none";
+        scale.querySelector(".most").textContent = largest ? show(largest) : "";
       }
       for (const e of mine) {
         const v = now[+e.dataset.i] || 0, s = largest ? $opaque * Math.abs(v) / largest : 0;

@@ -20,7 +20,9 @@ _TITLES = {
     "query": "query position and token",
     "kind": "kind of position",
     "receiver": "receiver of the path",
+    "edges": "edges in the circuit, the strongest",
 }
+_ALONG = ("layer", "scale", "edges")  # a quantity: numbers against it are a line, not bars
 # which axis runs to the right: the rightmost named here that is there
 _ACROSS = ("kind", "head", "feature", "layer", "query", "position")
 _FRAMES = 200
@@ -106,19 +108,26 @@ def _line(
     values: np.ndarray, axis: str, labels: Sequence[str], name: str, subtitle: str
 ) -> go.Figure:
     fig = go.Figure()
-    numbers = [int(v) for v in labels] if all(v.lstrip("-").isdigit() for v in labels) else None
+    numbers = _numbers(labels, float if axis in _ALONG else int)
     common = {
         "x": numbers or list(labels),
         "y": values,
         "hovertemplate": f"{axis} %{{x}}<br>{_plain(name)} %{{y:.4g}}<extra></extra>",
     }
-    if axis == "layer":
+    if axis in _ALONG:
         fig.add_scatter(mode="lines+markers", line={"color": PALETTE["blue"]}, **common)
     else:
         fig.add_bar(marker={"color": PALETTE["blue"]}, **common)
     style(fig, title=_plain(name), subtitle=_plain(subtitle) or None,
           x=_TITLES.get(axis, axis), y=_plain(name), height=400)  # fmt: skip
     return fig
+
+
+def _numbers(labels: Sequence[str], kind: type[int] | type[float]) -> list[float] | None:
+    try:
+        return [kind(v) for v in labels]
+    except ValueError:
+        return None
 
 
 def _ticks(labels: Sequence[str]) -> dict[str, list]:

@@ -27,7 +27,7 @@ from vlm_lens.scores import files
 from vlm_lens.scores.labelled import Labelled, labels_of
 from vlm_lens.scores.places import Place, places
 from vlm_lens.scores.refusal import ScoresError
-from vlm_lens.scores.text import abridged, as_html, as_text
+from vlm_lens.scores.text import abridged, as_html, as_text, told
 from vlm_lens.scores.views import view_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 POSITIONAL = ("position", "query")
 AXES = (
     "pair", "row", "layer", "head", "query", "position", "kind", "receiver", "feature", "token",
-    "component", "scale", "variant",
+    "component", "scale", "edges", "variant",
 )  # fmt: skip
 
 
@@ -332,7 +332,7 @@ class Scores(Labelled):
         return f"Scores({self.name}: {sizes or f'{float(self.values):.4g}'})"
 
     def _lines(self) -> list[str]:
-        about = "; ".join(f"{k} {v}" for k, v in self.about.items())
+        about = "; ".join(f"{k} {told(v)}" for k, v in self.about.items())
         marked = "; ".join(f"{k} at {abridged(list(v))}" for k, v in self.marked.items() if v)
         return [line for line in (about, marked) if line]
 

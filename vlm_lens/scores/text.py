@@ -29,6 +29,11 @@ def abridged(values: Sequence[Any]) -> str:
     return shown + (f", ... ({len(values)} in all)" if len(values) > 8 else "")
 
 
+def told(value: Any) -> str:
+    """A fact about scores, a number as tables show it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _short(table: pd.DataFrame) -> pd.DataFrame:
     keep = [c for c in table.columns if c != "pixels" and table[c].notna().any()]
     table = table[keep].copy()
