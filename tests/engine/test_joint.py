@@ -193,6 +193,21 @@ def test_a_model_that_takes_no_further_positions_is_replayed(load):
         assert_same(record["logits"], vlm.run(prompt, interventions=edit)[0, -1:])
 
 
+def test_a_model_for_which_memory_was_short_once_is_tried_again(load, monkeypatch):
+    vlm, edit = load("llama"), Scale("blocks.0.hook_resid_post", at=Last(), factor=2.0)
+    prompt = vlm.prompt("a b c d")
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as short:
+        short.setattr(vlm.hf_model.model.norm, "forward", full)
+        with pytest.raises(NotReplayable, match="out of memory"):
+            jointly(vlm, prompt, [edit])
+    _, changed = jointly(vlm, prompt, [edit])
+    assert_same(changed[0], vlm.run(prompt, interventions=edit)[:, -1:])
+
+
 def test_the_control_is_what_finds_it(clip, monkeypatch):
     """With masks that let a variant see the others, the control differs from the plain run."""
     inner = further.FurtherPositions._mask

@@ -112,7 +112,7 @@ def run_jointly(
         The plain run's logits, `[rows, n_last, d_vocab]`, and the variants'.
 
     Raises:
-        NotReplayable: The model works in a way that is not understood.
+        NotReplayable: The model works in a way that is not understood, or memory is short.
         VLMLensError: An op does not fit the activation that it is for.
     """
     try:
@@ -121,6 +121,8 @@ def run_jointly(
         why = str(error)
     except VLMLensError:
         raise
+    except torch.OutOfMemoryError as error:  # of these variants: fewer fit, as rows in chunks
+        raise NotReplayable(str(error)) from None
     except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
     _refused.setdefault(run.model, {})["pixel_values" in inputs] = why
