@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.engine.ownership import OfProcess
+from vlm_lens.points.sites import overlaps
 
 _LEAST = 1 << 16  # bytes: what is smaller comes from memory that the process has already
 _MOST = 512 << 20  # bytes that are noted, and so may stay with the process
@@ -106,8 +107,7 @@ def _can_be_kept(x: Tensor) -> bool:
     if x.device.type != "cpu" or x.layout != torch.strided or x.is_conj() or x.is_neg():
         return False
     storage = x.untyped_storage()
-    reach = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-    whole = x.nbytes == storage.nbytes() and x.nbytes >= _LEAST and reach == x.numel()
+    whole = x.nbytes == storage.nbytes() and x.nbytes >= _LEAST and not overlaps(x)
     return whole and storage.resizable()  # not so: of a file, or of another library
 
 

@@ -288,12 +288,22 @@ def _replace(output: Any, path: tuple[str | int, ...], value: Tensor) -> Any:
 def laid_as(value: Tensor, original: Tensor) -> Tensor:
     """A value laid out in memory as what it replaces: kernels round by layout."""
     strides = original.stride()
-    if value.shape != original.shape or value.stride() == strides or 0 in strides:
+    if value.shape != original.shape or value.stride() == strides or overlaps(original):
         return value
     made = torch.empty_strided(
         original.shape, strides, dtype=value.dtype, device=value.device, layout=value.layout
     )
     return made.copy_(value)
+
+
+def overlaps(x: Tensor) -> bool:
+    """Whether places of a tensor may lie in one place of memory: no other can be written there."""
+    reach = 1
+    for step, n in sorted(zip(x.stride(), x.shape, strict=True)):
+        if n > 1 and step < reach:
+            return True
+        reach += (n - 1) * step
+    return False
 
 
 def _with(output: Any, index: int, value: Tensor) -> Any:
