@@ -19,3 +19,4 @@ def test_run_loads_the_model_as_asked(tmp_path):
     assert about["dtype"] == "bfloat16" and about["device"] == "cpu"
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "TopDecodings on toy-llava" in report and "--model toy-llava" in report
+    assert "--dtype bfloat16 --device cpu" in report

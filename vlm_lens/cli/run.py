@@ -49,5 +49,7 @@ def run(
         screen.print(str(result), highlight=False, markup=False, soft_wrap=True)
         screen.print(f"\nTables and figures: [bold]{result.save(out).resolve()}[/]", soft_wrap=True)
         command = f"vlm-lens run {recipe} --model {name}"
+        for option, given in (("code", code), ("dtype", dtype), ("device", device)):
+            command += f" --{option} {given}" if given else ""
         report = result_report(out / "report.html", result, commands=[command])
         screen.print(f"Report: [bold]{report.resolve()}[/]", soft_wrap=True)
