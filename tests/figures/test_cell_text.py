@@ -63,6 +63,13 @@ def test_each_text_is_read_on_its_cell(scale, shared, reverse):
         assert contrast(ground, to_rgb(ink)) >= 4.4  # of 256 steps, beside 4.5
 
 
+def test_what_is_infinite_has_the_colours_of_the_ends():
+    z = [[-np.inf, 0.0, 1.0, np.inf]]
+    fig = legible_cells(go.Figure(go.Heatmap(z=z, texttemplate="%{z:.0f}", colorscale="Greys")))
+    inks = [re.search("#[0f]+", text)[0] for text in fig.data[0].text[0]]
+    assert inks[0] == inks[1] != inks[2] == inks[3]
+
+
 def test_a_picture_shows_the_text_alone(tmp_path):
     words = {"text": [["low", "high"]], "texttemplate": "%{text}"}
     fig = go.Figure(go.Heatmap(z=[[0.0, 1.0]], colorscale="Cividis", **words))

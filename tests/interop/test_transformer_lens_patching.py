@@ -83,6 +83,8 @@ def test_what_is_not_served_is_told(runs):
     model = patching_model(vlm, corrupt)
     with pytest.raises(ModelError, match="not the tokens"):
         patching.get_act_patch_resid_pre(model, model.tokens[:, 1:], clean, metric)
+    with pytest.raises(ModelError, match="not the tokens"):
+        model.run_with_hooks("Q:<image>")
     with pytest.raises(ModelError, match="patch_paths"):
         patching.get_act_patch_direct_path(
             model, model.tokens, clean, clean, metric, src_layer=0, src_head=0

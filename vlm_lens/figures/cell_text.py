@@ -87,13 +87,13 @@ def limits(scale: Any, z: np.ndarray) -> tuple[float, float]:
 
     Args:
         scale: A coloraxis, or a heat map that has a scale of its own.
-        z: The values, with nan where there are none.
+        z: The values, with nan where there are none; what is infinite has the ends' colours.
     """
     kind = "c" if scale.plotly_name.startswith("coloraxis") else "z"
     low, high, middle = (scale[f"{kind}{end}"] for end in ("min", "max", "mid"))
-    known = np.isfinite(z).any()
-    low = (float(np.nanmin(z)) if known else 0.0) if low is None else low
-    high = (float(np.nanmax(z)) if known else 1.0) if high is None else high
+    known = z[np.isfinite(z)]
+    low = (float(known.min()) if known.size else 0.0) if low is None else low
+    high = (float(known.max()) if known.size else 1.0) if high is None else high
     if middle is not None:
         reach = max(high - middle, middle - low)
         low, high = middle - reach, middle + reach

@@ -56,7 +56,8 @@ class PatchingModel:
         Raises:
             VLMLensError: Other tokens than the prompt's, an option, or a name of no point.
         """
-        if not torch.equal(torch.as_tensor(tokens).to(self.tokens), self.tokens):
+        own = self.tokens
+        if not isinstance(tokens, Tensor) or not torch.equal(tokens.to(own), own):
             raise ModelError(
                 "These are not the tokens of the prompt that this model was made of: give its "
                 ".tokens, or make one of the other prompt, patching_model(vlm, prompt)."

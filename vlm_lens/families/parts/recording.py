@@ -262,10 +262,9 @@ def _by_interface() -> bool:
             held = frame.f_locals
             config = getattr(held.get("module"), "config", None)
             chosen = getattr(config, "_attn_implementation", None) or "eager"
+            # the module calls eager attention itself: no other can be put in its place
             if chosen != "eager" and frame.f_code.co_name.startswith("eager"):
-                return (
-                    False  # not looked up where transformers' functions are: none can be put there
-                )
+                return False
             # eager attention multiplies by the scale that it is given; sdpa needs none
             return held.get("scaling") is not None
         frame = frame.f_back
