@@ -147,6 +147,8 @@ def circuit_tracer(
                 "b_dec": w["b_dec"]}  # fmt: skip
         if kind == "jump_relu":
             held["activation_function.threshold"] = w["threshold"]
+        if kind == "topk":
+            held["k"] = np.array(K)
         if skip:
             held["W_skip"] = w["skip"].T
         save_file(_tensors(**held), folder / f"layer_{layer}.safetensors")

@@ -25,7 +25,8 @@ def weights():
         ("jump_relu", {}, lambda w: written.jump(w["threshold"])),
         ("relu", {}, lambda w: written.relu),
         ("jump_relu", {"activation": "relu"}, lambda w: written.relu),
-        ("topk", {"activation": "topk", "k": written.K}, lambda w: written.largest(5, True)),
+        ("topk", {}, lambda w: written.largest(5, True)),
+        ("relu", {"activation": "topk", "k": written.K}, lambda w: written.largest(5, True)),
     ],
 )
 def test_one_file_is_one_transcoder(tmp_path, weights, kind, config, activation):
@@ -159,6 +160,8 @@ def test_what_cannot_be_read_is_told(tmp_path, weights):
         Dictionary.from_pretrained(elsewhere)
     for config, message in (
         ({"activation": "topk"}, "give k="),
+        ({"activation": "topk", "k": "many"}, "k, how many .* not 'many'"),
+        ({"feature_input_hook": ["mlp.hook_in"]}, r"\['mlp.hook_in'\] of .* no point here"),
         ({"activation": "gated"}, "activation 'gated'"),
     ):
         folder = written.circuit_tracer(tmp_path / "d", weights, kind="relu", **config)

@@ -10,8 +10,8 @@
 ```
 
 Features are JumpReLU where there are thresholds, the `k` largest whatever their sign where the
-config says `activation: topk`, and else ReLU (Hanna et al. 2025, github.com/safety-research/
-circuit-tracer). Hooks are TransformerLens's, below `blocks.<n>.`:
+config says `activation: topk` or the file holds a `k`, and else ReLU (Hanna et al. 2025,
+github.com/safety-research/circuit-tracer). Hooks are TransformerLens's, below `blocks.<n>.`:
 
 | hook there                        | what it is there            | point here            |
 |-----------------------------------|-----------------------------|-----------------------|
@@ -74,6 +74,7 @@ class CircuitTracer(Reader):
         tensors["w_enc"] = tensors["w_enc"].T
         if "W_skip" in held:
             tensors["w_skip"] = held["W_skip"].T
+        about = {"k": held["k"], "activation": "topk", **about} if "k" in held else about
         unsaid, kind = "", about.get("activation")
         if kind == "topk":
             tensors["signed"] = torch.ones(())
@@ -92,7 +93,7 @@ class CircuitTracer(Reader):
             raise DictionaryError(f"{path} has no {_THRESHOLD}, which JumpReLU needs.")
         points, unknown = [], []
         for key, known in (("feature_input_hook", _READS), ("feature_output_hook", _WRITES)):
-            hook = about.get(key)
+            hook = str(about.get(key) or "")
             points.append(f"blocks.{layer}.{known[hook]}" if known.get(hook) else "")
             if hook and not points[-1]:
                 unknown.append(f"{key} {hook} of {path.parent / _CONFIG} is no point here.")
@@ -118,10 +119,11 @@ class CircuitTracer(Reader):
             for path in folder.glob("layer_*.safetensors")
             if (match := _FILE.search(path.name))
         )
-        if not there and about.get("transcoders"):
+        if not there and (where := about.get("transcoders")):
+            first = where[0] if isinstance(where, list) else where
             raise DictionaryError(
-                f"The files of {folder} are elsewhere, {about['transcoders'][0]}, ...: give where "
-                "they are, Dictionary.from_pretrained(repository, folder)."
+                f"The files of {folder} are elsewhere, {first}, ...: give where they are, "
+                "Dictionary.from_pretrained(repository, folder)."
             )
         if len(there) == 1:
             return there[0][1]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.dictionaries.value import DictionaryError
+from vlm_lens.integers import as_integer
 from vlm_lens.storage.files import FileError, read_json
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(?P<layer>\d+)(?:\.(?P<part>[a-z_]+))?$")
@@ -105,9 +106,17 @@ def named(tensors: Mapping[str, Tensor], names: Mapping[str, str], path: Path) -
     return {ours: tensors[theirs] for ours, theirs in names.items()}
 
 
-def number(value: int) -> Tensor:
-    """A whole number as a tensor."""
-    return torch.tensor(int(value))
+def number(k: Any) -> Tensor:
+    """How many features stay, as a tensor.
+
+    Args:
+        k: What files say of it or a user; some write whole numbers as 64.0.
+
+    Raises:
+        DictionaryError: No whole number.
+    """
+    whole = int(k) if isinstance(k, float) and k.is_integer() else k
+    return torch.tensor(as_integer(whole, "k, how many features stay,", DictionaryError))
 
 
 def point_of_module(module: str) -> str:
