@@ -63,6 +63,8 @@ def summary(done: dict[int, dict]) -> str:
         )
     kinds = sum((Counter(g["kinds"]) for g in done.values()), Counter())
     lines.append("changes: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())))
+    paths = sum((Counter(g["paths"]) for g in done.values()), Counter())
+    lines.append("inside: " + ", ".join(f"{n} {path}" for path, n in sorted(paths.items())))
     cases, wrong = (sum(f(g) for g in done.values()) for f in (_cases, _wrong))
     lines.append(f"{cases} cases in {len(done)} groups, {wrong} groups wrong")
     for number, group in sorted(done.items()):

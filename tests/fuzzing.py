@@ -12,6 +12,7 @@ import random
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -20,7 +21,7 @@ from tempfile import mkdtemp
 
 import tiny
 import torch
-from families.every import LMS, VLMS
+from families.every import ENCODER_DECODERS, LMS, VLMS
 from fuzzing_changes import Change, Changes
 from plain_edits import (
     PlainEdit,
@@ -32,9 +33,13 @@ from plain_edits import (
 from torch import Tensor
 
 from vlm_lens import All, HookedVLM
+from vlm_lens.engine import buffers
+from vlm_lens.engine.tower_rows import JoiningRows
 from vlm_lens.interventions import Intervention
 from vlm_lens.measures import Capture, GeneratedTokens
+from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
+from vlm_lens.sweep import runner
 
 TEXTS = ("Q:Greece\nA:", "What is the capital of the country?", "Q:Peru\nA:Lima\n\nQ:Japan\nA:")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,7 +48,7 @@ WITHIN = {"float32": 1e-4, "bfloat16": 0.1}
 BY_ROUNDING = 10  # how many times what one rounding of the input does a run may lie off
 PER_GROUP = 4
 GENERATING = 0.2  # the share of groups that generate
-MODELS = {**VLMS, **LMS}
+MODELS = {**VLMS, **LMS, **ENCODER_DECODERS}
 
 
 @dataclass
@@ -57,6 +62,9 @@ class Outcome:
         engines: How many variants each engine computed.
         notes: What was left out, and why.
         kinds: How many changes of each kind were made.
+        paths: How often mechanisms ran that results do not tell of: variants in the plain run,
+            blocks of a tower that computed some of their rows, activations put into memory that an
+            earlier run's cache was let go of with.
     """
 
     cases: int = 0
@@ -65,6 +73,7 @@ class Outcome:
     engines: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=dict)
+    paths: dict[str, int] = field(default_factory=dict)
 
 
 @cache
@@ -91,10 +100,35 @@ def run_group(number: int, seed: int = 0) -> tuple[str, Outcome]:
     dtype = "bfloat16" if number // len(MODELS) % 4 == 3 else "float32"
     title, outcome = f"group {number}: {name}, {dtype}", Outcome()
     try:
-        Group(name, dtype, source, outcome).run()
+        with counted(outcome):
+            Group(name, dtype, source, outcome).run()
     except Exception:  # noqa: BLE001  reported with the group that it is of
         outcome.failures.append(traceback.format_exc(limit=-6))
     return title, outcome
+
+
+@contextmanager
+def counted(outcome: Outcome) -> Iterator[None]:
+    """While open, what runs inside the engine is counted, and small activations are reused, too."""
+    paths: Counter[str] = Counter()
+    jointly, made, least = runner.run_jointly, JoiningRows.__init__, buffers._LEAST
+
+    def counting(run: object, inputs: object, variants: Sequence, **more: object) -> object:
+        found = jointly(run, inputs, variants, **more)
+        paths["variants in the plain run"] += len(variants)
+        return found
+
+    def joining(self: JoiningRows, *args: object) -> None:
+        made(self, *args)
+        paths["blocks of some rows"] += len(self._partly)
+
+    runner.run_jointly, JoiningRows.__init__, buffers._LEAST = counting, joining, 1
+    try:
+        yield
+    finally:
+        runner.run_jointly, JoiningRows.__init__, buffers._LEAST = jointly, made, least
+        for path, n in paths.items():
+            outcome.paths[path] = outcome.paths.get(path, 0) + n
 
 
 class Group:
@@ -104,10 +138,15 @@ class Group:
         self.vlm, self.made = model_of(name, dtype), MODELS[name]
         self.dtype, self.source, self.outcome = dtype, source, outcome
         self.pictured = self.vlm.family.takes_images
+        self.crossing = name in ENCODER_DECODERS
         self.texts, self.images = self._drawn()
-        self.prompt = self._prompt(self.texts, self.images)
+        # what a decoder beside an encoder has answered so far
+        n_said = source.randint(1, 4) if self.crossing else 0
+        self.said = [[source.randrange(10, 90) for _ in range(n_said)] for _ in self.texts]
+        self.prompt = self._prompt(self.texts, self.images, self.said)
         # each row alone: its tensors, and where things stand in it
-        self.rows = [self._prompt([t], [i]) for t, i in zip(self.texts, self.images, strict=True)]
+        alone = zip(self.texts, self.images, self.said, strict=True)
+        self.rows = [self._prompt([t], [i], [s]) for t, i, s in alone]
         if len(self.rows) > 1 and not self._batches_alike():
             self.texts, self.images = self.texts[:1], self.images[:1]
             self.prompt, self.rows = self.rows[0], self.rows[:1]
@@ -129,14 +168,19 @@ class Group:
         texts, images = [], []
         for _ in range(self.source.choice((1, 2))):
             n = max(self.source.choice((0, 1, 1, 2)), least) if self.pictured else 0
+            n = min(n, 1) if self.crossing else n  # Florence-2 reads one picture
             texts.append("<image>\n" * n + self.source.choice(TEXTS))
             images.append(
                 [tiny.noise_picture(self.source.randrange(50), (40, 36)) for _ in range(n)]
             )
         return texts, images
 
-    def _prompt(self, texts: list[str], images: list[list]) -> Prompt:
-        return self.vlm.prompt(texts, images if any(images) else None)
+    def _prompt(self, texts: list[str], images: list[list], said: list[list[int]]) -> Prompt:
+        made = self.vlm.prompt(texts, images if any(images) else None)
+        if not self.crossing:
+            return made
+        answer = torch.cat([made.inputs["decoder_input_ids"], torch.tensor(said)], 1)
+        return self.vlm.as_prompt({**made.inputs, "decoder_input_ids": answer})
 
     def run(self) -> None:
         """Compares every variant."""
@@ -166,10 +210,13 @@ class Group:
         for v, changes in enumerate(variants):
             for row, plain in enumerate(expected[v]):
                 self._same(found[v, row], plain[-1:], f"sweep, row {row}", changes, row)
+        self._check_few(variants, interventions, expected)
         if also < GENERATING:
             self._check_generation(variants)
         elif also < 0.35:
             self._check_capture(variants, interventions)
+        elif also < 0.6:
+            self._check_caches(variants, interventions)
 
     def _rows(self, changes: Sequence[Change]) -> Iterator[tuple[Prompt, list[PlainEdit]]]:
         points = self.vlm.architecture.points
@@ -224,6 +271,21 @@ class Group:
         scale = plain[usual].abs().max().clamp(min=1e-20)
         return float(((found - plain)[usual].abs() / scale).max())
 
+    def _check_few(self, variants: Sequence, interventions: Sequence, expected: Sequence) -> None:
+        """Two variants that change text alone, which may run in the plain run itself."""
+        few = [
+            v for v, changes in enumerate(variants)
+            if all(c.point.space == "text" and not c.point.needs_pictures for c in changes)
+        ][:2]  # fmt: skip
+        if not few:
+            return
+        made = [interventions[v] for v in few]
+        swept = self.vlm.sweep(self.prompt, made, measure="logits", progress=False)
+        found = swept.stack("logits").unflatten(0, (len(few), -1))
+        for place, v in enumerate(few):
+            for row, plain in enumerate(expected[v]):
+                self._same(found[place, row], plain[-1:], f"few, row {row}", variants[v], row)
+
     def _check_generation(self, variants: Sequence) -> None:
         interventions = [sum_of([c.in_generation for c in changes]) for changes in variants]
         options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
@@ -273,26 +335,64 @@ class Group:
                 return True
         return True
 
-    def _check_capture(self, variants: Sequence, interventions: Sequence) -> None:
-        """What is captured at a text point under variants, from replays, against plain hooks."""
-        inside = [
+    def _check_caches(self, variants: Sequence, interventions: Sequence) -> None:
+        """Caches of runs in turn, some let go of: each as plain hooks read it, then and later."""
+        inside, free, held = self._readable(), set(), []
+        for v in [*range(len(variants))] * 3:
+            cache = self.vlm.run_with_cache(self.prompt, interventions=interventions[v])[1]
+            places = {cache[name].data_ptr() for name in cache}
+            reused = len(places & free)
+            if reused:
+                path = "activations in memory let go of"
+                self.outcome.paths[path] = self.outcome.paths.get(path, 0) + reused
+            point = self.source.choice(inside)
+            by_then = self._by_then(point)
+            for r, (row, edits) in enumerate(self._rows(variants[v])):
+                edits = [edit for edit in edits if edit.point.name in by_then]
+                plain = plain_read(self.vlm.hf_model, dict(row.inputs), point, edits)[0]
+                found = cache[point.name][r, -len(plain) :]
+                self._same(found, plain, f"cached {point.name}, row {r}", variants[v], r)
+            if self.source.random() < 0.4:
+                held.append((cache, {name: cache[name].clone() for name in cache}))
+            else:
+                free |= places  # noted, so that nothing else can be put there
+            del cache
+        for cache, copies in held:
+            changed = [n for n, copy in copies.items() if not same_bits(cache[n], copy)]
+            if changed:
+                self.outcome.failures.append(f"a cache that is held changed: {changed}")
+
+    def _readable(self) -> list[Point]:
+        return [
             p for p in self.vlm.points().values()
             if p.space == "text" and not p.on_demand and p.name != "hook_logits"
             and (any(self.images) or not p.needs_pictures)
         ]  # fmt: skip
+
+    def _by_then(self, point: Point) -> set[str]:
+        """A point shows what was done up to it, where a later one is the same tensor, too."""
+        names = list(self.vlm.architecture.points)
+        return set(names[: names.index(point.name) + 1])
+
+    def _check_capture(self, variants: Sequence, interventions: Sequence) -> None:
+        """What is captured at a text point under variants, from replays, against plain hooks."""
+        inside = self._readable()
         point = self.source.choice(inside)
+        by_then = self._by_then(point)
         swept = self.vlm.sweep(
             self.prompt, interventions, measure=Capture(point.name, -1), progress=False
         )
-        names = list(self.vlm.architecture.points)
-        # a point shows what was done up to it, where a later one is the same tensor, too
-        by_then = set(names[: names.index(point.name) + 1])
         for v, changes in enumerate(variants):
             for r, (row, edits) in enumerate(self._rows(changes)):
                 edits = [edit for edit in edits if edit.point.name in by_then]
                 plain = plain_read(self.vlm.hf_model, dict(row.inputs), point, edits)
                 found = swept.records[v * len(self.rows) + r][point.name][0]
                 self._same(found, plain[0, -1], f"captured {point.name}, row {r}", changes, r)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN included."""
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def sum_of(interventions: Sequence[Intervention]) -> Intervention:

@@ -146,7 +146,8 @@ class Changes:
     ):
         self.vlm, self.text_only, self.source = vlm, text_only, source
         self.rows, self.grows = rows, grows
-        self.pictured = all(row.images and row.images[0] for row in rows)
+        self.pictured = all(row.layout.images for row in rows)
+        self.crossing = rows[0].layout.encoder is not None
 
     def variant(self) -> list[Change]:
         """One to three changes of one run."""
@@ -161,6 +162,7 @@ class Changes:
             p for p in self.vlm.points().values()
             if p.writable and (self.pictured or self._needs_no_picture(p))
             and p.name.replace("hook_pattern", "hook_z") in self.vlm.points()
+            and (p.on_demand or p.sizes[-1])
         ]  # fmt: skip
         point = self.source.choice(points)
         if self.source.random() < 0.3 and any(p.space != "text" for p in points):
@@ -194,26 +196,29 @@ class Changes:
         return point.space == "text" and not point.needs_pictures
 
     def _spot(self, point: Point) -> Spot:
-        at = self._position(point)
+        at = self._position(point.space)
         return Spot(point, at, [at.resolve(row.layout, point.space) for row in self.rows])
 
-    def _position(self, point: Point) -> Position:
-        if point.space != "text":
+    def _position(self, counted: str) -> Position:
+        if counted not in ("text", "encoder"):
             number = self.source.randrange(min(len(row.layout.image) for row in self.rows))
             places: list[Position] = [Images(), Images(number)]
-            spaces = [row.layout.image[number].space(point.space) for row in self.rows]
+            spaces = [row.layout.image[number].space(counted) for row in self.rows]
             if all(space.grids for space in spaces):
                 places += [Patches(number, rows=0), Patches(number, rows=0, cols=0)]
             if all(space.sequences for space in spaces):
                 places.append(At((0,)))
             return self.source.choice(places)
-        shortest = min(row.length for row in self.rows)
-        places = [Last(), Text(), All(), At((-1, -2)), At((-self.source.randint(1, shortest),))]
-        if all(":" in row.texts[0] for row in self.rows):
+        layouts = [row.layout.counted(counted)[0] for row in self.rows]
+        shortest = min(len(layout) for layout in layouts)
+        places = [Last(), Text(), All()]
+        if counted == "text" or len(layouts) == 1:  # tensors of a batch are counted as given
+            places += [At((-1, -2)), At((-self.source.randint(1, shortest),))]
+        if all(":" in "".join(layout.strings) for layout in layouts):
             places.append(Find(":", -1))
-        if self.pictured:
+        if self.pictured and (counted == "encoder" or not self.crossing):
             places.append(Images(0))
-            grids = [row.layout.image[0].grid for row in self.rows]
+            grids = [layout.image[0].grid for layout in layouts]
             if all(grid is not None for grid in grids):
                 last = [min(getattr(g, n) for g in grids) - 1 for n in ("rows", "cols")]
                 places += [Patches(0, rows=(0, 1)), Patches(0, rows=last[0], cols=last[1])]
@@ -275,7 +280,8 @@ class Changes:
             chosen = value if heads is None else value[heads]
             added = plain("add", lambda r, i: -1.5 * chosen)
             return Change(Steer(name, at, value, -1.5, heads=heads), added)
-        if kind == "cache" and point.space == "text" and isinstance(at, Last | At) and spot.equal:
+        read_alike = isinstance(at, Last | At) and spot.equal and not self.crossing
+        if kind == "cache" and point.space == "text" and read_alike:
             return self._from_cache(spot)
         if kind == "vector" and name.endswith("hook_resid_post") and point.space == "text":
             return self._from_vector(spot)
@@ -288,19 +294,30 @@ class Changes:
         return Change(ActivationPatch(name, at, value, heads=heads), written)
 
     def _mean(self, spot: Spot) -> str:
-        if spot.point.space != "text":
+        if spot.point.space not in ("text", "encoder"):
             return "picture_mean"
-        pictures = [{p for im in row.layout.images for p in im.positions} for row in self.rows]
+        pictures = [
+            {p for im in self._pictures(row, spot.point.space) for p in im.positions}
+            for row in self.rows
+        ]
         inside = all(p in pictures[r] for r, mine in enumerate(spot.cells) for _, p in mine)
         return self.source.choice(("prompt_mean", "picture_mean") if inside else ("prompt_mean",))
+
+    def _pictures(self, row: Prompt, counted: str) -> Sequence[Any]:
+        """The pictures that stand in a sequence: a decoder beside an encoder has none."""
+        if counted == "text" and self.crossing:
+            return ()
+        return row.layout.counted(counted)[0].images
 
     def _pools(self, spot: Spot, by: str, row: int) -> list[list]:
         prompt, cells = self.rows[row], spot.cells[row]
         if by == "prompt_mean":
-            return [[(0, p) for p in range(prompt.length)]] * len(cells)
+            length = len(prompt.layout.counted(spot.point.space)[0])
+            return [[(0, p) for p in range(length)]] * len(cells)
+        space = prompt.layout.counted(spot.point.space)[1]
         pictures = [
-            [(r, p) for r, positions in im.space(spot.point.space).sequences for p in positions]
-            for im in prompt.layout.images
+            [(r, p) for r, positions in im.space(space).sequences for p in positions]
+            for im in self._pictures(prompt, spot.point.space)
         ]
         return [next(pool for pool in pictures if cell in pool) for cell in cells]
 
@@ -364,15 +381,23 @@ class Changes:
 
         Blocks of cross-attention go on seeing the class tokens of a picture.
         """
-        if point.space not in ("text", "vision"):
+        parts = {"text": "language", "vision": "vision", "encoder": "encoder"}
+        if point.space not in parts:
             return None
-        part = {"text": "language", "vision": "vision"}[point.space]
+        part = parts[point.space]
         spot = self._spot(point)
-        keys = self._position(point) - spot.at  # a query goes on seeing itself
+        keys = self._position(point.space) - spot.at  # a query goes on seeing itself
         space = point.space
         if point.pictures_only:
             part, keys, space = "cross", Patches(0, rows=0), "projector"
+        elif point.keys:
+            part, keys, space = "cross", self._position(point.keys), point.keys
         hidden = [keys.resolve(row.layout, space) for row in self.rows]
+        if space == "encoder" and any(
+            len(set(theirs)) == len(row.layout.encoder)
+            for theirs, row in zip(hidden, self.rows, strict=True)
+        ):
+            return None  # of attention to nothing there is no one reading
         cut = (
             [True] * len(hidden)
             if part == "cross"
@@ -389,11 +414,12 @@ class Changes:
         same = [
             p for p in self.vlm.points().values()
             if p.name.endswith("hook_attn_scores") and p.name.split("blocks.")[0] == prefix
-            and p.writable and p.pictures_only == point.pictures_only
+            and p.writable and p.pictures_only == point.pictures_only and p.keys == point.keys
         ]  # fmt: skip
-        chosen = [point] if self.source.random() < 0.5 or prefix not in ("", "vision.") else same
+        inside = ("", "vision.", "encoder.")
+        chosen = [point] if self.source.random() < 0.5 or prefix not in inside else same
         maskable_here = all(maskable(self.vlm.hf_model, p) for p in chosen)
-        if not (all(cut) and maskable_here and prefix in ("", "vision.")):
+        if not (all(cut) and maskable_here and prefix in inside):
             return None
 
         def plain(row: int) -> list[PlainEdit]:

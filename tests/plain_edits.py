@@ -97,7 +97,8 @@ def plain_greedy(
     After the token `last` nothing follows: one that stands for a picture cannot be read alone.
     """
     grown, found = dict(inputs), []
-    length = inputs["input_ids"].shape[1]
+    own = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+    length = inputs[own].shape[1]
     for _ in range(n_new):
         logits = plain_run(model, grown, edits)[-1].float()
         best = logits.topk(2)
@@ -106,9 +107,11 @@ def plain_greedy(
         if found[-1][0] == last:
             break
         for name, value in grown.items():
+            if own != "input_ids" and name != own:
+                continue  # what an encoder reads stays as it is
             if value.dim() >= 2 and value.shape[:2] == (1, length + len(found) - 1):
                 end = value[:, -1:]
-                new = {"input_ids": best.indices[:1, None], "attention_mask": torch.ones_like(end)}
+                new = {own: best.indices[:1, None], "attention_mask": torch.ones_like(end)}
                 grown[name] = torch.cat([value, new.get(name, end)], 1)
     return found
 
@@ -154,8 +157,9 @@ def _masked(edit: PlainEdit, module: nn.Module, args: tuple, kwargs: dict) -> tu
     rows, length = x.shape[:2]
     mask, lowest = called.arguments.get("attention_mask"), torch.finfo(x.dtype).min
     if mask is None:  # sdpa is told by a flag alone
-        mask = torch.ones(length, length, dtype=torch.bool, device=x.device)[None, None]
-        mask = mask.tril() if edit.point.space == "text" else mask
+        seen = called.arguments["key_value_states"] if edit.point.keys else x
+        mask = torch.ones(length, seen.shape[1], dtype=torch.bool, device=x.device)[None, None]
+        mask = mask.tril() if edit.point.space == "text" and not edit.point.keys else mask
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, lowest)
     n_heads = edit.point.sizes[edit.point.axes.index("head")]

@@ -121,3 +121,9 @@ LMS: dict[str, Tiny] = {
 FAMILIES = {name: tiny for name, tiny in VLMS.items() if not tiny.also}
 
 assert set(LMS) == set(tiny.LMS)
+
+ENCODER_DECODERS: dict[str, Tiny] = {
+    "florence2": Tiny("Florence-2", "families.tiny_florence2", text_only=False),
+    "t5gemma2": Tiny("T5Gemma 2", "families.tiny_encoders", options={"model_type": "t5gemma2"},
+                     text_only=False),
+}  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 
 from families import bench, tiny_florence2
 from vlm_lens import (
+    Ablate,
     ActivationPatch,
     All,
     At,
@@ -19,8 +20,10 @@ from vlm_lens import (
     Last,
     Pair,
     Patches,
+    RawPrompt,
 )
-from vlm_lens.errors import PointError, PositionError, PromptError
+from vlm_lens.dictionaries.stream import places_read
+from vlm_lens.errors import InterventionError, PointError, PositionError, PromptError
 
 TEXT = "<image>What is red?"
 
@@ -174,6 +177,50 @@ def test_positions_count_in_the_sequence_of_the_point(vlm, prompt, longer):
         return x
 
     assert torch.equal(vlm.run(longer, interventions=one), plain(vlm, longer, path, change=zero)[1])
+
+
+def test_a_mean_of_the_encoder_is_over_what_it_reads(vlm, longer):
+    """Over its picture's cells, or over all of its positions, not over the decoder's."""
+    asked = longer.layout.encoder
+    cells, word = [*asked.image[0].positions], asked.find("red")
+    for by, pool, at in (
+        ("picture_mean", cells, Patches(0, rows=0)),
+        ("prompt_mean", [*range(len(asked))], Find("red")),
+        ("mean", [*range(len(asked))], Find("red")),
+    ):
+        places = [p for _, p in at.resolve(longer.layout, "encoder")]
+
+        def mean(x, pool=pool, places=places):
+            x[0, places] = x[0, pool].mean(0)
+            return x
+
+        _, expected = plain(vlm, longer, f"{LM}.encoder.layers.0", change=mean)
+        mine = vlm.run(longer, interventions=Ablate("encoder.blocks.0.hook_resid_post", at, by))
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InterventionError, match="over the picture or over the whole prompt"):
+        vlm.run(longer, interventions=Ablate("encoder.hook_merged", Images(), "mean"))
+    with pytest.raises(InterventionError, match="belongs to no picture"):
+        vlm.run(longer, interventions=Ablate("encoder.hook_merged", At(word), "picture_mean"))
+
+
+def test_what_many_prompts_read_in_the_encoder_knows_its_pictures_and_its_padding(vlm):
+    prompts = [RawPrompt(t, [tiny.noise_picture(i, (40, 36))]) for i, t in enumerate(
+        ("<image>What?", TEXT))]  # fmt: skip
+    point = vlm.points()["encoder.blocks.1.hook_resid_post"]
+    found = {}
+    for read in places_read(vlm, point, prompts):
+        for x, owner, image, kind in zip(
+            read.x, read.numbers, read.images, read.kinds, strict=True
+        ):
+            found.setdefault(owner, []).append((x, image, kind))
+    for number, raw in enumerate(prompts):
+        alone = vlm.as_prompt(raw)
+        _, cache = vlm.run_with_cache(alone, names_filter=point.name)
+        x, images, kinds = zip(*found[number], strict=True)
+        torch.testing.assert_close(torch.stack(x), cache[point.name][0], rtol=1e-4, atol=1e-5)
+        cells = {*alone.layout.encoder.image[0].positions}
+        assert {i for i, image in enumerate(images) if image == 0} == cells
+        assert {k for i, k in enumerate(kinds) if i not in cells} <= {"text", "special"}
 
 
 def test_painting_a_block_changes_the_cell_that_the_layout_names(vlm):

@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_lens.dictionaries.value import DictionaryError
 from vlm_lens.errors import PositionError
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.layout import PAD, Layout
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
@@ -76,17 +76,18 @@ def places_read(
             prompt = vlm.as_prompt(batch.prompts)
             found, owners, kinds, images = [], [], [], []
             for number, layout in zip(batch.rows, prompt.layouts, strict=True):
+                counted, space = layout.counted(point.space)
                 image_of = {
                     (row, p): image.index
-                    for image in layout.images
-                    for row, positions in image.space(point.space).sequences
+                    for image in counted.images
+                    for row, positions in image.space(space).sequences
                     for p in positions
                 }
                 for row, position in places_of(layout, point.space, at):
                     found.append((row, position))
                     owners.append(number)
                     images.append(image_of.get((row, position)))
-                    kinds.append(IMAGE if images[-1] is not None else str(layout.kinds[position]))
+                    kinds.append(IMAGE if images[-1] is not None else str(counted.kinds[position]))
             if not found:
                 continue
             _, cache = vlm.run_with_cache(prompt, names_filter=point.name, last_logits=1)
@@ -100,7 +101,8 @@ def places_of(layout: Layout, space: str, at: Position | None = None) -> list[tu
     """(row, position) of some places of a prompt, none where it has none; padding left out."""
     if at is None:
         pairs = sequence(layout, space)
-        return pairs if space != "text" else [p for p in pairs if p[1] >= layout.start]
+        counted, own = layout.counted(space)
+        return pairs if own != "text" else [p for p in pairs if counted.kinds[p[1]] != PAD]
     try:
         return at.resolve(layout, space)
     except PositionError:

@@ -162,7 +162,9 @@ class StructureFamily(Family):
     def process(
         self, processor: Any, texts: list[str], pictures: list[list[Image.Image]], **options: Any
     ) -> Mapping[str, Any]:
-        """Where an encoder reads pictures alone, what follows the mark begins the answer.
+        """Pictures of several texts are given in the form that the processor takes.
+
+        Where an encoder reads pictures alone, what follows the mark begins the answer.
 
         A processor that draws a question into the picture (Pix2Struct's for questions) is given it.
 
@@ -170,7 +172,13 @@ class StructureFamily(Family):
             PromptError: A text that does not begin with its one picture.
         """
         if not self._pictures_alone:
-            return super().process(processor, texts, pictures, **options)
+            try:
+                return super().process(processor, texts, pictures, **options)
+            except ValueError:
+                if len(texts) < 2 or not any(pictures):
+                    raise
+            # it counts them text by text: Gemma 3's, for one
+            return processor(text=texts, images=pictures, **options)
         for text in texts:
             if not text.startswith(IMAGE) or text.count(IMAGE) != 1:
                 raise PromptError(

@@ -74,15 +74,16 @@ def _mean(by: str, target: Target, place: Place) -> dict[str, Tensor]:
     Raises:
         InterventionError: There is no such mean at one of the places, or it could be two.
     """
-    name, in_text = place.point.name, place.point.space == "text"
+    name, space = place.point.name, place.point.space
+    in_text = space in ("text", "encoder")
     if place.point.on_demand:
         raise InterventionError(
             f"A mean over positions of {name} mixes queries that see different keys: ablate it by "
             "'zero' or by a tensor."
         )
     pictures = [
-        [(row, p) for row, positions in image.space(place.point.space).sequences for p in positions]
-        for layout in target.layouts
+        [(row, p) for row, positions in image.space(own).sequences for p in positions]
+        for layout, own in (whole.counted(space) for whole in target.layouts)
         for image in layout.images
     ]
     picture_of = {pair: n for n, pairs in enumerate(pictures) for pair in pairs}
@@ -98,7 +99,7 @@ def _mean(by: str, target: Target, place: Place) -> dict[str, Tensor]:
             "by='picture_mean'."
         )
     if in_text and by != PICTURE_MEAN:
-        groups = [All().resolve(layout) for layout in target.layouts]
+        groups = [All().resolve(layout, space) for layout in target.layouts]
         group_of = {pair: n for n, pairs in enumerate(groups) for pair in pairs}
     else:
         groups, group_of = pictures, picture_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from reach.builder import build
 from reach.inputs import example
@@ -103,3 +104,17 @@ def test_a_processor_of_its_own_makes_the_prompt(model_type, tmp_path, picture):
         with pytest.raises(PromptError, match="once, at the beginning"):
             vlm.prompt("Q:<image>", [picture])
     vlm.generate(prompt, max_new_tokens=2)
+
+
+def test_prompts_of_several_rows_where_the_processor_counts_pictures_by_text(tmp_path):
+    vlm = HookedVLM.from_pretrained(tiny_encoders.save("t5gemma2", tmp_path))
+    texts = ["<image>Q:", "A<image>: Q <image>Q"]
+    pictures = [
+        [tiny.noise_picture(0, (40, 36))],
+        [tiny.noise_picture(i, (40, 36)) for i in (1, 2)],
+    ]
+    both = vlm.prompt(texts, pictures)
+    assert [len(layout.images) for layout in both.layouts] == [1, 2]
+    for row, text in enumerate(texts):
+        alone = vlm.run(vlm.prompt(text, pictures[row]))
+        torch.testing.assert_close(vlm.run(both)[row], alone[0], rtol=1e-4, atol=1e-4)
