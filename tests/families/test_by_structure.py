@@ -151,6 +151,18 @@ def test_what_is_found_is_what_is_described(name, llama):
     assert found.decoder.stack.size == HookedVLM(model).architecture.decoder.stack.size
 
 
+def test_an_embedding_that_is_not_called_is_told(monkeypatch):
+    model = texts.build("gpt2")
+    inner, table = model.forward, model.get_input_embeddings().weight
+
+    def forward(input_ids, **kwargs):
+        return inner(inputs_embeds=table[input_ids], **kwargs)
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(VLMLensError, match="without calling transformer.wte"):
+        HookedVLM(model)
+
+
 def test_nothing_is_left_behind_by_the_recorded_forward():
     model = texts.build("gpt2")
     state, hooks = list(model.state_dict()), tiny.hook_state(model)

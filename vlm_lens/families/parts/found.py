@@ -83,6 +83,11 @@ def found_decoder(model: nn.Module) -> FoundDecoder:
             f"{type(model).__name__} gives logits of {recording.logits.shape[1]} positions for "
             f"{_N_TOKENS} tokens: it is no model that says at each token what comes next. {HELP}"
         )
+    if not recording.times(embed):
+        raise ModelError(
+            f"{type(model).__name__} embeds its tokens without calling {embed}, so that nothing "
+            f"stands there to be read. {HELP}"
+        )
     embedded = recording.calls[embed].gave
     if recording.times(embed) == 1:
         _check_positions(model, embedded)
