@@ -9,8 +9,14 @@ import torch
 from fuzzing import MODELS, run_group
 
 from vlm_lens import ops
+from vlm_lens.engine.replay import Replayed
+from vlm_lens.engine.tower import TowerReplay
 
 ROUNDS = 4  # the last of them in bfloat16
+ONE = range(list(MODELS).index("llava-siglip"), 40 * len(MODELS), len(MODELS))
+PATHS = {
+    "variants in the plain run", "blocks of some rows", "activations in memory let go of",
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -19,6 +25,16 @@ def test_random_changes_equal_plain_hooks(index):
     for number in range(index, ROUNDS * len(MODELS), len(MODELS)):
         title, outcome = run_group(number, seed=1)
         assert outcome.cases and not outcome.failures, (title, outcome.failures)
+
+
+@pytest.mark.slow
+def test_what_results_do_not_tell_of_is_reached():
+    paths: set[str] = set()
+    for number in ONE:
+        paths |= set(run_group(number, seed=2)[1].paths)
+        if paths == PATHS:
+            break
+    assert paths == PATHS
 
 
 _APPLY, _MEANS, _PLACES = ops.apply_op, ops._means, ops._places
@@ -73,3 +89,34 @@ def test_a_broken_kernel_is_found(name, broken, monkeypatch):
     """The comparison sees faults of the kernel, which all engines share."""
     monkeypatch.setattr(name, broken)
     assert any(run_group(number, seed=2)[1].failures for number in range(200))
+
+
+_COPIED = TowerReplay._copied
+
+
+def _let_go(memory: torch.Tensor) -> bool:
+    return True
+
+
+def _of_the_next(logits: torch.Tensor) -> Replayed:
+    """Each variant is given the logits of another."""
+    return Replayed(logits.roll(1, 0))
+
+
+def _of_another(self, *args) -> torch.Tensor:
+    return 1.5 * _COPIED(self, *args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    (
+        ("vlm_lens.engine.buffers._is_let_go", _let_go),
+        ("vlm_lens.engine.joint.Replayed", _of_the_next),
+        ("vlm_lens.engine.tower.TowerReplay._copied", _of_another),
+    ),
+)
+def test_a_fault_of_one_mechanism_is_found(name, broken, monkeypatch):
+    """Of memory used again, of variants in the plain run, of rows of a tower."""
+    monkeypatch.setattr(name, broken)
+    assert any(run_group(number, seed=2)[1].failures for number in ONE)
