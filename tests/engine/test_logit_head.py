@@ -130,11 +130,19 @@ def test_logits_of_an_unknown_form_are_refused():
 
 
 def test_a_head_that_changes_later_is_seen_in_the_recorded_run():
+    class Doubled(LlamaForCausalLM):
+        def forward(self, **kwargs):
+            out = super().forward(**kwargs)
+            return setattr(out, "logits", 2 * out.logits) or out
+
     vlm = HookedVLM(large(LlamaForCausalLM(LlamaConfig(**SIZES))))
-    vlm.hf_model.register_forward_hook(lambda m, args, out: setattr(out, "logits", 2 * out.logits))
-    swept = vlm.sweep(inputs(), [EDIT], measure="logits", progress=False)
-    assert swept.engines == {"full": 1}
-    assert "not what its final norm and output layer give" in next(iter(swept.reasons))
+    vlm.hf_model.__class__ = Doubled
+    full = vlm.sweep(inputs(), [EDIT], measure="logits", engine="full", progress=False)
+    rows = vlm.sweep(inputs(), [EDIT], measure="logits", memory=1 << 24, progress=False)
+    assert rows.engines == {"full": 1}
+    assert "not what its final norm and output layer give" in next(iter(rows.reasons))
+    swept = vlm.sweep(inputs(), [EDIT], measure="logits", progress=False)  # the model's own logits
+    torch.testing.assert_close(swept.stack("logits"), full.stack("logits"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

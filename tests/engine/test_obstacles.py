@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from vlm_lens import Ablate, HookedVLM, Last
+from vlm_lens.engine.not_replayable import NotReplayable
 from vlm_lens.errors import ModelError, PointError
 
 P = "blocks.1.hook_resid_post"
@@ -85,3 +86,52 @@ def test_gradient_checkpointing_is_refused(fresh, reentrant):
     model.eval()
     logits, cache = fresh.run_with_cache("<image>A:", [picture], names_filter=P, grad=True)
     assert torch.autograd.grad(logits.sum(), cache[P])[0].abs().sum() > 0
+
+
+def doubled_at(position):
+    """A torch hook, as a user writes one, that changes one position."""
+
+    def hook(module, args, output):
+        x = output.logits if hasattr(output, "logits") else output
+        x = (x[0] if isinstance(x, tuple) else x).clone()
+        x[:, position] *= 2
+        if hasattr(output, "logits"):
+            output.logits = x
+            return output
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    return hook
+
+
+def hooked(path, position):
+    return lambda model: model.get_submodule(path).register_forward_hook(doubled_at(position))
+
+
+def with_a_forward_of_its_own(model):
+    mlp = model.model.language_model.layers[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: forward(x) * torch.arange(1.0, 1 + x.shape[1])[:, None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        hooked("model.language_model.layers.0", -1),
+        hooked("model.language_model.layers.1.mlp", 0),
+        hooked("", -1),
+        with_a_forward_of_its_own,
+    ],
+    ids=["last position of a block", "first position of an mlp", "last logits", "own forward"],
+)
+def test_sweeps_of_a_model_with_hooks_of_others_run_whole(fresh, change):
+    edits = [Ablate(f"blocks.{n}.hook_mlp_out", at=Last()) for n in range(2)]
+    ask = {"measure": "logits", "progress": False}
+    assert set(fresh.sweep("Q:Greece", edits, **ask).engines) == {"replay"}
+    change(fresh.hf_model)
+    swept = fresh.sweep("Q:Greece", edits, **ask)
+    assert set(swept.engines) == {"full"}
+    assert "which may go by where positions stand" in next(iter(swept.reasons))
+    for edit, logits in zip(edits, swept.stack("logits"), strict=True):
+        torch.testing.assert_close(logits[0], fresh.run("Q:Greece", interventions=edit)[0, -1])
+    with pytest.raises(NotReplayable, match="of others|of its own"):
+        fresh.sweep("Q:Greece", edits, engine="replay", **ask)

@@ -25,8 +25,10 @@ QUICK = ("qwen2_vl", "blip2", "fuyu")
     "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in VLMS]
 )
 def test_gradients_at_every_point_of_every_family(name, attention, tmp_path):
-    if VLMS[name].also and attention == "eager" and "moe" not in name:
+    if VLMS[name].also and attention == "eager" and not ("moe" in name or "gpt_oss" in name):
         pytest.skip("a second model of a family")
+    if "gpt_oss" in name and attention == "sdpa":
+        pytest.skip("sinks in its softmax, which transformers computes in eager attention only")
     folder = VLMS[name].save_to(tmp_path)
     vlm = HookedVLM.from_pretrained(folder, attn_implementation=attention)
     prompt = vlm.prompt("Q:<image>A:", [tiny.noise_picture(1, (24, 16))])

@@ -1,4 +1,4 @@
-"""What keeps hooks from acting, found before a run and named."""
+"""What keeps hooks from acting, or a replay from being the run, found before it and named."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from vlm_lens.errors import ModelError
+from vlm_lens.storage.identity import changes_of_others
 
 
 def check_not_compiled(model: nn.Module, paths: Iterable[str]) -> None:
@@ -55,3 +56,16 @@ def check_not_checkpointing(model: nn.Module) -> None:
             "of this run are off, so that its gradients would be those of another run: call "
             "gradient_checkpointing_disable() or eval() on the model."
         )
+
+
+def no_replay_with(model: nn.Module) -> str:
+    """Why a replay may not be the run: code of others on the model; empty where there is none.
+
+    A replay computes some positions apart, or behind the prompt. A torch hook that changes the last
+    position, or the third, would change another one there.
+    """
+    for name, module in model.named_modules():
+        if changes := changes_of_others(module):
+            what = "a forward of its own" if "forward" in changes else "torch hooks of others"
+            return f"{name or 'the model'} has {what}, which may go by where positions stand"
+    return ""

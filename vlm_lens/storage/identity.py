@@ -104,15 +104,22 @@ def _attentions(config: Any) -> Iterator[tuple[str, Any]]:
 def module_settings(module: nn.Module) -> dict[str, Any]:
     """What stands in a module beside tensors and other modules, hooks of others included."""
     found: dict[str, Any] = {}
-    left_out = _NOTED_IN_RUNS | _PROVENANCE | {"training"}
+    left_out = _NOTED_IN_RUNS | _PROVENANCE | {"training", "forward"}
     for name, value in vars(module).items():
         if name in left_out or (name.startswith("_") and name not in _ADAPTERS):
             continue
-        replaced = name == "forward" and not hasattr(module, "_hf_hook")  # accelerate's moves only
-        if replaced or (value is not None and _is_plain(value)):
+        if value is not None and _is_plain(value):
             found[name] = value
     if module.training:
         found["training"] = True
+    return found | changes_of_others(module)
+
+
+def changes_of_others(module: nn.Module) -> dict[str, Any]:
+    """What others put on a module to change what it computes: a forward of its own, hooks."""
+    found: dict[str, Any] = {}
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's moves only
+        found["forward"] = vars(module)["forward"]
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
         if hooks := [h for h in getattr(module, kind).values() if not _of_transformers(h)]:
             found[kind] = hooks
@@ -132,4 +139,10 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | bool)
 
 
-__all__ = ["library_versions", "model_settings", "module_settings", "processor_digest"]
+__all__ = [
+    "changes_of_others",
+    "library_versions",
+    "model_settings",
+    "module_settings",
+    "processor_digest",
+]

@@ -12,6 +12,7 @@ from vlm_lens.engine.handlers import Counter
 from vlm_lens.engine.joining import CountedOp
 from vlm_lens.engine.joint import fitting, outline, run_jointly
 from vlm_lens.engine.not_replayable import NotReplayable
+from vlm_lens.engine.obstacles import no_replay_with
 from vlm_lens.engine.pictures import NotSeparable, Pictures
 from vlm_lens.engine.recorder import record
 from vlm_lens.engine.replay import ReplayVariant, replay
@@ -138,12 +139,17 @@ class Runner:
             self._recorded = self._record_now()
         return self._recorded
 
+    @property
+    def _not_replayable(self) -> str:
+        """Why no variant of this model is replayed now; empty if some may be."""
+        if self.vlm._active:
+            return "other interventions or hooks are open around the sweep"
+        return self.vlm.family.not_replayable or no_replay_with(self.vlm.hf_model)
+
     @alone
     def _record_now(self) -> tuple[Baseline | None, str]:
         family = self.vlm.family
-        if self.vlm._active:
-            return None, "other interventions or hooks are open around the sweep"
-        reason = family.not_replayable
+        reason = self._not_replayable
         if self.measure.goes_on:
             reason = reason or family.not_continued
         if reason:
@@ -175,7 +181,7 @@ class Runner:
         Few variants that change the last positions only are measured in the plain run itself.
         """
         family, measure, inputs = self.vlm.family, self.measure, self.prompt.inputs
-        if self.vlm._active or family.not_replayable or family.adds_between_blocks:
+        if self._not_replayable or family.adds_between_blocks:
             return None
         if self.memory is not None:  # in pieces of the size that was asked for
             return None
