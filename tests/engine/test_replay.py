@@ -23,11 +23,18 @@ from vlm_lens.engine.tower import TowerReplay, tower_blocks
 from vlm_lens.errors import InterventionError
 from vlm_lens.interventions import Target
 from vlm_lens.measures import Capture
+from vlm_lens.sweep import runner
 
 SEEDS = st.integers(min_value=0, max_value=2**32 - 1)
 MANY = settings(
     max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
+
+
+@pytest.fixture
+def watching(monkeypatch):
+    """Lets a sweep replay though hooks of others, which only watch here, stand on the model."""
+    monkeypatch.setattr(runner, "no_replay_with", lambda model: "")
 
 
 @MANY
@@ -104,7 +111,7 @@ def test_a_tower_variant_equals_plain_hooks(clip, picture):
         assert_same(result.stack("logits")[0], expected)
 
 
-def test_only_what_a_tower_variant_can_change_is_computed(clip, picture):
+def test_only_what_a_tower_variant_can_change_is_computed(clip, picture, watching):
     """Blocks before the first touched, and pictures not touched, are not computed again."""
     prompt = clip.prompt("<image>Q:<image>\nA:", [picture, tiny.noise_picture(7)])
     seen: dict[str, list] = {"tower": [], "text": []}
@@ -133,7 +140,7 @@ def test_only_what_a_tower_variant_can_change_is_computed(clip, picture):
 
 
 @pytest.mark.parametrize("name", tiny.VLMS)
-def test_variants_of_every_tower_block_run_together(name, monkeypatch):
+def test_variants_of_every_tower_block_run_together(name, watching):
     """Each joins at its block; what they write, also between attention and MLP, is as in full."""
     model = tiny.build(name, vision={"num_hidden_layers": 5})
     vlm = HookedVLM(model, tiny.reader(name))
@@ -170,7 +177,7 @@ def test_variants_of_every_tower_block_run_together(name, monkeypatch):
             assert_captured_alike(replayed, full)
 
 
-def test_a_tower_whose_blocks_take_more_runs_block_by_block(clip, picture, monkeypatch):
+def test_a_tower_whose_blocks_take_more_runs_block_by_block(clip, picture, monkeypatch, watching):
     """What is not known to count rows is not cut."""
     prompt = clip.prompt("<image>A:", [picture])
     edits = [Ablate(f"vision.blocks.{i}.hook_mlp_out", Images()) for i in (1, 0, 1)]
