@@ -214,7 +214,9 @@ class Changes:
         places = [Last(), Text(), All()]
         if counted == "text" or len(layouts) == 1:  # tensors of a batch are counted as given
             places += [At((-1, -2)), At((-self.source.randint(1, shortest),))]
-        if all(":" in "".join(layout.strings) for layout in layouts):
+        # not in what stands for pictures, such as Chameleon's <racm3:break>
+        texts = [zip(layout.strings, layout.kinds, strict=True) for layout in layouts]
+        if all(any(":" in s and kind == "text" for s, kind in text) for text in texts):
             places.append(Find(":", -1))
         if self.pictured and (counted == "encoder" or not self.crossing):
             places.append(Images(0))
