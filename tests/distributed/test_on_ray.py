@@ -15,7 +15,7 @@ import torch
 
 from distributed.jobs import assert_same, dying_measure, grid
 from vlm_lens import ActivationPatch, Find, Last, TaskVector, VLMLensError
-from vlm_lens.distributed import Ray
+from vlm_lens.distributed import Ray, on_ray
 from vlm_lens.distributed.on_ray import connect
 from vlm_lens.reading.many import read_each
 from vlm_lens.reproduce import execute, make_plan
@@ -143,6 +143,32 @@ def test_models_loaded_by_name_and_what_ray_has_no_room_for(vlm, workers):
             vlm.sweep(prompt, asked, on=asks, progress=False)
     with pytest.raises(VLMLensError, match="connected to the Ray at"):
         vlm.sweep(prompt, asked, on="127.0.0.1:9", progress=False)
+
+
+def test_who_loads_for_long_is_waited_for_and_who_has_no_place_is_refused(
+    vlm, workers, monkeypatch
+):
+    workers.close()
+    monkeypatch.setattr(on_ray, "_PATIENCE", 0.5)  # less than a worker's import of torch takes
+    prompt, asked = vlm.prompt("Q:France\nA:"), grid(vlm, 1)
+    here = vlm.sweep(prompt, asked, progress=False)
+    assert_same(vlm.sweep(prompt, asked, on=Ray(workers=1), progress=False), here)
+
+    @ray.remote
+    class Other:
+        def here(self):
+            return True
+
+    total = ray.cluster_resources()["CPU"]
+    while ray.available_resources().get("CPU", 0) < total:
+        time.sleep(0.1)
+    other = Other.options(num_cpus=total).remote()
+    assert ray.get(other.here.remote())
+    try:
+        with pytest.raises(VLMLensError, match="no room for a worker of 1 CPU"):
+            vlm.sweep(prompt, asked, on=Ray(workers=1), progress=False)
+    finally:
+        ray.kill(other)
 
 
 def test_reproduce_on_ray_is_reproduce_here(workers, tmp_path):

@@ -165,6 +165,7 @@ class RayWorkers(OtherWorkers):
         self._starting: dict[Any, Any] = {}  # reference of its `ready` -> actor
         self._idle: list[Any] = []
         self._n_failed = 0
+        self._had_room = False  # when a worker was asked for
 
     def run(self, task: Task, chunks: Iterable[Any]) -> Iterator[Any]:
         """What `task` yields for each chunk, in the order in which chunks are finished."""
@@ -200,7 +201,7 @@ class RayWorkers(OtherWorkers):
         """Ends the workers; Ray stays."""
         for actor in (*self._idle, *self._starting.values()):
             self._ray.kill(actor)
-        self._idle, self._starting = [], {}
+        self._idle, self._starting, self._had_room = [], {}, False
 
     def _found(self, reference: Any, actor: Any, job: Job, queue: Queue) -> list[Any]:
         """What a chunk gave; nothing if its worker died, and then the chunk is put back."""
@@ -219,6 +220,7 @@ class RayWorkers(OtherWorkers):
         return found
 
     def _start(self) -> None:
+        self._had_room |= self._room(self._ray.available_resources()) > 0
         actor = self._actor.remote(self._source, self._threads, versions())
         self._starting[actor.ready.remote()] = actor
 
@@ -251,6 +253,8 @@ class RayWorkers(OtherWorkers):
             ) from error
 
     def _check_room(self) -> None:
+        if self._had_room:
+            return  # it is taken by workers of ours, which load torch and the model still
         free = self._ray.available_resources()
         if not self._room(free):
             raise DistributedError(
