@@ -117,9 +117,12 @@ def module_settings(module: nn.Module) -> dict[str, Any]:
 
 def changes_of_others(module: nn.Module) -> dict[str, Any]:
     """What others put on a module to change what it computes: a forward of its own, hooks."""
+    own = vars(module)
+    if not (module._forward_hooks or module._forward_pre_hooks or "forward" in own):
+        return {}  # at once, as on most modules: asked of each in every sweep
     found: dict[str, Any] = {}
-    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # accelerate's moves only
-        found["forward"] = vars(module)["forward"]
+    if "forward" in own and not hasattr(module, "_hf_hook"):  # accelerate's moves only
+        found["forward"] = own["forward"]
     for kind in ("_forward_pre_hooks", "_forward_hooks"):
         if hooks := [h for h in getattr(module, kind).values() if not _of_transformers(h)]:
             found[kind] = hooks
