@@ -35,6 +35,8 @@ class SparseCoder:
         k: How many features stay at each place, `[]`.
         batch_k: How many features stay of each place on average over all places, `[]`.
         signed: With `k`: whether features below 0 stay, `[]`.
+        by_magnitude: With `signed`: whether the `k` largest by `|z|` stay, in place of those by
+            `z`, `[]`.
         w_skip: `[d_in, d_out]`.
     """
 
@@ -47,6 +49,7 @@ class SparseCoder:
     k: Tensor | None = None
     batch_k: Tensor | None = None
     signed: Tensor | None = None
+    by_magnitude: Tensor | None = None
     w_skip: Tensor | None = None
 
     @property
@@ -66,9 +69,10 @@ class SparseCoder:
         x = x.to(self.w_enc.dtype)
         z = (x if self.pre_bias is None else x - self.pre_bias) @ self.w_enc + self.b_enc
         if self.k is not None:
-            kept = z.topk(int(self.k), dim=-1)
-            values = kept.values if self.signed is not None else kept.values.relu()
-            return torch.zeros_like(z).scatter(-1, kept.indices, values)
+            kept = (z if self.by_magnitude is None else z.abs()).topk(int(self.k), dim=-1).indices
+            values = z.gather(-1, kept)
+            values = values if self.signed is not None else values.relu()
+            return torch.zeros_like(z).scatter(-1, kept, values)
         if self.batch_k is not None:
             flat = z.relu().flatten()
             kept = flat.topk(min(int(self.batch_k) * (flat.numel() // z.shape[-1]), flat.numel()))

@@ -37,9 +37,9 @@ def jump(threshold: np.ndarray):
     return lambda z: np.where(z > threshold, relu(z), 0)
 
 
-def largest(k: int, signed: bool = False):
+def largest(k: int, signed: bool = False, by_magnitude: bool = False):
     def keep(z: np.ndarray) -> np.ndarray:
-        order = np.argsort(-z)[:k]
+        order = np.argsort(-(np.abs(z) if by_magnitude else z))[:k]
         out = np.zeros_like(z)
         out[order] = z[order]
         return out if signed else relu(out)

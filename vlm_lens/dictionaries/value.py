@@ -54,7 +54,7 @@ class DictionaryValue(Savable):
         right = {
             "w_enc": [(d_in, n)], "b_enc": [(n,)], "w_dec": [(n, d_out)], "b_dec": [(d_out,)],
             "pre_bias": [(d_in,)], "threshold": [(n,), ()], "k": [()], "batch_k": [()],
-            "signed": [()], "w_skip": [(d_in, d_out)],
+            "signed": [()], "by_magnitude": [()], "w_skip": [(d_in, d_out)],
         }  # fmt: skip
         for name, shape in shapes.items():
             if name not in right:
@@ -97,7 +97,8 @@ class DictionaryValue(Savable):
         held = self.tensors
         if "k" in held:
             signed = ", signed" if "signed" in held else ""
-            return f"TopK(k={int(held['k'].data)}{signed})"
+            by = " by magnitude" if "by_magnitude" in held else ""
+            return f"TopK(k={int(held['k'].data)}{signed}{by})"
         if "batch_k" in held:
             return f"BatchTopK(k={int(held['batch_k'].data)})"
         return "JumpReLU" if "threshold" in held else "ReLU"

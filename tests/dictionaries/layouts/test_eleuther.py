@@ -16,8 +16,13 @@ def test_an_autoencoder_takes_the_bias_off_first(tmp_path, signed):
     written.eleuther(tmp_path / "model.layers.24", w, signed=signed)
     sae = Dictionary.from_pretrained(tmp_path, "model.layers.24")
     assert sae.point == "blocks.24.hook_resid_post"
-    assert sae.activation == f"TopK(k=5{', signed' if signed else ''})"
-    written.check(sae, w, written.largest(written.K, signed), centre=True)
+    assert sae.activation == f"TopK(k=5{', signed by magnitude' if signed else ''})"
+    activation = written.largest(written.K, signed, by_magnitude=signed)
+    written.check(sae, w, activation, centre=True)
+    again = Dictionary.from_pretrained(sae.save_pretrained(tmp_path / "again"))
+    written.check(again, w, activation, centre=True)
+    sae.save(tmp_path / "value")
+    assert Dictionary.load(tmp_path / "value") == sae
 
 
 def test_a_skip_transcoder_does_not(tmp_path):

@@ -7,7 +7,8 @@
                           W_skip [d, d], applied as x W_skip^T
 ```
 
-An autoencoder takes `b_dec` off before it encodes; a transcoder does not. The hookpoint is the
+With `signed` the `k` largest by magnitude stay, with their signs; without it the `k` largest above
+0. An autoencoder takes `b_dec` off before it encodes; a transcoder does not. The hookpoint is the
 folder's name: the output of a module, which a transcoder reads the input of.
 """
 
@@ -56,7 +57,7 @@ class Eleuther(Reader):
         tensors["w_enc"] = tensors["w_enc"].T
         tensors["k"] = number(about["k"])
         if about.get("signed"):
-            tensors["signed"] = torch.ones(())
+            tensors |= {"signed": torch.ones(()), "by_magnitude": torch.ones(())}
         if "W_skip" in held:
             tensors["w_skip"] = held["W_skip"].T
         module = folder.name if point_of_module(folder.name) else origin.rsplit("/", 1)[-1]

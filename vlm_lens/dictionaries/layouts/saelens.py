@@ -97,7 +97,7 @@ def _activation(
         k = said.get("k") or (said.get("activation_fn_kwargs") or {}).get("k")
         if not k:
             raise DictionaryError(f"{folder / _CFG} does not say k, how many features stay.")
-        signed = {"signed": torch.ones(())} if said.get("signed") else {}
+        signed = {n: torch.ones(()) for n in ("signed", "by_magnitude") if said.get(n)}
         return {"batch_k" if kind == "batchtopk" else "k": number(k), **signed}
     activation = said.get("activation_fn") or said.get("activation_fn_str") or "relu"
     if activation == "topk":  # an older way to say it
@@ -149,6 +149,7 @@ def write(dictionary: DictionaryValue, folder: str | Path, card: str = "") -> Pa
     metadata: dict[str, Any] = {
         "model_name": dictionary.about.get("model", ""), "hook_name": dictionary.point,
         "hooks": "vlm_lens", "labels": dictionary.labels, "signed": coder.signed is not None,
+        "by_magnitude": coder.by_magnitude is not None,
     }  # fmt: skip
     if dictionary.transcodes:
         kind = cfg["architecture"]
