@@ -11,18 +11,22 @@ import argparse
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vlm_lens import ActivationPatch, Find, HookedVLM, Last, Patches, TaskVector
 from vlm_lens.sweep import Grid
 from vlm_lens.tasks import Task
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from steps import Steps  # noqa: E402 (the tests count with it too)
 
 IMAGE = 5
 PRESETS = {
@@ -325,28 +329,6 @@ def calls(vlm, inputs, vector, clock) -> None:
                 run()
             print(f"| {name} | {steps.computed} | {steps.waits} |")
         print(flush=True)
-
-
-class Steps(TorchDispatchMode):
-    """Counts operations that compute, and those whose result the host waits for."""
-
-    VIEWS = (
-        "view", "reshape", "expand", "slice", "select.int", "transpose", "permute", "unsqueeze",
-        "squeeze", "t.default", "alias", "detach", "unbind", "split", "narrow", "empty",
-        "as_strided", "lift_fresh",
-    )  # fmt: skip
-    WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
-
-    def __init__(self):
-        super().__init__()
-        self.computed = self.waits = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Runs an operation and counts it."""
-        name = str(func).removeprefix("aten.")
-        self.waits += name.startswith(self.WAITS)
-        self.computed += not name.startswith((*self.VIEWS, *self.WAITS))
-        return func(*args, **(kwargs or {}))
 
 
 def memory(vlm, inputs, vector, many: int) -> None:

@@ -64,8 +64,17 @@ def no_replay_with(model: nn.Module) -> str:
     A replay computes some positions apart, or behind the prompt. A torch hook that changes the last
     position, or the third, would change another one there.
     """
-    for name, module in model.named_modules():
+    for module in _all_modules(model):
         if changes := changes_of_others(module):
+            name = next(name for name, m in model.named_modules() if m is module)
             what = "a forward of its own" if "forward" in changes else "torch hooks of others"
             return f"{name or 'the model'} has {what}, which may go by where positions stand"
     return ""
+
+
+def _all_modules(model: nn.Module) -> list[nn.Module]:
+    """A model's modules; without their names, which take most of the time of `modules()`."""
+    found = [model]
+    for module in found:
+        found.extend(child for child in module._modules.values() if child is not None)
+    return found
