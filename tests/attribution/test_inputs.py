@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from families.every import VLMS
+from families.every import ENCODER_DECODERS, VLMS
 from induction_case import HERE, asked, model
 
-from vlm_lens import VLMLensError
+from vlm_lens import All, Scale, VLMLensError
+from vlm_lens.measures import AnswerProb
 
 TOKENS = (10, 20)
 
@@ -20,7 +21,7 @@ def load_family(tmp_path_factory):
 
     def load(name):
         if name not in made:
-            made[name] = VLMS[name].load(tmp_path_factory.mktemp(name))
+            made[name] = (VLMS | ENCODER_DECODERS)[name].load(tmp_path_factory.mktemp(name))
         return made[name]
 
     return load
@@ -105,6 +106,23 @@ def test_integrated_gradients_add_up(name, load_family):
     assert float(found.values.sum()) == pytest.approx(gap, rel=0.02, abs=0.02)
     text = [p for p in range(len(prompt.layout)) if p not in flat["hook_merged"]]
     assert not found.values.sel(position=text).any()
+
+
+@pytest.mark.parametrize("name", ["paligemma", "florence2", "t5gemma2", "mllama"])
+def test_an_answer_is_read_as_it_is_generated(name, load_family):
+    """The derivative by the input's size, along finite differences of the forced generation."""
+    vlm = load_family(name)
+    prompt = vlm.prompt("<image>Q:Greece\nA:", [tiny.noise_picture(3, (32, 24))])
+    answer = (20, 33, 47)
+    found = vlm.attribute(prompt, answer=answer, baseline="zero", of="logprob")
+
+    def said(size):
+        edit = Scale("hook_merged", All(), size)
+        bound = AnswerProb((answer,), normalize=False).bind(vlm, prompt)
+        return bound.of_run(edit)[0]["answer_logprob"]
+
+    slope = (said(1.003) - said(0.997)) / 0.006
+    assert float(found.values.sum()) == pytest.approx(slope, rel=0.03, abs=0.02)
 
 
 def test_the_patch_that_is_asked_of():

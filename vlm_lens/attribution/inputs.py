@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vlm_lens.attribution.between import PIXELS
 from vlm_lens.attribution.refusal import AttributionError
+from vlm_lens.engine.continuing import followed_by
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.measures.answers import answer_ids
@@ -148,15 +149,7 @@ def _grown(vlm: HookedModel, prompt: Prompt, tokens: Sequence[int]) -> Prompt:
         return prompt
     if prompt.layout.last != len(prompt.layout) - 1:
         raise AttributionError("This prompt is padded on the right: make it without padding.")
-    grown, length = {}, prompt.length
-    for key, value in prompt.inputs.items():
-        if value.dim() >= 2 and value.shape[:2] == (1, length):
-            more = value[:, -1:].repeat_interleave(len(tokens), 1)
-            if key == "input_ids":
-                more = torch.tensor([tokens]).to(value)
-            value = torch.cat([value, more], 1)
-        grown[key] = value
-    return vlm.as_prompt(grown)
+    return vlm.as_prompt(followed_by(vlm.hf_model, vlm.architecture.ids, prompt.inputs, tokens))
 
 
 @dataclass(frozen=True)

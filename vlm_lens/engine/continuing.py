@@ -1,8 +1,8 @@
-"""Tokens after replayed prompts, each row of the batch from its own keys and values."""
+"""Tokens after prompts: replayed ones, each row from its own keys and values, or read whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,50 @@ def continue_greedily(
     ended = torch.isin(tokens, torch.tensor(ends).to(tokens)).long().cumsum(-1)
     after = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], -1) > 0
     return tokens.masked_fill(after, pad)
+
+
+class _NoOutput(dict):
+    """The output of no run: it holds nothing."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def followed_by(
+    model: Any, ids: str, inputs: Mapping[str, Tensor], tokens: Sequence[int]
+) -> dict[str, Tensor]:
+    """A prompt's tensors with tokens after it, which the model reads as if it had written them.
+
+    What stands beside each token (its mask, its type) is what the model's own generation puts
+    there: PaliGemma reads a prompt both ways, and what follows it one way.
+
+    Args:
+        model: The Hugging Face model.
+        ids: Which of the tensors holds the tokens; of an encoder-decoder the decoder's.
+        inputs: The tensors of a prompt of one row.
+        tokens: The tokens.
+    """
+    length, of_decoder = inputs[ids].shape[1], ids.startswith("decoder_")
+    new = torch.tensor([list(tokens)]).to(inputs[ids])
+    grown = {**inputs, ids: torch.cat([inputs[ids], new], 1)}
+    beside = {
+        name: value
+        for name, value in inputs.items()
+        if name != ids and value.dim() >= 2 and value.shape[:2] == (1, length)
+        and name.startswith("decoder_") == of_decoder
+    }  # fmt: skip
+    theirs: dict[str, Any] = {**beside, "use_cache": False}
+    for _ in tokens:
+        theirs = model._update_model_kwargs_for_generation(
+            outputs=_NoOutput(), model_kwargs=theirs, is_encoder_decoder=of_decoder,
+            num_new_tokens=1,
+        )  # fmt: skip
+    for name, value in beside.items():
+        more = torch.cat([value, value[:, -1:].repeat_interleave(len(tokens), 1)], 1)
+        same = theirs[name].shape == more.shape  # what it leaves as it is goes on as it ended
+        grown[name] = theirs[name] if same else more
+    return grown
 
 
 def end_tokens(model: Any) -> list[int]:
