@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export HF_HUB_OFFLINE = 1
 FLOATS := engine sweep interventions lenses hooked model reading scores attention test_ops.py
 
-.PHONY: demo real notebook test test-floats test-gpu lint format docs clean
+.PHONY: demo real notebook test test-floats test-gpu bench-gpu lint format docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/vlm-lens demo --out demo
@@ -35,6 +35,10 @@ test-floats: $(VENV)/.dev
 DEVICE ?= cuda
 test-gpu: $(VENV)/.dev
 	VLM_LENS_DEVICE=$(DEVICE) $(BIN)/python -m pytest -n 0 -rs tests/gpu
+
+# Sweeps at the shape of LLaVA-1.5-7B against plain forwards, with what the card launches and waits for.
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python benchmarks/sweep.py --preset llava-7b --device cuda --dtype bfloat16 --cases oabct --no-others
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -328,7 +328,22 @@ def calls(vlm, inputs, vector, clock) -> None:
             with Steps() as steps:
                 run()
             print(f"| {name} | {steps.computed} | {steps.waits} |")
+        if clock.device == "cuda":
+            print("\n| way | launches | synchronisations | copies |\n|---|---|---|---|")
+            for name, run in ways.items():
+                print(f"| {name} | {' | '.join(map(str, launches(run)))} |")
         print(flush=True)
+
+
+def launches(run: Callable[[], object]) -> list[int]:
+    """Kernels launched, synchronisations of the host and copies, as CUDA's runtime counts them."""
+    calls = ("LaunchKernel", "Synchronize", "Memcpy")
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+    names = [event.key for event in profile.events() if event.key.startswith("cu")]
+    # the profiler itself synchronises once, when it stops
+    return [sum(call in name for name in names) for call in calls]
 
 
 def memory(vlm, inputs, vector, many: int) -> None:
