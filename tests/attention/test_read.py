@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from families import tiny_gemma3, tiny_idefics2, tiny_mllama, tiny_qwen2_vl
+from families import (
+    tiny_gemma3,
+    tiny_idefics2,
+    tiny_internvl,
+    tiny_llava_next,
+    tiny_mllama,
+    tiny_qwen2_vl,
+)
 from PIL import Image
 
 from vlm_lens import HookedVLM, Last, Patches, Text, VLMLensError
 from vlm_lens.attention import (
     attention,
     attention_by_row,
+    attention_rollout,
     entropy,
     on_patches,
 )
@@ -18,8 +28,9 @@ from vlm_lens.reading.resampled import patch_weights
 
 PICTURES = [Image.effect_noise((48, 36), 90).convert("RGB"), Image.new("RGB", (40, 40), "teal")]
 FAMILIES = {
-    "gemma3": tiny_gemma3, "idefics2": tiny_idefics2, "qwen2-vl": tiny_qwen2_vl,
-    "mllama": tiny_mllama,
+    "gemma3": tiny_gemma3.save, "idefics2": tiny_idefics2.save, "qwen2-vl": tiny_qwen2_vl.save,
+    "mllama": tiny_mllama.save, "granite": partial(tiny_llava_next.save, text="granite"),
+    "gpt-oss": partial(tiny_internvl.save, text="gpt_oss"),
 }  # fmt: skip
 
 
@@ -30,7 +41,7 @@ def wrapped(tmp_path_factory, load):
     def get(name):
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            FAMILIES[name].save(folder=folder)
+            FAMILIES[name](folder=folder)
             made[name] = HookedVLM.from_pretrained(folder)
         return made[name]
 
@@ -132,6 +143,59 @@ def test_weights_are_the_norms_of_what_is_moved(wrapped, weigh):
         np.testing.assert_allclose(
             found.sel(layer=1, head=head).values, expected.detach().numpy(), atol=1e-6
         )
+
+
+def _by_a_gate(model, block, given):
+    return given * block.cross_attn_attn_gate.tanh()
+
+
+def _by_a_multiplier(model, block, given):
+    return given * model.config.text_config.residual_multiplier
+
+
+def _through_a_norm(model, block, given):
+    norm, whole = block.post_attention_layernorm, given.sum((0, 1))  # over heads and keys
+    scale = whole.pow(2).mean().add(norm.eps).sqrt()
+    return given * (1 + norm.weight) / scale
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "after"),
+    [("mllama", "cross", _by_a_gate), ("granite", "language", _by_a_multiplier),
+     ("gemma3", "language", _through_a_norm)],
+)  # fmt: skip
+def test_what_is_moved_is_what_is_added(wrapped, name, part, after):
+    """Of each key by each head, behind a gate, a multiplier or a norm."""
+    vlm = wrapped(name)
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    found = attention(vlm, prompt, weigh="output", part=part)
+    layer = int(found.values["layer"].to_numpy()[-1])
+    block = vlm.hf_model.model.language_model.layers[layer]
+    o_proj = block.cross_attn.o_proj if part == "cross" else block.self_attn.o_proj
+    names = [f"blocks.{layer}.attn.hook_{kind}" for kind in ("pattern", "v")]
+    _, cache = vlm.run_with_cache(prompt, names_filter=names)
+    pattern, v = cache[names[0]][0, :, -1], cache[names[1]][0]  # [head, key], [key, head, d]
+    v = v.repeat_interleave(len(pattern) // v.shape[1], 1)
+    weight = o_proj.weight.T.unflatten(0, (len(pattern), -1))  # [head, d, d_model]
+    given = torch.einsum("hk,khd,hdm->hkm", pattern, v, weight)
+    expected = after(vlm.hf_model, block, given).norm(dim=-1).detach().numpy()
+    got = found.sel(layer=layer).values
+    np.testing.assert_allclose(got, expected[:, got["position"].to_numpy()], rtol=1e-4, atol=1e-6)
+
+
+def test_a_sink_of_no_position_moves_nothing(wrapped):
+    vlm = wrapped("gpt-oss")
+    prompt = vlm.prompt("<image>\nA:", images=PICTURES[:1])
+    names = ["blocks.1.attn.hook_pattern", "blocks.1.attn.hook_v"]
+    _, cache = vlm.run_with_cache(prompt, names_filter=names)
+    pattern, v = cache[names[0]][0, :, -1], cache[names[1]][0]
+    assert pattern.shape[-1] == len(prompt.layout) + 1
+    expected = pattern[:, :-1] * v.norm(dim=-1).T.repeat_interleave(len(pattern) // v.shape[1], 0)
+    found = attention(vlm, prompt, weigh="value", layers=1)
+    np.testing.assert_allclose(found.values.to_numpy()[0], expected.numpy(), rtol=1e-4)
+    rolled = attention_rollout(vlm, prompt, at=Last(), layers=[1], part="language")
+    mixed = pattern[:, :-1].mean(0) / 2 + torch.eye(len(prompt.layout))[-1] / 2
+    np.testing.assert_allclose(rolled.values.to_numpy(), mixed.numpy(), atol=1e-6)
 
 
 def test_values_of_the_tower_are_those_of_the_picture_asked(wrapped):

@@ -3,8 +3,10 @@
 ```
 pattern[block, head, query, key]     a row sums to 1 over the keys that the query may see
   weigh="value"    pattern * |v_key|                 (how much is moved, not how it is divided)
-  weigh="output"   pattern * |v_key W_O^head|        (what reaches the stream; Kobayashi et al.
+  weigh="output"   pattern * |after(v_key W_O^head)| (what reaches the stream; Kobayashi et al.
                                                       2020, arXiv 2004.10102)
+  after            nothing; a scale (Granite); a gate (cross-attention); or a norm, its scale held
+                   at the query (Gemma 3)
 ```
 
 Only the rows of the queries asked for are computed, beside the attention that the model uses, so
@@ -13,7 +15,8 @@ that a long prompt costs little more than its plain forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,12 +27,14 @@ from vlm_lens.attention.sinks import SinkWatch
 from vlm_lens.layout.positions import Last, Position, as_position
 from vlm_lens.scores.scores import Scores, scores
 from vlm_lens.stream import StreamError
+from vlm_lens.stream.parts import Heads, Stream
 from vlm_lens.stream.weights import HeadWeights
 
 if TYPE_CHECKING:
     from vlm_lens.hooked.hooked_model import HookedModel, Interventions, Pictures, Promptable
 
 WEIGHTS = ("pattern", "value", "output")
+_REACHING = ("attn.hook_z", "hook_attn_out")
 _NAMES = {"pattern": "attention", "value": "attention x |v|", "output": "attention x |vW_O|"}
 
 
@@ -133,8 +138,8 @@ def attention_by_row(
     watch, norms = SinkWatch(which), _Norms(vlm, which, chosen if weigh != "pattern" else (), weigh)
     with vlm.hooks([*watch.hooks(vlm.architecture.points), *norms.hooks()]):
         _, cache = vlm.run_with_cache(
-            prompt, names_filter=names, positions=at, device="cpu", interventions=interventions,
-            last_logits=1,
+            prompt, names_filter=[*names, *norms.read], positions=at, device="cpu",
+            interventions=interventions, last_logits=1,
         )  # fmt: skip
     about: dict[str, Any] = {"model": vlm.name, "part": part, "weigh": weigh, "queries": str(at)}
     found = []
@@ -143,7 +148,7 @@ def attention_by_row(
         patterns = [cache[name][i].float()[picked] for name in names]  # [head, query, key]
         if weigh != "pattern":
             patterns = [
-                p * norms.found[n][row][picked][:, None]
+                _weighed(p, norms.found[n][row][picked]) / norms.scale(n, cache, i)
                 for p, n in zip(patterns, chosen, strict=True)
             ]
         keys = which.keys_of(layout, row, patterns[0].shape[-1])
@@ -173,23 +178,67 @@ class _Norms:
     """Looks at the values of some blocks, and keeps by head the norm of what each key moves."""
 
     def __init__(self, vlm: HookedModel, part: Part, layers: Sequence[int], weigh: str):
-        self._part, self._layers = part, layers
+        self._part, self._layers, self._device = part, layers, vlm.device
         self._w_o = {n: output_weight(vlm, part, n) for n in layers if weigh == "output"}
+        self._stream = Stream(vlm.hf_model, vlm.architecture, part.prefix)
+        self._heads: dict[int, Heads] = {}
         self.found: dict[int, Tensor] = {}  # block -> [row, head, key]
 
     def hooks(self) -> list[tuple[str, Callable]]:
         """The functions to run with."""
         return [(self._part.point(n, "attn.hook_v"), self._look) for n in self._layers]
 
+    @property
+    def read(self) -> list[str]:
+        """The points that `scale` needs, at the queries."""
+        every = (self._part.point(n, rest) for n in self._w_o for rest in _REACHING)
+        return [name for name in every if name in self._stream.arch.points]
+
+    def scale(self, layer: int, cache: Mapping[str, Tensor], row: int) -> Tensor | float:
+        """What `found` of a block is divided by, `[query, 1]`: the scale of a norm behind heads.
+
+        Raises:
+            AttentionError: The heads' values, through the output projection, do not make what
+                attention adds.
+        """
+        if layer not in self._w_o:
+            return 1.0
+        if layer not in self._heads:
+            held = {name: cache[name].to(self._device) for name in self.read}
+            heads = self._stream.heads(held, layer)
+            if heads is None:
+                raise AttentionError(
+                    f"Block {layer}: {self._stream.why_whole[layer]} Take weigh='value'."
+                )
+            self._heads[layer] = heads
+        norm = self._heads[layer].norm
+        return 1.0 if norm is None else norm.scale[row].float().cpu()
+
     def _look(self, v: Tensor, hook: Any) -> None:
         layer = hook.layer()
+        nothing = v.new_zeros(1, 1, self._part.n_heads, v.shape[-1])
         v = v.detach().float().repeat_interleave(self._part.n_heads // v.shape[2], 2)
         if layer in self._w_o:  # [head, d_head, d_model]
+            after = self._stream.reaching(layer, nothing)
             by_head = zip(v.unbind(2), self._w_o[layer].float().to(v.device), strict=True)
-            norms = torch.stack([(x @ w).norm(dim=-1) for x, w in by_head], 1)
+            norms = torch.stack([_added(x @ w, after).norm(dim=-1) for x, w in by_head], 1)
         else:
             norms = v.norm(dim=-1).transpose(1, 2)
-        self.found[layer] = norms.cpu()
+        self.found[layer] = norms.float().cpu()
+
+
+def _weighed(pattern: Tensor, norms: Tensor) -> Tensor:
+    """`[head, query, key]`; a sink of no position, as GPT-OSS has, moves nothing."""
+    return pattern[..., : norms.shape[-1]] * norms[:, None]
+
+
+def _added(x: Tensor, heads: Heads | None) -> Tensor:
+    """What the output projection gives as it is added, the scale of a norm behind it left out."""
+    if heads is None:
+        return x
+    x = x * heads.factor
+    norm = heads.norm
+    return x if norm is None else replace(norm, scale=torch.ones_like(norm.scale[0, 0])).of_part(x)
 
 
 def output_weight(vlm: HookedModel, part: Part, layer: int) -> Tensor:

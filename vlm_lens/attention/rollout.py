@@ -49,7 +49,8 @@ def attention_rollout(
         residual: The weight of the residual connection, from 0 to 1.
 
     Returns:
-        Scores by `query` (left out where there is one) and `position`; each row sums to 1.
+        Scores by `query` (left out where there is one) and `position`; each row sums to 1, to less
+        where a sink of no position takes a part (GPT-OSS).
 
     Raises:
         AttentionError: `residual` outside 0 and 1, or positions of several pictures.
@@ -139,10 +140,10 @@ def _mixed(
     row = rows.pop()
     names = [which.point(n, "attn.hook_pattern") for n in chosen]
     _, cache = vlm.run_with_cache(prompt, names_filter=names, device="cpu", last_logits=1)
-    eye = torch.eye(cache[names[0]].shape[-1])
+    eye = torch.eye(cache[names[0]].shape[-2])  # a sink of no position, as GPT-OSS has, is no key
+    row = row if which.queries != "text" else 0
     mixed = [
-        (1 - residual) * cache[name][row if which.queries != "text" else 0].float().mean(0)
-        + residual * eye
+        (1 - residual) * cache[name][row, ..., : len(eye)].float().mean(0) + residual * eye
         for name in names
     ]
     return mixed, which, pairs, prompt
