@@ -69,13 +69,14 @@ _LOST = """
   return lost;
 })()
 """  # noqa: E501
-# Boxes that go on to the right, cut without a sign of it.
+# Boxes that go on to the right, cut without a sign of it, or figures that go on below.
 _CUT = """
 [...document.querySelectorAll("body *")].filter(box => {
   const style = getComputedStyle(box);
   return ["auto", "scroll"].includes(style.overflowX) && style.maskImage === "none" &&
     box.checkVisibility() &&
-    box.scrollWidth - box.clientWidth - box.scrollLeft > 2;
+    box.scrollWidth - box.clientWidth - box.scrollLeft > 2 ||
+    box.tagName === "FIGURE" && box.scrollHeight - box.clientHeight > 2;
 }).map(box => box.innerText.slice(0, 60) || box.className)
 """
 # Level texts of a figure that lie on one another.

@@ -22,8 +22,8 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from scripts.docs.examples import blocks
+from vlm_lens.figures.figure_html import figure_html
 from vlm_lens.figures.style import GROUND, INK
-from vlm_lens.report.page import figure
 
 
 @dataclass
@@ -78,7 +78,7 @@ def as_nodes(value: Any, root: str = "") -> list[nodes.Node]:
     if hasattr(value, "to_plotly_json"):
         # before the figure's own script; a browser loads it once for all
         library = f'<script src="{root}_static/plotly.min.js"></script>'
-        return _boxed(library + figure(value))
+        return _boxed(library + figure_html(value))
     if hasattr(value, "_repr_html_"):
         return _boxed(value._repr_html_())
     return [nodes.literal_block(text=repr(value))]

@@ -26,9 +26,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from scripts.docs.examples import alike, tidy
+from vlm_lens.figures.figure_html import fading
 from vlm_lens.figures.static_figure import draw_figure
 from vlm_lens.figures.style import plain_lines
-from vlm_lens.report.page import fading
 
 TUTORIALS = Path(__file__).resolve().parents[2] / "tutorials"
 PLOTLY = "application/vnd.plotly.v1+json"

@@ -10,9 +10,10 @@ import pytest
 from browser import WIDTHS
 
 from vlm_lens import HookedVLM
+from vlm_lens.figures.figure_html import figure_html
 from vlm_lens.recipes import CrossModalPatch, PhaseAnalysis
 from vlm_lens.report import Section, demo_report, page
-from vlm_lens.report.page import data_table, figure
+from vlm_lens.report.page import data_table
 
 
 @pytest.fixture(scope="module")
@@ -80,4 +81,4 @@ def test_text_is_escaped():
 
 
 def test_figures_do_not_bring_their_own_library():
-    assert len(figure(go.Figure(), "a caption")) < 20_000
+    assert len(figure_html(go.Figure(), "a caption")) < 20_000

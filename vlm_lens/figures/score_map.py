@@ -26,6 +26,7 @@ _ALONG = ("layer", "scale", "edges")  # a quantity: numbers against it are a lin
 # which axis runs to the right: the rightmost named here that is there
 _ACROSS = ("kind", "head", "feature", "layer", "query", "position")
 _FRAMES = 200
+_SLANTED_PX = 6  # how much further down a letter of a slanted label reaches
 
 
 def score_map(
@@ -73,16 +74,19 @@ def score_map(
             hovertemplate=f"{up} %{{customdata[0]}}, {across} %{{customdata[1]}}"
             f"<br>{_plain(name)} %{{z:.4g}}<extra></extra>",
         )
-    height = 210 + max(160, min(26 * len(axes[up]), 640)) + 60 * bool(others)
+    ticks = _ticks(axes[across])
+    longest = max(map(len, ticks["ticktext"]))
+    slanted = longest > 3
+    below = 70 + _SLANTED_PX * longest * slanted  # labels and title of the axis
+    height = 210 + max(160, min(26 * len(axes[up]), 640)) + (below - 10) * bool(others)
     style(fig, title=_plain(name), subtitle=_plain(subtitle) or None, height=height)
     scale = "RdBu_r" if signed else SEQUENTIAL
     bar = {"title": {"text": _plain(name), "side": "right"}, "thickness": 14, "outlinewidth": 0}
     limits = {"cmin": -bound, "cmax": bound} if signed else {"cmin": 0, "cmax": bound}
     fig.update_layout(coloraxis={"colorscale": scale, "colorbar": bar, **limits})
-    slanted = max(map(len, axes[across])) > 3
     fig.update_xaxes(
         title_text=_TITLES.get(across, across), tickangle=-60 if slanted else 0,
-        showgrid=False, zeroline=False, **_ticks(axes[across]),
+        showgrid=False, zeroline=False, **ticks,
     )  # fmt: skip
     fig.update_yaxes(
         title_text=_TITLES.get(up, up), showgrid=False, zeroline=False, **_ticks(axes[up]),
@@ -100,7 +104,7 @@ def score_map(
             for i, setting in enumerate(settings)
         ]
         shown = {"prefix": f"{others[0]} " if len(others) == 1 else ""}
-        fig.update_layout(sliders=[{"steps": steps, "currentvalue": shown, "pad": {"t": 70}}])
+        fig.update_layout(sliders=[{"steps": steps, "currentvalue": shown, "pad": {"t": below}}])
     return fig
 
 

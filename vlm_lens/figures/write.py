@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm_lens.figures.figure_html import figure_page
 from vlm_lens.figures.static_figure import PICTURES, draw_figure
-from vlm_lens.figures.style import CONFIG
+from vlm_lens.figures.style import CONFIG, GROUND
 from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ __all__ = ["write_figure"]
 
 def write_figure(fig: go.Figure, path: str | Path, *, plotlyjs: str = "directory") -> None:
     """Writes a figure as a picture, or as an HTML file that needs no network.
+
+    The HTML of the package's figures is light or dark, as the reader's browser prefers; a figure
+    with a ground of its own (`fig.layout.paper_bgcolor`) keeps it. Pictures are light.
 
     Args:
         fig: The figure.
@@ -37,4 +41,7 @@ def write_figure(fig: go.Figure, path: str | Path, *, plotlyjs: str = "directory
         from plotly.offline import get_plotlyjs
 
         write_whole(library, get_plotlyjs())
-    write_whole(path, lambda to: fig.write_html(to, include_plotlyjs=plotlyjs, config=CONFIG))
+    if fig.layout.paper_bgcolor == GROUND:
+        write_whole(path, figure_page(fig, plotlyjs=plotlyjs))
+    else:  # a look of its owner's
+        write_whole(path, fig.to_html(include_plotlyjs=plotlyjs, config=CONFIG))

@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from vlm_lens.figures.figure_html import figure_html
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.report.page import Section, data_table, figure, html_table, write_page
+from vlm_lens.report.page import Section, data_table, html_table, write_page
 from vlm_lens.report.result import provenance_section
 from vlm_lens.terms import (
     BEST_TOKEN,
@@ -110,7 +111,7 @@ def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
         if recipe.source == "instruction"
         else f"{recipe.n_examples} examples of the other rows"
     )
-    sweep = "" if transfer.layers.empty else figure(transfer.plot_layers())
+    sweep = "" if transfer.layers.empty else figure_html(transfer.plot_layers())
     body = (
         f"<p><b>{NO_CONTEXT}</b> is the query alone, <b>{PROMPT}</b> puts {before} before it, "
         f"<b>{PATCH}</b> is the query alone with the task vector written at its last position. The "
@@ -119,7 +120,7 @@ def _transfer(recipe: CrossModalPatch, transfer: TransferResult) -> Section:
         "(“as that task”), the vector carries the task itself.</p>"
         f"<p>{_good_transfer(transfer)}</p>{table}"
         f"<p class='soft'>{'<br>'.join(map(escape, transfer.notes))}</p>"
-        f"{figure(transfer.plot())}{sweep}"
+        f"{figure_html(transfer.plot())}{sweep}"
     )
     return Section("Does the task cross over?", body, "Transfer")
 
@@ -213,7 +214,7 @@ def _why_wrong(answers: pd.DataFrame, tasks: Sequence[Task]) -> str:
 
 
 def _phases(phases: Sequence[PhaseResult]) -> Section:
-    drawn = "".join(figure(one.plot()) for one in phases)
+    drawn = "".join(figure_html(one.plot()) for one in phases)
     told = "".join(
         f"<li>{escape(one.values['task'])}, {escape(one.values['modality'])} examples: "
         f"<code>{one.phases}</code> (I input, T task, A answer; embed first, then each block). "
@@ -277,8 +278,8 @@ def _lens(vlm: HookedVLM, recipe: CrossModalPatch) -> Section:
         f"{first[_LOGIT]} for the logit lens.</p>"
     )
     if prompt.layout.images[0].grid is not None:
-        body += figure(seen.plot_image(layer=latent["layer"]))
-    body += figure(seen[_LATENT].plot()) + figure(seen[_LOGIT].plot())
+        body += figure_html(seen.plot_image(layer=latent["layer"]))
+    body += figure_html(seen[_LATENT].plot()) + figure_html(seen[_LOGIT].plot())
     return Section("What a patch says", body, "Lenses")
 
 

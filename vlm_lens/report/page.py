@@ -8,22 +8,18 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.figures.style import CONFIG, plain_lines
+from vlm_lens.figures.figure_html import COLOURS, SCRIPT, fading
 from vlm_lens.keywords import Answering
 from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
 
-__all__ = ["Section", "code", "data_table", "figure", "page", "settings", "write_page"]
+__all__ = ["Section", "code", "data_table", "page", "settings", "write_page"]
 
-_CSS = """
-:root { color-scheme: light dark; --ink: #1d2127; --soft: #5c6470; --line: #d9dde3;
-  --page: #fcfcfb; --panel: #f3f4f2; --accent: #0072b2; --mark: rgba(0,114,178,.11) }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a2a9b4; --line: #363c45;
-  --page: #15181c; --panel: #1e2228; --accent: #56b4e9; --mark: rgba(86,180,233,.16) } }
-* { box-sizing: border-box }
+_CSS = (
+    COLOURS
+    + """* { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
 main { max-width: 1180px; margin: 0 auto; padding: 40px 28px 72px }
@@ -60,50 +56,9 @@ figcaption b { display: block; color: var(--ink); font-size: 16px }
 @media (max-width: 560px) { .pair { grid-template-columns: 1fr } main { padding: 24px 16px }
   ul { padding-left: 22px } }
 """
+)
 _MANY = 32  # rows of a table; more are folded away
-_PANEL_PX = 320  # of one of several panels side by side, with the titles of its axes
-_AXES_PX, _LETTER_PX = 220, 7  # beside names along the y axis, and a letter of these
-# Text in figures takes the page's own colour, also when the reader switches between light and dark.
-# A legend below the axes gets as much room as its lines take at this width.
-_SCRIPT = """
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const drawn = () => [...document.querySelectorAll(".plotly-graph-div")];
-function ink() {
-  const colour = getComputedStyle(document.body).color;
-  return Promise.all(drawn().map(d => Plotly.relayout(d, {"font.color": colour})));
-}
-function fit(d) {
-  const full = d._fullLayout, legend = d.querySelector("g.legend");
-  if (!legend || full.legend.orientation !== "h" || full.legend.y > 1) return;
-  const margin = d.layout.margin, size = full._size;
-  d.plotHeight ??= d.layout.height - margin.t - margin.b;
-  const edge = d.getBoundingClientRect().top + size.t + size.h;
-  const texts = d.querySelectorAll('.xaxislayer-above text, [class^="g-x"][class$="title"] text');
-  const below = Math.max(0, ...[...texts].map(t => t.getBoundingClientRect().bottom - edge));
-  const bottom = Math.ceil(below + legend.getBoundingClientRect().height + 18);
-  const height = margin.t + d.plotHeight + bottom;
-  d.style.height = height + "px";
-  return Plotly.relayout(d, {height, "margin.b": bottom, "legend.yref": "container", "legend.y": 0,
-    "legend.yanchor": "bottom", "legend.x": 0});
-}
-const settle = () => drawn().forEach(d => Plotly.Plots.resize(d).then(() => fit(d)));
-let waiting;
-addEventListener("load", () => ink().then(settle));
-addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(settle, 200); });
-dark.addEventListener("change", ink);
-"""
 _BOXES = ".scroll, figure"  # what may be wider than the screen
-_FADE = ".more { mask-image: linear-gradient(to right, #000 calc(100% - 36px), transparent) }"
-_EDGES = """
-const edge = box =>
-  box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
-const sized = new ResizeObserver(all => all.forEach(({target}) => edge(target.closest(BOXES))));
-for (const box of document.querySelectorAll(BOXES)) {
-  sized.observe(box);
-  for (const inside of box.children) sized.observe(inside);
-  box.addEventListener("scroll", () => edge(box));
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -148,18 +103,8 @@ def page(title: str, lead: str, sections: Iterable[Section]) -> str:
         f"<title>{escape(title)}</title><style>{_CSS}</style>"
         f"<script>{get_plotlyjs()}</script></head><body><main>"
         f"<h1>{escape(title)}</h1>{lead}<nav>{links}</nav>{body}"
-        f"</main><script>{_SCRIPT}</script>{fading(_BOXES)}</body></html>"
+        f"</main><script>{SCRIPT}</script>{fading(_BOXES)}</body></html>"
     )
-
-
-def fading(boxes: str) -> str:
-    """What makes boxes fade out to the right where they go on, for the end of a page.
-
-    Args:
-        boxes: Which, as a selector of CSS; each scrolls sideways.
-    """
-    script = _EDGES.replace("BOXES", f"'{boxes}'")
-    return f"<style>{_FADE}</style><script>{{{script}}}</script>"
 
 
 def write_page(path: str | Path, title: str, lead: str, sections: Iterable[Section]) -> Path:
@@ -175,42 +120,6 @@ def write_page(path: str | Path, title: str, lead: str, sections: Iterable[Secti
         The file.
     """
     return write_whole(path, page(title, lead, sections))
-
-
-def figure(fig: go.Figure, caption: str = "") -> str:
-    """A plotly figure, drawn by the library that the page holds; its title stands above as text.
-
-    Args:
-        fig: The figure.
-        caption: What a reader of the figure must know, plain text.
-    """
-    title, *more = plain_lines(fig.layout.title.text or "")
-    fig = type(fig)(fig)  # the page changes it, its owner keeps it
-    margin = fig.layout.margin
-    if title and margin.t:
-        spared = min(margin.t - 28, 64 if more else 40)
-        fig.update_layout(title_text="", margin_t=margin.t - spared)
-        if fig.layout.height:
-            fig.update_layout(height=fig.layout.height - spared)
-    fig.update_layout(paper_bgcolor="rgba(0,0,0,0)")
-    config = {**CONFIG, "displayModeBar": False}
-    drawn = fig.to_html(full_html=False, include_plotlyjs=False, config=config)
-    if least := _least_width(fig):
-        drawn = f'<div style="min-width:{least}px">{drawn}</div>'
-    lines = [f"<b>{escape(title)}</b>" if title else "", *map(escape, (*more, caption))]
-    note = "<br>".join(line for line in lines if line).replace("</b><br>", "</b>")
-    about = f' aria-label="{escape(title)}"' if title else ""
-    return f"<figure{about}>{f'<figcaption>{note}</figcaption>' if note else ''}{drawn}</figure>"
-
-
-def _least_width(fig: go.Figure) -> int:
-    """Pixels below which a figure is scrolled, not squeezed: its texts would lie on one another."""
-    lefts = {round(axis.domain[0], 3) for axis in fig.select_xaxes() if axis.domain}
-    if len(lefts) > 1:
-        return _PANEL_PX * len(lefts)
-    along = [trace.y for trace in fig.data if getattr(trace, "y", None) is not None]
-    names = [y for ys in along for y in ys if isinstance(y, str)]
-    return _AXES_PX + _LETTER_PX * max(map(len, names)) if names else 0
 
 
 def data_table(

@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vlm_lens.figures.figure_html import figure_html
 from vlm_lens.recipes import RecipeError, Result
-from vlm_lens.report.page import Section, code, data_table, figure, settings, write_page
+from vlm_lens.report.page import Section, code, data_table, settings, write_page
 
 __all__ = ["provenance_section", "result_report"]
 
@@ -30,7 +31,7 @@ def result_report(path: str | Path, result: Result, *, commands: Sequence[str] =
     notes = "".join(f"<p>{escape(note)}</p>" for note in result.notes)
     sections = [Section("What came out", notes + data_table(result.summary()), "Numbers")]
     try:
-        drawn = [figure(one) for one in result.plots().values()]
+        drawn = [figure_html(one) for one in result.plots().values()]
     except RecipeError:  # a table without numbers has no figure
         drawn = []
     if drawn:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlm_lens.report.page import Section, figure, html_table, page, text_cell
+from vlm_lens.figures.figure_html import figure_html
+from vlm_lens.report.page import Section, html_table, page, text_cell
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -102,7 +103,7 @@ def _html(block: Any) -> str:
     if isinstance(block, list):
         return "<ul>" + "".join(f"<li>{html.escape(one)}</li>" for one in block) + "</ul>"
     if isinstance(block, Figures):
-        drawn = "".join(figure(one) for one in block.drawn)
+        drawn = "".join(figure_html(one) for one in block.drawn)
         return f"<div class='pair'>{drawn}</div>" if len(block.drawn) > 1 else drawn
     rows = [[_cell(one, name=i == 0) for i, one in enumerate(row)] for row in block.rows]
     return html_table(block.columns, rows)
