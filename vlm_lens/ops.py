@@ -97,6 +97,7 @@ def apply_op(
     held: Sequence[int] | None = None,
     length: int | None = None,
     source: Tensor | None = None,
+    n_keys: int | None = None,
 ) -> tuple[Tensor, int]:
     """The activation after an op; the one given is left as it is.
 
@@ -108,6 +109,7 @@ def apply_op(
             they are not one after another from `offset` on.
         length: Positions of the whole sequence so far, where `held` does not say it.
         source: The activation at `op.source`, of the same rows and positions.
+        n_keys: How many of the last axis are keys; all by default.
 
     Returns:
         The changed activation and how many elements were written; `x` itself and 0 where none of
@@ -134,7 +136,7 @@ def apply_op(
         new = new[:, list(op.heads)] if op.heads is not None else new
     elif op.kind in EDGES:
         length = 0 if op.crossing else offset + x.shape[1] if held is None else length or 0
-        meant = _meant(op.tensors["keys"], current, len(x), length)[rows]
+        meant = _meant(op.tensors["keys"], current, len(x), length, n_keys)[rows]
         if op.kind == BLOCK:
             new = _blocked(meant, current, rows)
         else:
@@ -214,7 +216,7 @@ def _at_places(op: Op, name: str, current: Tensor, places: Tensor) -> Tensor:
     return value[places] if len(value) > 1 else value
 
 
-def _meant(keys: Tensor, current: Tensor, n_rows: int, length: int) -> Tensor:
+def _meant(keys: Tensor, current: Tensor, n_rows: int, length: int, n_keys: int | None) -> Tensor:
     """Which keys an op means for queries of each row, `[rows, 1, keys]`.
 
     Args:
@@ -223,10 +225,12 @@ def _meant(keys: Tensor, current: Tensor, n_rows: int, length: int) -> Tensor:
         n_rows: How many rows there are.
         length: Positions of the whole sequence so far. A cache of a sliding window holds the last
             ones only, so that keys are counted from the end; a cache of fixed size holds more.
+        n_keys: How many of the last axis are keys; sinks that are no position come after them.
     """
-    first = max(length - current.shape[-1], 0)
+    n_keys = current.shape[-1] if n_keys is None else n_keys
+    first = max(length - n_keys, 0)
     # where the keys lie, which is the host: a device would be waited for
-    seen = (keys[:, 1] >= first) & (keys[:, 1] < first + current.shape[-1]) & (keys[:, 0] < n_rows)
+    seen = (keys[:, 1] >= first) & (keys[:, 1] < first + n_keys) & (keys[:, 0] < n_rows)
     row, position = keys[seen].to(current.device, non_blocking=True).unbind(1)
     meant = current.new_zeros((n_rows, current.shape[-1]), dtype=torch.bool)
     meant[row, position - first] = True

@@ -5,10 +5,26 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+import transformers
+from reach.causal_changes import CHANGES
+from reach.shrunk import tiny_config
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from vlm_lens import Ablate, ActivationPatch, All, At, Find, HookedVLM, Last, Text
+from vlm_lens import (
+    Ablate,
+    ActivationPatch,
+    All,
+    At,
+    AttentionEdit,
+    AttentionKnockout,
+    Find,
+    Generated,
+    HookedVLM,
+    Last,
+    Text,
+)
+from vlm_lens.attention import attention, generated_attention
 from vlm_lens.errors import PointError
 
 
@@ -222,3 +238,31 @@ def test_positions_of_patterns_are_queries(clip, at):
     )  # fmt: skip
     dead = (cache["pattern", 1] == 0).all(-1).all(1)[0].nonzero().flatten().tolist()
     assert dead == places
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("gpt_oss", "GptOss"), ("mimo_v2_flash", "MiMoV2Flash")]
+)
+def test_a_sink_beside_the_keys_of_a_sliding_window(model_type, name):
+    """While tokens are generated the cache holds the last keys alone, and a sink after them."""
+    config = tiny_config(model_type, {**CHANGES.get(model_type, {}), "sliding_window": 5})
+    vlm = HookedVLM(tiny.randomize(getattr(transformers, f"{name}ForCausalLM")(config)))
+    ids = torch.arange(5, 17)[None]
+    last, read = len(ids[0]) - 1, {"max_new_tokens": 4, "eos_token_id": -1}
+    for change, options in (
+        (AttentionKnockout, {}), (AttentionKnockout, {"renormalise": False}),
+        (AttentionEdit, {"value": 0.4}),
+    ):  # fmt: skip
+        edit = change(Last() + Generated(), At(10), **options)
+        made = vlm.generate(
+            {"input_ids": ids}, interventions=edit, names_filter="hook_logits", **read
+        )
+        whole = torch.cat([ids, made.tokens[:, :-1]], 1)
+        edit = change(At(range(last, whole.shape[1])), At(10), **options)
+        logits = vlm.run({"input_ids": whole}, interventions=edit)[0, last:]
+        torch.testing.assert_close(made.cache["hook_logits"][0], logits, rtol=1e-4, atol=1e-4)
+    found = generated_attention(vlm, {"input_ids": ids}, **read)
+    whole = torch.cat([ids, vlm.generate({"input_ids": ids}, **read).tokens[:, :-1]], 1)
+    rows = attention(vlm, {"input_ids": whole}, at=At(range(last, whole.shape[1])))
+    expected = rows.values.to_numpy()[..., : last + 1]
+    assert abs(found.values.to_numpy() - expected).max() < 1e-5

@@ -62,12 +62,13 @@ def generated_attention(
         prompt, max_new_tokens=max_new_tokens, names_filter=names, interventions=interventions,
         **options,
     )  # fmt: skip
-    patterns = torch.stack([made.cache[name][0].float().cpu()[picked] for name in names])
-    keys = which.keys_of(prompt.layout, prompt.layout.row, patterns.shape[-1])
+    patterns = [made.cache[name][0].float().cpu()[picked] for name in names]
+    keys = which.keys_of(prompt.layout, prompt.layout.row, patterns[0].shape[-1])
+    values = torch.stack([p[..., [k for _, k in keys]] for p in patterns])
     ids = made.tokens[0].tolist()
     strings = [string_token(vlm.tokenizer, i) if vlm.tokenizer else str(i) for i in ids]
     return scores(
-        patterns[..., [p for _, p in keys]].numpy(),
+        values.numpy(),
         {"layer": chosen, "head": picked, "token": [f"{i} {s!r}" for i, s in enumerate(strings)],
          "position": [p for _, p in keys]},
         None if which.keys == "text" else [r for r, _ in keys],

@@ -152,7 +152,7 @@ def attention_by_row(
                 for p, n in zip(patterns, chosen, strict=True)
             ]
         keys = which.keys_of(layout, row, patterns[0].shape[-1])
-        values = torch.stack(patterns)[..., [p for _, p in keys]]
+        values = torch.stack([p[..., [k for _, k in keys]] for p in patterns])
         axes: dict[str, Any] = {"layer": chosen, "head": picked, "query": [p for _, p in mine]}
         if len(mine) == 1:
             values = values[:, :, 0]

@@ -38,13 +38,13 @@ class Tap:
     """What a module's scores and pattern are shown to.
 
     Attributes:
-        show: `(stage, activation, rows) -> replacement`, or `None` to leave it; the stage is
-            `"scores"` or `"pattern"`, and `rows` says which queries the activation holds, `None`
-            for all.
+        show: `(stage, activation, rows, n_keys) -> replacement`, or `None` to leave it; the stage
+            is `"scores"` or `"pattern"`, `rows` says which queries the activation holds, `None` for
+            all, and `n_keys` how many of its columns are keys: sinks may come after them.
         rows: `(number of queries) -> the queries that are read or changed`; `None` for all.
     """
 
-    show: Callable[[str, Tensor, Sequence[int] | None], Tensor | None]
+    show: Callable[[str, Tensor, Sequence[int] | None, int], Tensor | None]
     rows: Callable[[int], list[int] | None] = lambda n_queries: None
 
 
@@ -144,7 +144,7 @@ def _wrap(base: Callable | None) -> Callable:
         recorded = torch.is_grad_enabled()
         rows = None if recorded else tap.rows(query.shape[2])
         if base is None:
-            with _SoftmaxWatch(tap, rows, whole=True):
+            with _SoftmaxWatch(tap, rows, key.shape[2], whole=True):
                 return own_eager(module, query, key, value, attention_mask, **kwargs)
         out = None if recorded else base(module, query, key, value, attention_mask, **kwargs)
         if rows == []:
@@ -153,7 +153,7 @@ def _wrap(base: Callable | None) -> Callable:
         additive = _additive_mask(module, query, key, attention_mask, causal, rows)
         if rows is not None:
             query = query[:, :, rows]
-        watch = _SoftmaxWatch(tap, rows)
+        watch = _SoftmaxWatch(tap, rows, key.shape[2])
         with watch:
             try:
                 eager_out, _ = own_eager(module, query, key, value, additive, **kwargs)
@@ -209,7 +209,7 @@ class ChunkedTap:
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         mask = torch.where(together, zero, torch.finfo(query.dtype).min)[None, None]
         kwargs = {k: v for k, v in kwargs.items() if k not in ("attention_mask", "is_causal")}
-        watch = _SoftmaxWatch(self._tap, None)
+        watch = _SoftmaxWatch(self._tap, None, key.shape[2])
         with watch:
             out, _ = _eager_of(module)(module, query, key, value, mask, **kwargs)
         if torch.is_grad_enabled():
@@ -265,12 +265,13 @@ class _SoftmaxWatch(TorchFunctionMode):
     Args:
         tap: What is shown to.
         rows: The queries that are shown; `None` for all.
+        n_keys: How many keys there are.
         whole: Whether the attention function computes the other queries, too.
     """
 
-    def __init__(self, tap: Tap, rows: Sequence[int] | None, *, whole: bool = False):
+    def __init__(self, tap: Tap, rows: Sequence[int] | None, n_keys: int, *, whole: bool = False):
         TorchFunctionMode.__init__(self)  # a class that is sent elsewhere loses what super() needs
-        self.tap, self.rows, self.whole = tap, rows, whole
+        self.tap, self.rows, self.n_keys, self.whole = tap, rows, n_keys, whole
         self.changed_rows: list[Tensor] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -299,7 +300,7 @@ class _SoftmaxWatch(TorchFunctionMode):
     def _show(self, stage: str, x: Tensor) -> Tensor:
         part = self.whole and self.rows is not None
         shown = x[:, :, self.rows] if part else x
-        new = self.tap.show(stage, shown, self.rows)
+        new = self.tap.show(stage, shown, self.rows, self.n_keys)
         if new is None:
             return x
         self.changed_rows.append((new != shown).any(-1))

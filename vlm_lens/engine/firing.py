@@ -49,12 +49,15 @@ class Firing:
             forward, the number of cached tokens when generating.
         queries: The positions of the queries that scores or a pattern hold; `None` for all.
         length: With `queries`: positions of the whole sequence so far.
+        n_keys: How many columns of scores or a pattern are keys, the last ones of `length` where a
+            cache holds no more; sinks that are no position come after them.
     """
 
     point: Point
     offset: int
     queries: tuple[int, ...] | None = None
     length: int | None = None
+    n_keys: int | None = None
 
 
 @dataclass(frozen=True)
@@ -292,6 +295,7 @@ class Dispatcher:
         x: Tensor,
         queries: tuple[int, ...] | None = None,
         length: int | None = None,
+        n_keys: int | None = None,
     ) -> Tensor | None:
         """Shows a point's activation to its handlers; what goes on, `None` for `x` itself."""
         self.fired.add(point.name)
@@ -300,7 +304,7 @@ class Dispatcher:
         recorded = torch.is_grad_enabled() and value.is_floating_point()
         if recorded:  # a tensor of its own, because x may also be read elsewhere
             value = value.view_as(value) if x.requires_grad else value.detach().requires_grad_()
-        firing = Firing(point, self._offset_of(point, value), queries, length)
+        firing = Firing(point, self._offset_of(point, value), queries, length, n_keys)
         written = False
         for handler in self._handlers[point.name]:
             self._owner.in_handler = True
@@ -329,15 +333,16 @@ class Dispatcher:
         return self._offset + self._length - x.shape[1]
 
     def _tap(
-        self, stages: Mapping[str, Point], stage: str, x: Tensor, rows: Sequence[int] | None
-    ) -> Tensor | None:
+        self, stages: Mapping[str, Point], stage: str, x: Tensor, rows: Sequence[int] | None,
+        n_keys: int,
+    ) -> Tensor | None:  # fmt: skip
         if stage not in stages or not self._owner.here():
             return None
         offset = self._offset if stages[stage].space == "text" else 0
         queries = None if rows is None else tuple(row + offset for row in rows)
         known = stages[stage].space == "text" and self._length is not None
         length = offset + self._length if known else x.shape[-1]
-        return self._fire(stages[stage], x, queries, length)
+        return self._fire(stages[stage], x, queries, length, n_keys)
 
 
 class _MidWrite:

@@ -177,7 +177,7 @@ def _apply(
     try:
         new, written = apply_op(
             op, x.transpose(1, 2) if pattern else x, firing.offset, firing.queries, firing.length,
-            source,
+            source, firing.n_keys,
         )  # fmt: skip
     except IncompleteMean as error:
         raise InterventionError(

@@ -62,6 +62,7 @@ class GenerationReader:
         self._points = {name: points[name] for name in names}
         # pieces [batch, rows, ...] in order, and the last position read: none is read twice
         self.kept: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.sinks: dict[str, list[Tensor]] = {name: [] for name in names}  # beside the keys
         self.until = dict.fromkeys(names, -1)
 
     def handlers(self) -> dict[str, list[Handler]]:
@@ -98,6 +99,10 @@ class GenerationReader:
             pieces.append(value[:, [local[p] for p in new]].clone())
         self.until[name] = max(self._length - 1, *held, self.until[name])
         length = self.until[name] + 1
+        n_keys = firing.n_keys
+        if n_keys is not None and n_keys < value.shape[-1]:
+            self.sinks[name] += [piece[..., n_keys:] for piece in pieces]
+            pieces = [piece[..., :n_keys] for piece in pieces]
         self.kept[name] += [self._by_key(piece, point, length) for piece in pieces]
 
     def _by_key(self, value: Tensor, point: Point, length: int) -> Tensor:
@@ -130,6 +135,9 @@ class GenerationReader:
                 kept = [
                     torch.nn.functional.pad(k, (0, width - k.shape[-1]), value=fill) for k in kept
                 ]
+            if self.sinks[name]:
+                both = zip(kept, self.sinks[name], strict=True)
+                kept = [torch.cat(pair, -1) for pair in both]
             value = torch.cat(kept, 1)
             found[name] = value.transpose(1, 2) if "query" in point.axes else value
         return found
