@@ -13,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from vlm_lens.figures.cell_text import ink_on, legible_cells
 from vlm_lens.figures.static_figure import draw_figure
 
+FORMS = ["white", "SteelBlue", "#fa0", "rgba(0, 60, 80, 0.4)", "hsl(120, 50%, 30%)", "#1234"]
 SCALES = ["Cividis", [[0, "#0072b2"], [0.5, "#ffffff"], [1, "rgb(213, 94, 0)"]]]
 
 
@@ -76,3 +77,15 @@ def test_a_picture_shows_the_text_alone(tmp_path):
     draw_figure(legible_cells(fig), tmp_path / "cells.svg")
     drawn = (tmp_path / "cells.svg").read_text()
     assert ">low<" in drawn and ">high<" in drawn and "span" not in drawn
+
+
+def test_scales_may_be_of_every_form_of_colour(tmp_path):
+    for scale in ([[i / 5, c] for i, c in enumerate(FORMS)], "Viridis_r", "rdbu"):
+        fig = go.Figure(go.Heatmap(z=[[0, 1], [2, 5]], texttemplate="%{z}", colorscale=scale))
+        legible_cells(fig)
+        draw_figure(fig, tmp_path / "cells.png")
+        assert (tmp_path / "cells.png").stat().st_size > 1000
+    faint = [[0, "rgba(0, 0, 0, 0.1)"], [1, "rgba(0, 0, 0, 0.9)"]]
+    fig = go.Figure(go.Heatmap(z=[[0, 1]], texttemplate="%{z}", colorscale=faint))
+    legible_cells(fig)
+    assert ["#000000" in text for text in fig.data[0].text[0]] == [True, False]  # on white

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import convert_colors_to_same_type, unlabel_rgb
+
+from vlm_lens.figures.colour import colour_channels
 
 __all__ = ["ink_on", "legible_cells"]
 
@@ -21,16 +22,17 @@ _STEPS = 256  # colours of a scale that are looked at
 _NUMBER = re.compile(r"%\{z(?::([^}]*))?\}")
 
 
-def ink_on(red: float, green: float, blue: float) -> str:
+def ink_on(red: float, green: float, blue: float, opacity: float = 1.0) -> str:
     """Black or white, whichever has more contrast with a colour.
 
     Args:
         red: From 0 to 1, in sRGB.
         green: As red.
         blue: As red.
+        opacity: How much of the colour is seen, from 0 to 1; the rest is white behind it.
     """
-    linear = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
-              for c in (red, green, blue))  # fmt: skip
+    seen = (opacity * c + (1 - opacity) for c in (red, green, blue))
+    linear = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in seen)
     luminance = float(np.dot(list(linear), (0.2126, 0.7152, 0.0722)))
     return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
 
@@ -39,7 +41,7 @@ def legible_cells(fig: go.Figure) -> go.Figure:
     """Colours the texts in a figure's heat maps, in place.
 
     Args:
-        fig: The figure, whose scales of colour are set.
+        fig: The figure, whose scales of colour are set, in any form of `colour_channels`.
 
     Returns:
         The same figure.
@@ -75,10 +77,10 @@ def _coloured(texts: list[list[str]], z: np.ndarray, scale: Any) -> list[list[st
 
 def _inks(scale: Any) -> list[str]:
     stops, colours = zip(*scale.colorscale, strict=True)
-    known, _ = convert_colors_to_same_type(list(colours))
     at = np.linspace(0, 1, _STEPS)
-    channels = [np.interp(at, stops, c) / 255 for c in zip(*map(unlabel_rgb, known), strict=True)]
-    inks = [ink_on(*colour) for colour in zip(*channels, strict=True)]
+    known = zip(*map(colour_channels, colours), strict=True)
+    seen = (np.interp(at, stops, channel) for channel in known)
+    inks = [ink_on(*colour) for colour in zip(*seen, strict=True)]
     return inks[::-1] if scale.reversescale else inks
 
 

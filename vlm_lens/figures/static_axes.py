@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlm_lens.figures.colour import colour_channels
 from vlm_lens.figures.style import INK, plain_lines
 
 if TYPE_CHECKING:
@@ -22,16 +23,10 @@ _FORMAT = re.compile(r"^[-+]?\.?\d*[df%eg]$")
 
 def rgba(colour: str | None, opacity: float | None = None) -> Any:
     """A colour of plotly as matplotlib takes it; `none` where there is none."""
-    from matplotlib.colors import to_rgba
-
     if not colour:
         return "none"
-    if found := re.match(r"rgba?\(([^)]*)\)", colour):
-        red, green, blue, *alpha = (float(part) for part in found[1].split(","))
-        value = (red / 255, green / 255, blue / 255, alpha[0] if alpha else 1.0)
-    else:
-        value = to_rgba(colour)
-    return (*value[:3], value[3] * (1 if opacity is None else opacity))
+    *channels, alpha = colour_channels(colour)
+    return (*channels, alpha * (1 if opacity is None else opacity))
 
 
 def plain(text: str | None) -> str:

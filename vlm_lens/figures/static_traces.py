@@ -95,7 +95,7 @@ def _heatmap(axes: Axes, x: PlotAxis, y: PlotAxis, trace: Any, scale: Any) -> An
                 middle = (xs[j] + xs[j + 1]) / 2, (ys[i] + ys[i + 1]) / 2
                 axes.text(
                     *middle, said, ha="center", va="center", fontsize=size, zorder=3,
-                    color=ink_on(*colours(norm(z[i, j]))[:3]), clip_on=True,
+                    color=ink_on(*colours(norm(z[i, j]))), clip_on=True,
                 )  # fmt: skip
     return drawn
 
