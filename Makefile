@@ -20,8 +20,10 @@ real: $(VENV)/.real
 notebook: $(VENV)/.notebook
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) tutorials/01_first_look.ipynb
 
+# Each process takes a half of the files, and who has finished takes of the other's: what a file's
+# tests share, as a Ray, is made once.
 test: $(VENV)/.dev $(VENV)/.real
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Kernels differ by processor and by number of threads. The tests that compare floats, once more by
 # another path, so that a dependence on either is seen on one machine. One after the other: two

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# also of the processes that tests start: two at a time, each with a thread for every core, wait for
+# one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -25,7 +28,7 @@ import torch  # noqa: E402
 
 from vlm_lens import HookedVLM  # noqa: E402
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -68,12 +68,14 @@ def _told() -> Iterator[tuple[str, str]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", said
 
 
-TOLD = list(_told())
+@pytest.fixture(scope="module")
+def told() -> list[tuple[str, str]]:
+    return list(_told())
 
 
-def test_modules_and_names_of_the_package_that_errors_name_exist():
+def test_modules_and_names_of_the_package_that_errors_name_exist(told):
     wrong, seen = [], 0
-    for where, said in TOLD:
+    for where, said in told:
         for name in re.findall(r"\bvlm_lens(?:\.\w+)+(?![\w/])", said):
             seen += 1
             module, _, rest = name.rpartition(".")
@@ -87,9 +89,9 @@ def test_modules_and_names_of_the_package_that_errors_name_exist():
     assert not wrong and seen > 10
 
 
-def test_methods_that_errors_name_exist():
+def test_methods_that_errors_name_exist(told):
     wrong, seen = [], 0
-    for where, said in TOLD:
+    for where, said in told:
         for thing, method in re.findall(r"(?<![\w./])(vlm|prompt|cache|pairs?)\.(\w+)", said):
             cls = THINGS[thing]
             seen += 1
@@ -100,10 +102,10 @@ def test_methods_that_errors_name_exist():
     assert not wrong and seen > 60
 
 
-def test_calls_that_errors_propose_can_be_made(public):
+def test_calls_that_errors_propose_can_be_made(public, told):
     """Each keyword is one that the function takes."""
     wrong, seen = [], 0
-    for where, said in TOLD:
+    for where, said in told:
         for called, given in CALL.findall(said):
             owner, _, method = called.partition(".")
             thing = THINGS.get(owner) or public.get(owner)

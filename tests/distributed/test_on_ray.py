@@ -21,17 +21,29 @@ from vlm_lens.reading.many import read_each
 from vlm_lens.reproduce import execute, make_plan
 from vlm_lens.tasks import Task
 
-ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # Ray starts, and its workers import torch
 
 
 @pytest.fixture(scope="module")
-def workers(vlm):
+def ray():
+    return pytest.importorskip("ray")  # here, because it takes seconds
+
+
+@pytest.fixture(scope="module")
+def workers(vlm, ray):
+    """Two for all tests, on one core of the two that this Ray has: the other is for those that
+    tests start."""
     vlm.run("<image>A:", [tiny.noise_picture(1)])  # transformers puts hooks of its own on the tower
     connect(None)
-    with Ray(workers=2).open(vlm) as open_workers:
+    with Ray(workers=2, num_cpus=0.5).open(vlm) as open_workers:
         yield open_workers
     ray.shutdown()
+
+
+def wait_for_cores(ray, n: float) -> None:
+    """Waits until so many are free; those of a worker that has ended are so a moment later."""
+    while ray.available_resources().get("CPU", 0) < n:
+        time.sleep(0.05)
 
 
 def test_a_sweep_is_that_of_this_process(vlm, workers):
@@ -114,8 +126,7 @@ vlm.sweep(vlm.prompt("Q:France\\nA:"), grid(vlm, 84), on=sys.argv[1], save=sys.a
 """
 
 
-def test_a_killed_driver_leaves_what_was_finished(vlm, workers, tmp_path):
-    workers.close()  # the cluster has two cores, which the other driver's workers need
+def test_a_killed_driver_leaves_what_was_finished(vlm, ray, workers, tmp_path):
     address, folder = ray.get_runtime_context().gcs_address, tmp_path / "it"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     driver = subprocess.Popen([sys.executable, "-c", _DRIVER, address, str(folder)], env=env)
@@ -133,46 +144,38 @@ def test_a_killed_driver_leaves_what_was_finished(vlm, workers, tmp_path):
     assert_same(found, vlm.sweep(prompt, asked, progress=False))
 
 
-def test_models_loaded_by_name_and_what_ray_has_no_room_for(vlm, workers):
-    workers.close()
+def test_models_loaded_by_name_are_waited_for_and_what_has_no_place_is_refused(
+    vlm, ray, workers, monkeypatch
+):
     prompt, asked = vlm.prompt("Q:France\nA:"), grid(vlm, 1)
-    here = vlm.sweep(prompt, asked, progress=False)
-    assert_same(vlm.sweep(prompt, asked, on=Ray(workers=1, load=True), progress=False), here)
     for asks, match in ((Ray(num_cpus=999), "999 CPU"), (Ray(num_gpus=64), "64 GPU")):
         with pytest.raises(VLMLensError, match=match):
             vlm.sweep(prompt, asked, on=asks, progress=False)
     with pytest.raises(VLMLensError, match="connected to the Ray at"):
         vlm.sweep(prompt, asked, on="127.0.0.1:9", progress=False)
-
-
-def test_who_loads_for_long_is_waited_for_and_who_has_no_place_is_refused(
-    vlm, workers, monkeypatch
-):
-    workers.close()
     monkeypatch.setattr(on_ray, "_PATIENCE", 0.5)  # less than a worker's import of torch takes
-    prompt, asked = vlm.prompt("Q:France\nA:"), grid(vlm, 1)
+    total = ray.cluster_resources()["CPU"]
+    wait_for_cores(ray, total - 1)
     here = vlm.sweep(prompt, asked, progress=False)
-    assert_same(vlm.sweep(prompt, asked, on=Ray(workers=1), progress=False), here)
+    assert_same(vlm.sweep(prompt, asked, on=Ray(workers=1, load=True), progress=False), here)
 
     @ray.remote
     class Other:
         def here(self):
             return True
 
-    total = ray.cluster_resources()["CPU"]
-    while ray.available_resources().get("CPU", 0) < total:
-        time.sleep(0.1)
-    other = Other.options(num_cpus=total).remote()
+    wait_for_cores(ray, total - 1)
+    other = Other.options(num_cpus=total - 1).remote()
     assert ray.get(other.here.remote())
     try:
-        with pytest.raises(VLMLensError, match="no room for a worker of 1 CPU"):
-            vlm.sweep(prompt, asked, on=Ray(workers=1), progress=False)
+        with pytest.raises(VLMLensError, match=f"no room for a worker of {total:g} CPU"):
+            vlm.sweep(prompt, asked, on=Ray(workers=1, num_cpus=total), progress=False)
     finally:
         ray.kill(other)
 
 
 def test_reproduce_on_ray_is_reproduce_here(workers, tmp_path):
-    workers.close()
+    workers.close()  # two others, each with a core, take their place
     (plan,) = make_plan(
         ["figure8"], ["toy-llava"], tasks=["country-capital"], seeds=1, out=tmp_path / "ray"
     )
