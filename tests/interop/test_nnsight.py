@@ -194,6 +194,33 @@ def test_what_cannot_be_is_said(vlm, prompt):
         tr["projector.hook_out"].save()
     with pytest.raises(PromptError, match="one prompt"), vlm.trace(prompt) as tr:
         tr.invoke("another")
-    with pytest.raises(Exception, match="already ran past"), vlm.trace(prompt) as tr:
+    with pytest.raises(PromptError, match="waits for no other"), vlm.trace(prompt) as tr:
+        tr.barrier(2)
+
+
+def test_what_is_asked_for_too_late_is_told_after_what(vlm, prompt):
+    late = "hook_resid_post was asked for after blocks.1.hook_resid_post, and the model computes it"
+    with pytest.raises(PointError, match=late) as told, vlm.trace(prompt) as tr:
         tr["blocks.1.hook_resid_post"].save()
         tr["blocks.0.hook_resid_post"].save()
+    assert type(told.value.__cause__).__name__ == "OutOfOrderError"
+    with pytest.raises(PointError, match="vision.blocks.0.* after bl"), vlm.trace(prompt) as tr:
+        tr["blocks.0.hook_resid_post"].save()
+        tr["vision.blocks.0.hook_resid_post"] = torch.zeros(3)
+    with pytest.raises(PointError, match="after logits"), vlm.trace(prompt) as tr:
+        tr.logits.save()
+        tr["blocks.0.hook_resid_post"].save()
+    vlm.run(prompt)  # nothing is left behind
+
+
+def test_outside_of_its_block_a_trace_says_where_it_is_read(vlm, prompt):
+    opened = vlm.trace(prompt)
+    for wanted in (lambda: opened["blocks.0.hook_resid_post"], lambda: opened.logits):
+        with pytest.raises(PointError, match="within `with vlm.trace"):
+            wanted()
+    with vlm.trace(prompt) as tr:
+        first = tr.logits.save()
+        again = (tr.logits * 2).save()  # what is there can be asked for again
+    torch.testing.assert_close(again, 2 * first)
+    with pytest.raises(PointError, match="what is needed after the block"):
+        tr["blocks.0.hook_resid_post"]

@@ -89,6 +89,10 @@ class Trace(BlockView, InterleavingTracer):
         """Refused: there are no modules here to keep."""
         raise PointError("Read points by name, tr[name].save(), or call vlm.run_with_cache.")
 
+    def barrier(self, n: int) -> NoReturn:
+        """Refused: there is no other block to wait for."""
+        raise PromptError("A trace runs one block, which waits for no other: leave tr.barrier out.")
+
     def execute(self, code: CodeType) -> None:
         """Runs the block in step with the model."""
         self._find_what_fires()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.eproperty import WriteBack
-from nnsight.intervention.interleaver import EarlyStopException, Mediator
+from nnsight.intervention.interleaver import EarlyStopException, Mediator, OutOfOrderError
 from nnsight.tracing.tracer import _saves
 from torch import Tensor, nn
 
@@ -43,6 +43,7 @@ class BlockView:
     ):
         self.points, self.aliases = dict(points), dict(aliases)
         self.layouts, self.fires = tuple(layouts), tuple(fires)
+        self._latest = ""  # what the block has been given last
 
     @property
     def layout(self) -> Layout:
@@ -65,15 +66,16 @@ class BlockView:
         """A point's activation; edits of it in place act in the run.
 
         Raises:
-            PointError: There is no such point, or this prompt does not compute it.
+            PointError: There is no such point, this prompt does not compute it, the model has
+                computed it before what the block has asked for already, or no block is running.
         """
+        mediator = _mediator(str(name))
         point = self._point(name)
-        mediator = Mediator.current(point.name)
         occurrence = mediator.wanted(point.name)
         waiting = mediator.transform
         if waiting is not None and waiting.key == (self, point.name, occurrence):
             return waiting.view
-        x: Tensor = Mediator.value(point.name)
+        x = self._value(point.name)
         if not point.read_only:
             mediator.transform = WriteBack(lambda: x, x, self, point.name, occurrence)
         return x
@@ -100,8 +102,27 @@ class BlockView:
 
     @property
     def logits(self) -> Tensor:
-        """The run's logits, `[batch, pos, d_vocab]`."""
-        return Mediator.value("result")
+        """The run's logits, `[batch, pos, d_vocab]`; no point can be asked for after them."""
+        if self._latest != "logits":
+            self._logits = self._value("result", called="logits")
+        return self._logits
+
+    def _value(self, location: str, called: str = "") -> Tensor:
+        """What the run has at a location, waited for."""
+        mediator = _mediator(called or location)
+        try:
+            value: Tensor = Mediator.value(location)
+        except OutOfOrderError as error:
+            if mediator.iteration != 0 or not mediator.occurrence(location):
+                raise  # a loop over runs that has come to its end, or a run that ended before
+            raise PointError(
+                f"{called or location} was asked for after {self._latest}, and the model computes "
+                "it before: ask for what a block reads and writes in the order in which the model "
+                "computes it (vision tower, projector, embeddings, blocks from 0, logits), and "
+                "keep what is needed later in a variable."
+            ) from error
+        self._latest = called or location
+        return value
 
     def stop(self) -> None:
         """Ends the run here; what has been saved is kept."""
@@ -127,6 +148,21 @@ class BlockView:
             )
             raise PointError(f"{full} does not fire in this trace: {how}.")
         return point
+
+
+def _mediator(name: str) -> Mediator:
+    """Nnsight's side of the block that is running.
+
+    Raises:
+        PointError: None is.
+    """
+    try:
+        return Mediator.current(name)
+    except ValueError as error:
+        raise PointError(
+            f"{name} can be asked for only while a block runs: read it within `with "
+            "vlm.trace(prompt) as tr:`, and `.save()` what is needed after the block."
+        ) from error
 
 
 class Block:
