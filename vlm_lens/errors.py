@@ -38,6 +38,10 @@ class KeywordError(VLMLensError, TypeError):
     """An argument that a method or a class does not take; says what it is called here."""
 
 
+class UnknownAttributeError(VLMLensError, AttributeError):
+    """An attribute that an object of this package does not have; says what it is called here."""
+
+
 def near_matches(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """A clause that names the known names closest to `name`, or an empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=most, cutoff=0.5)

@@ -60,8 +60,22 @@ def _opened(path: Path, what: str) -> Image.Image:
 
 
 def warn_of(pictures: list[Image.Image]) -> None:
-    """Says what a processor does not look at: orientation, and values beyond 8 bits."""
+    """Says what a processor does not look at: orientation, and values beyond 8 bits.
+
+    Raises:
+        PromptError: A picture that cannot be read, or that has no pixels.
+    """
     for number, picture in enumerate(pictures):
+        if not all(picture.size):
+            width, height = picture.size
+            raise PromptError(f"Picture {number} has no pixels: it is {width} x {height}.")
+        try:
+            picture.load()
+        except (OSError, ValueError, SyntaxError) as error:  # cut short, damaged, or closed
+            raise PromptError(
+                f"Picture {number} cannot be read ({error}): pass the path of a whole file, or a "
+                "picture that is still open."
+            ) from error
         if picture.getexif().get(_ORIENTATION, 1) != 1:
             warnings.warn(
                 f"Picture {number} carries an EXIF orientation, which processors do not look at: "

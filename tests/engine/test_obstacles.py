@@ -88,6 +88,27 @@ def test_gradient_checkpointing_is_refused(fresh, reentrant):
     assert torch.autograd.grad(logits.sum(), cache[P])[0].abs().sum() > 0
 
 
+def test_dropout_in_training_mode_is_said(fresh, recwarn):
+    """Dropout of attention is a number in a module, not a module."""
+    model = fresh.hf_model
+    model.model.language_model.layers[1].self_attn.attention_dropout = 0.5
+    fresh.run("Q:Greece")
+    model.train()
+    for ask in asks(fresh):
+        with pytest.warns(UserWarning, match="training mode and has dropout .*layers.1.self_attn"):
+            ask()
+    model.model.language_model.layers[1].self_attn.attention_dropout = 0.0
+    recwarn.clear()
+    fresh.run("Q:Greece")
+    model.model.norm = torch.nn.BatchNorm1d(4)
+    with pytest.warns(UserWarning, match="batch norms .model.norm., which such a run also changes"):
+        fresh.run("Q:Greece")
+    model.eval()
+    recwarn.clear()
+    fresh.run("Q:Greece")
+    assert not recwarn.list
+
+
 def doubled_at(position):
     """A torch hook, as a user writes one, that changes one position."""
 

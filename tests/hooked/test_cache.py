@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -156,6 +158,22 @@ def test_it_is_saved_and_loaded_without_the_model(clip, batch, tmp_path):
         clip.run(batch, interventions=ActivationPatch(P, Last(), cache)),
     )
     assert loaded.source() == clip.facts
+
+
+def test_it_is_pickled_and_copied(clip, batch, tmp_path):
+    _, cache = clip.run_with_cache(batch, names_filter="blocks.*.hook_resid_*")
+    cache.save(tmp_path / "run")
+    for one in (cache, ActivationCache.load(tmp_path / "run")):
+        elsewhere = pickle.loads(pickle.dumps(one))
+        assert elsewhere == cache and elsewhere.source() == clip.facts
+        assert ActivationPatch(P, Last(), elsewhere) == ActivationPatch(P, Last(), cache)
+        with pytest.raises(VLMLensError, match="read from a file"):
+            elsewhere.decompose_resid()
+    copied = copy.deepcopy(cache)
+    assert copied == cache and copied[P] is not cache[P]
+    assert torch.equal(copied.accumulated_resid(), cache.accumulated_resid())  # its model is there
+    made = clip.generate(batch.texts[1], max_new_tokens=2, names_filter=P)
+    assert pickle.loads(pickle.dumps(made)).cache == made.cache
 
 
 def test_what_was_kept_at_a_place_is_saved_so(clip, batch, tmp_path):

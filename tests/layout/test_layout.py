@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from vlm_lens.errors import PositionError
+from vlm_lens.layout.geometry import as_ranges
 from vlm_lens.layout.layout import Layout
 
 TEXT = "Q:Greece\nA:Athens\n\nQ:<image>\nA:red is the colour\n\nQ:Peru\nA:"
@@ -146,3 +147,16 @@ def test_as_a_table(clip):
     assert patch["patch"] == (1, 2)
     assert patch["pixels"] == layout.image[0].pixels(int(patch["position"]))
     assert "4 x 4 patches" in repr(layout)
+
+
+def test_pictures_print_themselves_shortly(clip, picture):
+    image = clip.prompt("Q:<image>", [picture]).layout.image[0]
+    grid = image.grid
+    spans = f"{grid.positions[0]}..{grid.positions[-1]}"
+    assert repr(image).startswith(
+        f"ImageLayout(0; text: {grid.rows} x {grid.cols} patches at {spans}"
+    )
+    assert repr(grid).endswith(f"at {spans}, row 0; of a 40 x 30 picture)")
+    assert (
+        as_ranges([1, 3, 4, 5, 9]) == "1, 3..5, 9" and as_ranges(range(0, 20, 2), 2) == "0, 2, ..."
+    )

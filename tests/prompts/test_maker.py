@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+
 import numpy as np
 import pytest
 import tiny
@@ -11,7 +15,7 @@ from transformers.image_utils import load_image
 from typecheck import unchecked
 
 from vlm_lens import HookedVLM, RawPrompt
-from vlm_lens.errors import PromptError
+from vlm_lens.errors import PromptError, VLMLensError
 
 
 def same(mine: dict, theirs: dict) -> bool:
@@ -109,6 +113,47 @@ def test_what_is_no_prompt(clip, llama, picture, no_forward):
         HookedVLM(clip.hf_model).prompt("Q:")
     with pytest.raises(PromptError, match="made for"):
         clip.run(llama.prompt("Q:Greece"))
+
+
+def test_pictures_that_cannot_be_read(clip, picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    cut = Image.open(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+    whole = Image.open(io.BytesIO(file.getvalue()))
+    closed = Image.open(file)
+    closed.close()
+    for given, message in (
+        (cut, "Picture 1 cannot be read .*pass the path of a whole file"),
+        (closed, "Picture 1 cannot be read .*that is still open"),
+        (Image.new("RGB", (0, 5)), "Picture 1 has no pixels: it is 0 x 5"),
+    ):
+        with pytest.raises(PromptError, match=message):
+            clip.prompt("<image><image>", [whole, given])
+
+
+def test_half_of_a_character(clip, llama):
+    for vlm in (clip, llama):
+        with pytest.raises(PromptError, match="half of a character at index 2"):
+            vlm.prompt(["Q", "Q:\ud800"])
+    assert clip.prompt("Q:\U0001f600").texts == ("Q:\U0001f600",)
+
+
+def test_what_users_type_on_a_prompt(clip, picture):
+    prompt = clip.prompt("Q:<image>\nA:", [picture])
+    assert prompt["pixel_values"] is prompt.inputs["pixel_values"]
+    for ask, message in (
+        (lambda: prompt["labels"], "none named 'labels': it has input_ids"),
+        (lambda: prompt[0], "Of a row there is prompt.layouts"),
+        (lambda: list(prompt), "gives its tensors by name"),
+        (lambda: prompt.input_ids, "it is prompt.inputs.'input_ids'."),
+        (lambda: prompt.tokens, "prompt.layout.strings"),
+        (lambda: prompt.layuot, "Did you mean 'layout'"),
+    ):
+        with pytest.raises(VLMLensError, match=message):
+            ask()
+    assert not hasattr(prompt, "keys")
+    for copied in (copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt))):
+        assert same(copied.inputs, prompt.inputs) and copied.layouts == prompt.layouts
 
 
 def test_a_tokenizer_without_padding(no_forward):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.attribution.refusal import AttributionError
+from vlm_lens.gradients import recording
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.position_map import PositionMap
 from vlm_lens.measures.base import BoundLogits, Measure, at_last
@@ -97,7 +98,7 @@ def gradients(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
     """Gradients of the measure at some points, their values, and the measure itself."""
     wanted = set(names)
-    with torch.enable_grad(), vlm.hooks(list(hooks)):
+    with recording(), vlm.hooks(list(hooks)):
         logits, cache = vlm.run_with_cache(
             prompt, names_filter=lambda n: n in wanted, grad=True, last_logits=None
         )

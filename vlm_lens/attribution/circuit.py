@@ -111,6 +111,8 @@ class Circuit:
         return _Run.of(vlm, self.asked, *given, *usual[len(given) :])
 
     def __repr__(self) -> str:
+        if not self.edges:
+            return "Circuit(no edges: none of those chosen lies on a way from input to logits)"
         shown = ", ".join(f"{s} -> {r}" for s, r in self.edges[:8])
         more = f", ... ({len(self)} in all)" if len(self) > 8 else ""
         return f"Circuit({len(self)} edges: {shown}{more})"

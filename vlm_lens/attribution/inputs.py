@@ -24,6 +24,7 @@ from torch import Tensor
 from vlm_lens.attribution.between import PIXELS
 from vlm_lens.attribution.refusal import AttributionError
 from vlm_lens.engine.continuing import followed_by
+from vlm_lens.gradients import recording
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.measures.answers import answer_ids
@@ -220,7 +221,7 @@ class _Points:
             return lambda x, hook: value.clone().requires_grad_()
 
         vlm, wanted = self._target.vlm, set(self._values)
-        with torch.enable_grad(), vlm.hooks([(n, moved(n)) for n in self._values]):
+        with recording(), vlm.hooks([(n, moved(n)) for n in self._values]):
             logits, cache = vlm.run_with_cache(
                 self._target.prompt, names_filter=lambda n: n in wanted, grad=True
             )
@@ -276,7 +277,7 @@ class _Pixels:
         """At a share of the way."""
         x = (start + share * (self._pixels - start)).detach().requires_grad_()
         prompt = replace(self._target.prompt, inputs={**self._target.prompt.inputs, PIXELS: x})
-        with torch.enable_grad():
+        with recording():
             logits = self._target.vlm.run(prompt, grad=True)
             (found,) = self._target.gradients(logits, [x])
         return _Sums({PIXELS: found})

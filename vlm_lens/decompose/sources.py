@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vlm_lens.gradients import recording
 from vlm_lens.layout.positions import Position
 from vlm_lens.stream.norm import tolerance
 from vlm_lens.stream.parts import Heads, Stream
@@ -125,7 +126,7 @@ def pull_back(heads: Heads, directions: Tensor, z: Tensor) -> Tensor:
     if heads.norm is not None:
         directions = heads.norm.of_direction(directions)
     directions = directions * heads.factor
-    with torch.enable_grad():
+    with recording():
         at = torch.zeros(len(directions), *z.flatten(-2).shape, dtype=z.dtype, device=z.device)
         at.requires_grad_()
         given = heads.project(at)

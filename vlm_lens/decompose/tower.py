@@ -21,6 +21,7 @@ from torch import Tensor
 from vlm_lens.decompose.scores import Components
 from vlm_lens.decompose.sources import shares_by_key
 from vlm_lens.errors import PointError
+from vlm_lens.gradients import recording
 from vlm_lens.layout.positions import Position
 from vlm_lens.scores.places import sequence
 from vlm_lens.scores.scores import Scores, scores
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _OUT, _FEATURES = "projector.hook_out", "vision.hook_out"
 
 
+@recording()
 def decompose_tower(
     vlm: HookedModel,
     prompt: Prompt,

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from vlm_lens.dictionaries.stream import places_read
 from vlm_lens.dictionaries.value import DictionaryError
+from vlm_lens.gradients import recording
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
 from vlm_lens.layout.positions import Position
@@ -213,6 +214,7 @@ class _State:
         idle = torch.zeros(settings.n_features, dtype=torch.long)
         return cls(weights, scale, idle, settings.lr)
 
+    @recording()
     def learn(self, x: Tensor, settings: Settings) -> float:
         """One step; the share of the batch's variance that was not explained."""
         left = (settings.steps - self.step) / max(settings.steps * 0.2, 1)

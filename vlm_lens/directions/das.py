@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlm_lens.errors import VectorError
+from vlm_lens.gradients import recording
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.interchange import Interchange
@@ -248,7 +249,7 @@ class _Search:
         for _ in tqdm(range(self.steps), desc="das", unit="step", disable=not self.progress):
             order = order or torch.randperm(len(prepared), generator=draw).tolist()
             batch = prepared[order.pop()]
-            with torch.enable_grad():
+            with recording():
                 basis = torch.linalg.qr(raw).Q.T
                 logits = self._logits(batch, basis, grad=True)
                 loss = torch.nn.functional.cross_entropy(logits, batch.answers.to(logits.device))

@@ -16,7 +16,11 @@ from torch import nn
 
 from vlm_lens.engine.attention import tapped
 from vlm_lens.engine.firing import INPUT, Dispatcher, Handler, ModuleHook
-from vlm_lens.engine.obstacles import check_not_checkpointing, check_not_compiled
+from vlm_lens.engine.obstacles import (
+    check_not_checkpointing,
+    check_not_compiled,
+    warn_if_training,
+)
 from vlm_lens.locks import lock_of
 from vlm_lens.points.sites import submodule
 from vlm_lens.points.table import PointTable
@@ -51,6 +55,7 @@ class HookedRun(Dispatcher):
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        warn_if_training(self._model)
         self._stack.enter_context(lock_of(self._model))
         try:
             if self._handlers:  # nothing is put on where nobody asks

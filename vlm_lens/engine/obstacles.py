@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -56,6 +57,28 @@ def check_not_checkpointing(model: nn.Module) -> None:
             "of this run are off, so that its gradients would be those of another run: call "
             "gradient_checkpointing_disable() or eval() on the model."
         )
+
+
+def warn_if_training(model: nn.Module) -> None:
+    """Says that a model in training mode gives other numbers in every run, where it does."""
+    if model.training and (why := _what_training_changes(model)):
+        warnings.warn(
+            f"The model is in training mode and has {why}, so that no two runs give the same: call "
+            "eval() on the Hugging Face model for repeatable runs.",
+            stacklevel=2,
+        )
+
+
+def _what_training_changes(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"batch norms ({name}), which such a run also changes"
+        shares = {k: v for k, v in vars(module).items() if "drop" in k or k == "p"}
+        if any(isinstance(v, float) and v > 0 for v in shares.values()):
+            return f"dropout ({name})"
+    return ""
 
 
 def no_replay_with(model: nn.Module) -> str:

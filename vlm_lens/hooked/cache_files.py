@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vlm_lens.hooked.later import FactsLater
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position
@@ -129,7 +130,7 @@ def read(stem: str | Path) -> dict[str, Any]:
         "points": described.table,
         "layouts": described.layouts,
         "at": described.at,
-        "source": None if source is None else lambda: source,
+        "source": None if source is None else FactsLater(source),
     }
 
 

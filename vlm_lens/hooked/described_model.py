@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
-from torch import nn
 
 from vlm_lens.engine.logit_head import with_fitted_head
-from vlm_lens.families import Architecture, family_of
+from vlm_lens.engine.obstacles import warn_if_training
+from vlm_lens.families import family_of
 from vlm_lens.hooked.description import describe, describe_html, unembed_hash
 from vlm_lens.hooked.habits import ATTRIBUTES, answers_habits, refuse_attribute
+from vlm_lens.hooked.later import FactsLater, PartsLater
 from vlm_lens.hooked.sharded import as_sharded, is_sharded
 from vlm_lens.hooked.stacks import Owner
 from vlm_lens.hooked.unwrapped import as_model, check_processor
@@ -50,7 +50,7 @@ class DescribedModel(Vocabulary, Weights):
         self.architecture = with_fitted_head(hf_model, self.family.architecture(hf_model))
         if is_sharded(hf_model):
             self.family, self.architecture = as_sharded(hf_model, self.family, self.architecture)
-        _warn_if_training(hf_model)
+        warn_if_training(hf_model)
 
     @cached_property
     def name(self) -> str:
@@ -90,23 +90,11 @@ class DescribedModel(Vocabulary, Weights):
 
     def facts_later(self) -> Callable[[], ModelFacts]:
         """A function that gives its facts when it is called, for as long as the model is there."""
-        unhashed, model = self._facts_unhashed, ref(self)
-
-        def facts() -> ModelFacts:
-            vlm = model()
-            return unhashed if vlm is None else vlm.facts
-
-        return facts
+        return FactsLater(self._facts_unhashed, ref(self))
 
     def parts_later(self) -> Owner:
         """A function that gives model, parts and token ids, for as long as the model is there."""
-        model = ref(self)
-
-        def parts() -> tuple[nn.Module, Architecture, Callable[[str | int], int]] | None:
-            vlm = model()
-            return None if vlm is None else (vlm.hf_model, vlm.architecture, vlm.to_token_id)
-
-        return parts
+        return PartsLater(ref(self))
 
     @property
     def _facts_unhashed(self) -> ModelFacts:
@@ -206,15 +194,6 @@ class DescribedModel(Vocabulary, Weights):
 
     def _repr_html_(self) -> str:
         return describe_html(*self._told)
-
-
-def _warn_if_training(model: nn.Module) -> None:
-    """Dropout makes every run different: says so once for a model left in training mode."""
-    if model.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()):
-        warnings.warn(
-            "The model is in training mode and has dropout: call model.eval() for repeatable runs.",
-            stacklevel=3,
-        )
 
 
 __all__ = ["DescribedModel"]

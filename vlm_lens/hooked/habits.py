@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from typing import NoReturn, ParamSpec, TypeVar
 
-from vlm_lens.errors import KeywordError, VLMLensError, near_matches
+from vlm_lens.errors import KeywordError, UnknownAttributeError, near_matches
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,10 +93,6 @@ CACHE_ATTRIBUTES = {
     "stack_neuron_results": "use vlm.decompose(prompt, at=..., token=...)",
     "toggle_autodiff": "run with grad=True, vlm.run_with_cache(prompt, grad=True)",
 }  # fmt: skip
-
-
-class UnknownAttributeError(VLMLensError, AttributeError):
-    """An attribute that a HookedVLM or a cache does not have; says what it is called here."""
 
 
 def refuse_keyword(method: str, name: str, takes: list[str]) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -59,6 +60,18 @@ class PixelMap:
         return self.to_picture((0, 0, *self.frame))
 
 
+def as_ranges(numbers: Iterable[int], most: int = 6) -> str:
+    """Numbers as people write them: `3..18, 20`; of many ranges the first ones."""
+    ranges: list[list[int]] = []
+    for n in numbers:
+        if ranges and n == ranges[-1][1] + 1:
+            ranges[-1][1] = n
+        else:
+            ranges.append([n, n])
+    shown = [f"{a}..{b}" if a < b else f"{a}" for a, b in ranges[:most]]
+    return ", ".join([*shown, "..."] if len(ranges) > most else shown)
+
+
 @savable
 @dataclass(frozen=True)
 class PatchGrid:
@@ -81,6 +94,13 @@ class PatchGrid:
     row: int
     pixels_of: PixelMap
     cuts: tuple[Spans, Spans] | None = None
+
+    def __repr__(self) -> str:
+        width, height = self.pixels_of.picture
+        return (
+            f"PatchGrid({self.rows} x {self.cols} patches at {as_ranges(self.positions)}, "
+            f"row {self.row}; of a {width} x {height} picture)"
+        )
 
     @property
     def spans(self) -> tuple[Spans, Spans]:

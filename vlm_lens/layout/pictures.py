@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm_lens.errors import PositionError
-from vlm_lens.layout.geometry import Box, PatchGrid
+from vlm_lens.layout.geometry import Box, PatchGrid, as_ranges
 from vlm_lens.serial import savable
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ class ImageSpace:
     grids: tuple[PatchGrid, ...] = ()
     sequences: tuple[tuple[int, tuple[int, ...]], ...] = ()
     why_no_grid: str = ""
+
+    def __str__(self) -> str:
+        grids = [f"{g.rows} x {g.cols} patches at {as_ranges(g.positions)}" for g in self.grids]
+        places = [f"row {row}, {as_ranges(at)}" for row, at in self.sequences]
+        return ", ".join(grids or places)
 
     def grid(self, number: int = 0) -> PatchGrid:
         """One of the grids, the view of the whole picture first.
@@ -150,6 +155,11 @@ class ImageLayout(PlacesInText):
     text: ImageSpace
     vision: ImageSpace = ImageSpace()
     projector: ImageSpace = ImageSpace()
+
+    def __repr__(self) -> str:
+        spaces = {"text": self.text, "vision": self.vision, "projector": self.projector}
+        told = "; ".join(f"{name}: {space}" for name, space in spaces.items() if space.sequences)
+        return f"ImageLayout({self.index}; {told})"
 
     def space(self, name: str) -> ImageSpace:
         """The picture in `"text"`, `"vision"` or `"projector"`."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from vlm_lens.gradients import recording
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.interventions.steer import Steer
@@ -183,6 +184,7 @@ class _Sums:
         return int(held["done"])
 
 
+@recording()
 def _add(
     vlm: HookedModel,
     prompts: Any,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from vlm_lens.gradients import recording
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer
 from vlm_lens.lenses.base import LensError
@@ -156,7 +157,8 @@ class _Fit:
         self.optimizer.zero_grad()
         total, goal = 0.0, final[index]
         for point in self.points:  # one layer's logits in memory at a time
-            loss = self._kl(states[point][index], goal, point, of).mean()
+            with recording():
+                loss = self._kl(states[point][index], goal, point, of).mean()
             mine = [p for g in dict.fromkeys(of) for p in self.translators[f"{point}/{g}"]]
             for parameter, gradient in zip(mine, torch.autograd.grad(loss, mine), strict=True):
                 parameter.grad = gradient
@@ -177,15 +179,14 @@ class _Fit:
 
     def _kl(self, states: Tensor, final: Tensor, point: str, of: Sequence[str]) -> Tensor:
         """KL(model || lens) at each position."""
-        with torch.enable_grad():
-            mapped = torch.zeros_like(states, dtype=torch.float32)
-            for group in dict.fromkeys(of):
-                index = [i for i, one in enumerate(of) if one == group]
-                weight, bias = self.translators[f"{point}/{group}"]
-                chosen = states[index].float()
-                given = chosen + chosen @ weight.T + bias
-                mapped = mapped.index_copy(0, torch.tensor(index, device=states.device), given)
-            return kl_to(self._logprobs(mapped.to(states.dtype)), final)
+        mapped = torch.zeros_like(states, dtype=torch.float32)
+        for group in dict.fromkeys(of):
+            index = [i for i, one in enumerate(of) if one == group]
+            weight, bias = self.translators[f"{point}/{group}"]
+            chosen = states[index].float()
+            given = chosen + chosen @ weight.T + bias
+            mapped = mapped.index_copy(0, torch.tensor(index, device=states.device), given)
+        return kl_to(self._logprobs(mapped.to(states.dtype)), final)
 
     def _logprobs(self, states: Tensor) -> Tensor:
         return decoded(self.vlm, states).float().log_softmax(-1)

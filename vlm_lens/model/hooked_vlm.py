@@ -38,6 +38,7 @@ class HookedVLM(HookedModel):
     """
 
     @classmethod
+    @torch.inference_mode(False)  # weights made there would never get gradients
     @answers_habits
     def from_pretrained(
         cls, name: str | Path, *, device: str | torch.device | None = None, **options: Any

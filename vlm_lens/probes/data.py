@@ -36,6 +36,14 @@ class ProbeSet(Answering):
     entities: tuple[str, ...] = ()
     name: str = "label"
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {label}" for label, n in Counter(self.labels).most_common(8))
+        more = f", {n - 8} labels more" if (n := len(set(self.labels))) > 8 else ""
+        return (
+            f"ProbeSet({self.name}: {len(self.prompts)} prompts of {len(set(self.entities))} "
+            f"entities; {counts}{more})"
+        )
+
     def __post_init__(self):
         object.__setattr__(self, "prompts", tuple(self.prompts))
         object.__setattr__(self, "labels", tuple(map(str, self.labels)))

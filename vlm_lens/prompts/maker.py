@@ -75,6 +75,7 @@ class PromptMaker:
         made = self.from_text(given, images)
         return made.of_rows_alone() if isinstance(given, list | tuple) else made
 
+    @torch.inference_mode(False)  # a prompt made there is used outside, with gradients too
     def from_text(
         self,
         text: Texts,
@@ -97,6 +98,8 @@ class PromptMaker:
         if not self.family.takes_images and _shows_any(images):
             self.family.placeholder(self.processor)  # raises, and says that it takes none
         texts, rows = _texts_and_pictures(text, images)
+        for written in texts:
+            _check_characters(written)
         flat = [picture for row in rows for picture in row]
         clips = clips_of(texts, videos)
         if flat:
@@ -278,6 +281,16 @@ class PromptMaker:
                 f"({type(error).__name__}: {str(error)[:120]}): pass picture.convert('RGB'), over "
                 "a ground of your choice where it is transparent."
             ) from error
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The text has half of a character at index {error.start}, {text[error.start]!r}, "
+            "which no tokenizer reads: it was cut, or decoded with errors='surrogateescape'."
+        ) from None
 
 
 def _shows_any(images: Pictures) -> bool:

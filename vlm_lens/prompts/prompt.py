@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
 
-from vlm_lens.errors import PromptError
+from vlm_lens.errors import PromptError, UnknownAttributeError, near_matches
 from vlm_lens.families.parts.batch import GivenVideo
 from vlm_lens.layout.layout import Layout
 from vlm_lens.points.config import HookedConfig
+
+_HABITS = {
+    "tokens": ": prompt.inputs['input_ids'] are the ids, prompt.layout.strings the strings.",
+    "str_tokens": ": it is prompt.layout.strings.",
+    "text": ": it is prompt.texts[row].",
+    "image": ": it is prompt.images[row][number].",
+    "shape": ": prompt.length is its number of positions, len(prompt) that of rows.",
+    "to": ": its tensors are moved to the model when it runs.",
+}  # what users of transformers and TransformerLens type
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +45,31 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.layouts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One of the tensors.
+
+        Raises:
+            PromptError: There is none of that name.
+        """
+        if isinstance(name, str) and name in self.inputs:
+            return self.inputs[name]
+        raise PromptError(
+            f"A prompt gives its tensors by name, and has none named {name!r}: it has "
+            f"{', '.join(self.inputs)}. Of a row there is prompt.layouts[row]; to run a row alone, "
+            "make a prompt of it."
+        )
+
+    if not TYPE_CHECKING:  # a type checker would take any name for known
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__") or "inputs" not in self.__dict__:
+                raise AttributeError(name)  # it is being copied or unpickled
+            known = [n for n in dir(type(self)) if not n.startswith("_")]
+            known += list(self.__dataclass_fields__)
+            hint = _HABITS.get(name) or near_matches(name, known)
+            hint = f": it is prompt.inputs[{name!r}]." if name in self.inputs else hint
+            raise UnknownAttributeError(f"A Prompt has no {name!r}{hint}")
 
     @property
     def layout(self) -> Layout:

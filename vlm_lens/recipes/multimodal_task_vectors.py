@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm_lens.gradients import recording
 from vlm_lens.interventions.base import compose
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.vectors import TaskVector
@@ -197,14 +198,15 @@ def search(
     logits = torch.full(shape, _START, requires_grad=True)
     adam, rows = torch.optim.Adam([logits], lr=learning_rate), []
     for step in progress(range(steps)):
-        probabilities = logits.sigmoid().clamp(_LEAST, 1 - _LEAST)
+        with recording():
+            probabilities = logits.sigmoid().clamp(_LEAST, 1 - _LEAST)
         drawn = torch.rand(samples, *shape, generator=generator) < probabilities.detach()
         sets = [[(int(a), int(b)) for a, b in one.nonzero()] for one in drawn]
         found = losses(sets)
         standard = (found - found.mean()) / (found.std() + _LEAST)
-        chances = torch.where(drawn, probabilities, 1 - probabilities).log().sum((1, 2))
         adam.zero_grad()
-        with torch.enable_grad():
+        with recording():
+            chances = torch.where(drawn, probabilities, 1 - probabilities).log().sum((1, 2))
             (chances * standard).sum().backward()
         adam.step()
         rows.append((step, float(found.mean()), float(drawn.sum((1, 2)).float().mean())))

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm_lens.families import Architecture
+from vlm_lens.gradients import recording
 from vlm_lens.points.sites import submodule
 from vlm_lens.stream.norm import frozen
 from vlm_lens.stream.refusal import StreamError
@@ -61,7 +62,7 @@ def rows(model: nn.Module, arch: Architecture, tokens: Sequence[int]) -> tuple[T
     head = submodule(model, arch.unembed)
     weight = next(head.parameters())
     dtype = weight.dtype if weight.is_floating_point() else model.dtype
-    with torch.enable_grad():
+    with recording():
         at = torch.zeros(len(tokens), arch.cfg.d_model, dtype=dtype, device=weight.device)
         at.requires_grad_()
         index = torch.tensor(list(tokens), device=at.device)

@@ -223,6 +223,9 @@ class Factored:
     a: Tensor = field(repr=False)
     b: Tensor = field(repr=False)
 
+    def __repr__(self) -> str:
+        return f"Factored({list(self.shape)}, a {list(self.a.shape)} @ b {list(self.b.shape)})"
+
     @property
     def shape(self) -> tuple[int, int]:
         """Of the product."""
