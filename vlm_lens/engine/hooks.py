@@ -21,6 +21,7 @@ from vlm_lens.engine.obstacles import (
     check_not_compiled,
     warn_if_training,
 )
+from vlm_lens.gradients import check_records
 from vlm_lens.locks import lock_of
 from vlm_lens.points.sites import submodule
 from vlm_lens.points.table import PointTable
@@ -42,8 +43,8 @@ class HookedRun(Dispatcher):
         state: What handlers write to; a run elsewhere brings it home.
 
     Raises:
-        ModelError: On entering, where hooks could not act: a compiled module, or gradient
-            checkpointing in a run that records gradients.
+        ModelError: On entering, where hooks could not act (a compiled module, or gradient
+            checkpointing in a run that records gradients), or where gradients cannot be recorded.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class HookedRun(Dispatcher):
         warn_if_training(self._model)
         self._stack.enter_context(lock_of(self._model))
         try:
+            if torch.is_grad_enabled():
+                check_records(self._model)
             if self._handlers:  # nothing is put on where nobody asks
                 wanted = self.attachments(self._model)
                 check_not_compiled(self._model, wanted.modules)

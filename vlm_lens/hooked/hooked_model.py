@@ -25,7 +25,6 @@ from vlm_lens.engine.handlers import (
 )
 from vlm_lens.engine.picture_store import PictureStore
 from vlm_lens.errors import InterventionError, PromptError
-from vlm_lens.gradients import check_records
 from vlm_lens.hooked.cache import ActivationCache
 from vlm_lens.hooked.contexts import open_for, opened
 from vlm_lens.hooked.described_model import DescribedModel
@@ -351,8 +350,6 @@ class HookedModel(DescribedModel):
         state: Sequence[dict[str, Any]] = (),
     ) -> Iterator[_Open]:
         """The model with handlers on: contexts' first, then the run's own, then readers."""
-        if grad:
-            check_records(self.hf_model)
         points, run_of = self.architecture.points, engine_named(engine)
         target = Target(points, prompt.layouts, lambda: self.facts)
         handlers: dict[str, list[Handler]] = {}
