@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from reach.shrunk import tiny_config
+from transformers import Lfm2ForCausalLM
 
 from vlm_lens import HookedVLM, Last
+from vlm_lens.pairs import Pair, Pairs
 from vlm_lens.recipes import (
     AttributionPatching,
     CircuitFaithfulness,
@@ -69,6 +73,36 @@ def test_direct_shares_by_hand(results, toy):
     )
     assert float(found) == pytest.approx(share, rel=1e-3)
     assert torch.isfinite(torch.tensor(results["DirectLogitAttribution"].table["share"])).all()
+
+
+def test_blocks_without_heads_keep_their_numbers():
+    """Of convolutions and attention in turn, a head is said to be in its own block."""
+    changes = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
+    vlm = HookedVLM(tiny.randomize(Lfm2ForCausalLM(tiny_config("lfm2", changes))))
+    ids = [torch.tensor([one]) for one in ([5, 6, 7, 8], [5, 16, 7, 8], [5, 26, 7, 8])]
+    prompts = [vlm.as_prompt({"input_ids": one}) for one in ids]
+    pairs = Pairs((Pair(prompts[0], prompts[1], 20, 40), Pair(prompts[2], prompts[1], 20, 40)))
+
+    class Given(PairPatching):
+        def drawn(self, vlm):
+            return {"given": pairs}, ()
+
+    table = Given().measure(vlm).table
+    assert table["layer"].tolist() == [1] * 4 + [3] * 4
+    first, name = pairs[0], "blocks.3.attn.hook_z"
+    clean, z = vlm.run_with_cache(first.clean, names_filter=name)
+    corrupt = vlm.run(first.corrupt)
+
+    def put(current, hook):
+        current[0, -1, 2] = z[name][0, -1, 2]
+
+    patched = vlm.run_with_hooks(first.corrupt, fwd_hooks=[(name, put)])
+    ends = [float(x[0, -1, 20] - x[0, -1, 40]) for x in (patched, clean, corrupt)]
+    share = (ends[0] - ends[2]) / (ends[1] - ends[2])
+    found = Given().shares(vlm, pairs)
+    assert np.isnan(found[:, [0, 2]]).all() and found[0, 3, 2] == pytest.approx(share, rel=1e-4)
+    estimated = AttributionPatching().shares(vlm, pairs)
+    assert np.isnan(estimated[:, [0, 2]]).all() and not np.isnan(estimated[:, [1, 3]]).any()
 
 
 def test_few_edges_do_the_task_on_pairs_that_they_were_not_found_on(toy, tmp_path):

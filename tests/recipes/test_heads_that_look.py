@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from families.every import VLMS
 from induction_case import grid_task, model
+from PIL import Image
 
 from vlm_lens import HookedVLM
+from vlm_lens.errors import PointError
 from vlm_lens.recipes import HeadsThatLook, RecipeError, Result
 from vlm_lens.recipes.heads_that_look import localization_heads
 from vlm_lens.tasks import Task
@@ -129,3 +132,23 @@ def test_what_does_not_fit_is_refused(no_forward):
             HeadsThatLook(**fields)
     with pytest.raises(RecipeError, match="has 9 heads"):
         HeadsThatLook(heads=5).run(vlm, progress=False)
+
+
+def test_heads_are_of_the_blocks_that_attend(tmp_path):
+    """Of a linear mixture and an attention in turn, the second's are said to be in block 1."""
+    vlm = VLMS["qwen3_5"].load(tmp_path)
+    prompt = vlm.prompt("<image>\nA:", [Image.effect_noise((48, 32), 90).convert("RGB")])
+
+    class Shown(HeadsThatLook):
+        def query(self, task, row):
+            return prompt
+
+    recipe = Shown(tasks=grid_task(), pick_rows=1, heads=1)
+    found = recipe._heads_read(vlm, (grid_task(),))
+    assert found["layer"].tolist() == [1] * vlm.cfg.n_heads and found["chosen"].sum() == 1
+    name = "blocks.1.attn.hook_pattern"
+    pattern = vlm.run_with_cache(prompt, names_filter=name)[1][name][0, :, -1]
+    mass = pattern[:, list(prompt.layout.image[0].positions)].sum(-1)
+    np.testing.assert_allclose(found["mass"], mass, rtol=1e-4)
+    with pytest.raises(PointError, match="hook_z"):  # there is no output of heads to scale
+        recipe.validate_for(vlm)

@@ -126,7 +126,7 @@ class _HeadsRecipe(PairRecipe):
         found = {}
         for name, pairs in self.progress(list(drawn.items()), type(self).__name__):
             shares = self.shares(vlm, pairs)
-            found[name] = shares[~np.isnan(shares).any((1, 2))]  # pairs without a difference
+            found[name] = shares[~np.isnan(shares).all((1, 2))]  # pairs without a difference
         rows = [row for name, values in found.items() for row in _rows(name, [values])]
         if len(found) > 1:
             rows += _rows(MEAN, list(found.values()))
@@ -135,7 +135,7 @@ class _HeadsRecipe(PairRecipe):
 
     @abstractmethod
     def shares(self, vlm: HookedVLM, pairs: Pairs) -> np.ndarray:
-        """`[pair, layer, head]`."""
+        """`[pair, layer, head]`, NaN for pairs without a difference and blocks without heads."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class PairPatching(_HeadsRecipe):
     def shares(self, vlm: HookedVLM, pairs: Pairs) -> np.ndarray:
         """The recovered share of each head."""
         found = pairs.patch(vlm, _Z, heads="each", at=Last(), progress=False)
-        return found.values.to_numpy()
+        return _by_block(vlm, found.values.to_numpy())
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ class AttributionPatching(_HeadsRecipe):
     def shares(self, vlm: HookedVLM, pairs: Pairs) -> np.ndarray:
         """The estimated share of each head."""
         options = {"method": self.method, "progress": False}
-        return pairs.attribute(vlm, _Z, heads="each", at=Last(), **options).values.to_numpy()
+        found = pairs.attribute(vlm, _Z, heads="each", at=Last(), **options)
+        return _by_block(vlm, found.values.to_numpy())
 
     def validate(self) -> None:
         """Checks the fields."""
@@ -259,6 +260,15 @@ def _column(name: str, result: Result | pd.DataFrame) -> pd.Series:
     return table.set_index(["layer", "head"])[number].sort_index()
 
 
+def _by_block(vlm: HookedVLM, shares: np.ndarray) -> np.ndarray:
+    """Shares of the blocks that have heads, and NaN in those that mix positions otherwise."""
+    points = vlm.architecture.points
+    layers = [points[name].layer for name in points.match(_Z)]
+    whole = np.full((len(shares), vlm.cfg.n_layers, vlm.cfg.n_heads), np.nan)
+    whole[:, layers] = shares.reshape(len(shares), len(layers), -1)
+    return whole
+
+
 def _direct(vlm: HookedVLM, pair: Pair) -> np.ndarray:
     """Shares of the difference of both logits, `[layer, head]`."""
     both = [vlm.decompose(pair.clean, token=t) for t in (pair.answer, pair.other)]
@@ -272,7 +282,7 @@ def _direct(vlm: HookedVLM, pair: Pair) -> np.ndarray:
 def _rows(name: str, groups: Sequence[np.ndarray]) -> list[tuple]:
     means = np.mean([g.mean(0) for g in groups], 0)
     rows = []
-    for layer, head in np.ndindex(*means.shape):
+    for layer, head in np.argwhere(~np.isnan(means)).tolist():
         interval = bootstrap([g[:, layer, head] for g in groups])
         rows.append((name, layer, head, float(means[layer, head]), *interval))
     return rows

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vlm_lens.attention.parts import part_of
 from vlm_lens.attention.read import attention
 from vlm_lens.attention.summary import entropy
 from vlm_lens.interventions.base import compose
@@ -57,11 +58,10 @@ class HeadsThatLook(VisualRecipe):
     def measure(self, vlm: HookedVLM) -> HeadsThatLookResult:
         """Chooses, scores, scales."""
         tasks = self.chosen_tasks()
-        mass, spread = self._chosen_by(vlm, tasks)
-        chosen = localization_heads(mass, spread, self.heads)
+        every = self._heads_read(vlm, tasks)
+        chosen = [(row.layer, row.head) for row in every[every["chosen"]].itertuples()]
         generator = np.random.default_rng(self.seed)
-        everywhere = [(layer, head) for layer in range(len(mass)) for head in range(mass.shape[1])]
-        others = [h for h in everywhere if h not in chosen]
+        others = [(row.layer, row.head) for row in every[~every["chosen"]].itertuples()]
         lot = [others[i] for i in generator.permutation(len(others))[: self.heads]]
         looks: list[dict[str, Any]] = []
         scaled: list[dict[str, Any]] = []
@@ -85,17 +85,24 @@ class HeadsThatLook(VisualRecipe):
                 for name, which in ((CHOSEN, chosen), (RANDOM, lot)):
                     swept = self._scaled(vlm, prompt, which, tokens)
                     scaled += [{**about, "heads": name, **one} for one in swept]
-        return _result(vlm, mass, spread, chosen, pd.DataFrame(looks), pd.DataFrame(scaled), tasks)
+        return _result(every, pd.DataFrame(looks), pd.DataFrame(scaled), tasks)
 
-    def _chosen_by(self, vlm: HookedVLM, tasks: tuple[Task, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean mass on the picture, and mean entropy over its patches, `[layer, head]`."""
+    def _heads_read(self, vlm: HookedVLM, tasks: tuple[Task, ...]) -> pd.DataFrame:
+        """Of every head mean mass on the picture, mean entropy over its patches, and if chosen."""
         mass, spread = [], []
         rows = [(task, row) for task in tasks for row in task.rows("validation")[: self.pick_rows]]
         for task, row in self.progress(rows, "choosing heads"):
             look = attention(vlm, vlm.as_prompt(self.query(task, row)))
             mass.append(look.of_kind(_ON_PICTURE).sum("position").values.to_numpy())
             spread.append(entropy(look, within=_ON_PICTURE).values.to_numpy())
-        return np.mean(mass, 0), np.mean(spread, 0)
+        on_picture, over_patches = np.mean(mass, 0), np.mean(spread, 0)
+        chosen = localization_heads(on_picture, over_patches, self.heads)
+        layers = look.values["layer"].to_numpy().tolist()  # of blocks that attend to positions
+        return pd.DataFrame(
+            {"layer": layer, "head": head, "mass": on_picture[i, head],
+             "entropy": over_patches[i, head], "chosen": (i, head) in chosen}
+            for i, layer in enumerate(layers) for head in range(on_picture.shape[1])
+        )  # fmt: skip
 
     def _scaled(
         self, vlm: HookedVLM, prompt: Prompt, heads: list[Head], tokens: list[int]
@@ -131,9 +138,12 @@ class HeadsThatLook(VisualRecipe):
             raise RecipeError(f"{task} has no validation rows to choose heads on.")
 
     def validate_for(self, vlm: HookedVLM) -> None:
-        """Checks that there are as many heads, twice."""
+        """Checks that there are as many heads, twice, whose output can be scaled."""
         super().validate_for(vlm)
-        total = vlm.cfg.n_layers * vlm.cfg.n_heads
+        part = part_of(vlm, "language")
+        for layer in part.layers:
+            vlm.architecture.points[part.point(layer, "attn.hook_z")]
+        total = len(part.layers) * part.n_heads
         if 2 * self.heads > total:
             raise RecipeError(
                 f"{self.named('heads')} is {self.heads}; {vlm.name} has {total} heads, and as many "
@@ -212,24 +222,19 @@ class HeadsThatLookResult(Result):
 
 
 def _result(
-    vlm: HookedVLM, mass: np.ndarray, spread: np.ndarray, chosen: list[Head],
-    looks: pd.DataFrame, scaled: pd.DataFrame, tasks: tuple[Task, ...],
-) -> HeadsThatLookResult:  # fmt: skip
-    every = [
-        {"layer": layer, "head": head, "mass": mass[layer, head], "entropy": spread[layer, head],
-         "chosen": (layer, head) in chosen}
-        for layer in range(len(mass)) for head in range(mass.shape[1])
-    ]  # fmt: skip
+    every: pd.DataFrame, looks: pd.DataFrame, scaled: pd.DataFrame, tasks: tuple[Task, ...]
+) -> HeadsThatLookResult:
     answers = {a.lower() for task in tasks for row in task.test for a in row.answers}
     by_factor = {"p": "mean"} | ({"yes": "mean"} if answers <= {"yes", "no"} else {})
     table = tabulated(looks, ["heads"], "hit", {"mass": "mean", "chance": "mean"})
     scaled_table = tabulated(scaled, ["heads", "factor"], "right", by_factor)
-    listed = ", ".join(f"{layer}.{head}" for layer, head in chosen)
+    chosen = every[every["chosen"]].sort_values("entropy", kind="stable")
+    listed = ", ".join(f"{row.layer}.{row.head}" for row in chosen.itertuples())
     notes = (
-        f"Chosen heads (block.head): {listed}; of {vlm.cfg.n_layers * vlm.cfg.n_heads}.",
+        f"Chosen heads (block.head): {listed}; of {len(every)}.",
         f"'{ELSEWHERE}' and '{RANDOM}' are controls that must fail.",
     )
     return HeadsThatLookResult(
-        table, {"scaled": scaled_table, "heads": pd.DataFrame(every), "looks": looks,
+        table, {"scaled": scaled_table, "heads": every, "looks": looks,
                 "scaled rows": scaled}, {"heads": listed}, notes,
     )  # fmt: skip
