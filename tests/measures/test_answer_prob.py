@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from families.every import FAMILIES
+from reach.trial import read
 
 from vlm_lens import Ablate, ActivationPatch, Last
 from vlm_lens.measures import AnswerProb, AnyOf, GeneratedTokens, MeasureError
@@ -144,3 +145,13 @@ def test_an_answer_on_every_family(name, tmp_path):
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     if name != "paligemma":  # which reads all of a longer prompt both ways
         assert scores[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_model_that_cannot_be_forced_is_refused():
+    """Janus hands no processor of logits on to transformers."""
+    vlm, prompt, _ = read("janus")
+    bound = AnswerProb(((20, 33),)).bind(vlm, prompt)
+    with pytest.raises(MeasureError, match="code of its own"):
+        bound.of_run(())
+    one = AnswerProb(20).bind(vlm, prompt).of_run(())[0]["answer_logprob"]
+    assert one == pytest.approx(float(vlm.run(prompt)[0, -1].log_softmax(-1)[20]), abs=1e-4)

@@ -106,12 +106,18 @@ class _BoundAnswer(BoundMeasure):
 
         forced = LogitsProcessorList([_Forced(self._tokens, self._prompt.length)])
         with self._vlm.intervening(interventions), self._vlm.hooks([("hook_logits", read)]):
-            self._vlm.generate(
+            made = self._vlm.generate(
                 self._prompt,
                 max_new_tokens=self._tokens.shape[1],
                 logits_processor=forced,
                 eos_token_id=-1,  # an answer may go on after a token that ends a text
                 **logits_of_whole_prompt(self._vlm, self._prompt, interventions),
+            )
+        if not torch.equal(made.tokens.cpu()[:, : len(steps) - 1], self._tokens[:, :-1]):
+            raise MeasureError(
+                f"{type(self._vlm.hf_model).__name__} generates by code of its own that leaves "
+                "out what forces an answer on it (logits_processor), so no answer of several "
+                "tokens can be followed: measure Prob or LogProb of its first token."
             )
         return self._records(torch.stack(steps, -1))
 
