@@ -33,7 +33,7 @@ test-floats: $(VENV)/.dev
 		$(addprefix tests/,$(FLOATS))
 
 # Every model on the CPU and on a GPU. DEVICE=standin: on a device that is not there, computed by the
-# CPU, which refuses operands on two devices as CUDA does.
+# CPU, which refuses operands on two devices as CUDA does. DEVICE=cuda:0,cuda:1 spreads it over two.
 DEVICE ?= cuda
 test-gpu: $(VENV)/.dev
 	VLM_LENS_DEVICE=$(DEVICE) $(BIN)/python -m pytest -n 0 -rs tests/gpu

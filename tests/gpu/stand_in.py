@@ -1,8 +1,9 @@
-"""A device that is not there: tensors say that they lie on it, and the CPU computes them.
+"""Devices that are not there: tensors say that they lie on them, and the CPU computes them.
 
 What CUDA refuses is refused here too: operands on two devices, indices of the device into a tensor
 of the CPU, `.numpy()` of a tensor of the device. What makes the host wait for a GPU is counted. So
-code that forgets where its tensors lie fails on a machine without a GPU.
+code that forgets where its tensors lie fails on a machine without a GPU. There are several, as
+there are several cards in a machine: a model's layers may be spread over them.
 
 It is torch's PrivateUse1 backend, written in Python (`torch.utils.backend_registration`), with a
 tensor that wraps a plain one. Kernels, their rounding and memory are those of the CPU.
@@ -10,9 +11,14 @@ tensor that wraps a plain one. Kernels, their rounding and memory are those of t
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +29,7 @@ from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 NAME = "standin"
+COUNT = 3  # devices
 available = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 waits: Counter[str] = Counter()  # operations for whose result the host waits
 
@@ -47,41 +54,51 @@ _WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"
 
 
 class Far(Tensor):
-    """A tensor of the device; `near` is the one that the CPU computes with."""
+    """A tensor of a device; `near` is the one that the CPU computes with."""
 
     near: Tensor
 
     @staticmethod
-    def __new__(cls, near: Tensor) -> Far:
-        """Wraps a plain tensor, with its strides."""
+    def __new__(cls, near: Tensor, index: int = 0, requires_grad: bool = False) -> Far:
+        """Wraps a plain tensor, with its strides, as one of the device of that index.
+
+        One that is wrapped already becomes a parameter: accelerate calls the class of the parameter
+        that it replaces.
+        """
+        if isinstance(near, Far):
+            return torch.nn.Parameter(near.detach(), requires_grad)
         made = Tensor._make_wrapper_subclass(
             cls, near.size(), strides=near.stride(), storage_offset=near.storage_offset(),
-            dtype=near.dtype, device=torch.device(NAME, 0),
+            dtype=near.dtype, device=torch.device(NAME, index),
         )  # fmt: skip
         made.near = near
         return made
 
-    def __init__(self, near: Tensor):
+    def __init__(self, near: Tensor, index: int = 0, requires_grad: bool = False):
         """Nothing is left to do."""
+
+    def data_ptr(self) -> int:
+        """Where its numbers lie, by which accelerate knows weights that are tied."""
+        return self.near.data_ptr()
 
     def tolist(self) -> Any:
         """Its numbers; torch's own refuses subclasses."""
         return self.detach().cpu().tolist()
 
     def __getitem__(self, places: Any) -> Tensor:
-        return super().__getitem__(_indices(places))
+        return super().__getitem__(_indices(places, self.device))
 
     def __setitem__(self, places: Any, value: Any) -> None:
-        super().__setitem__(_indices(places), value)
+        super().__setitem__(_indices(places, self.device), value)
 
     def __repr__(self, **_: Any) -> str:
-        return f"{NAME} {self.detach().cpu()!r}"
+        return f"{self.device} {self.detach().cpu()!r}"
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self.dim() == 0 else repr(self)
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        return _moved, (self.detach().cpu(), self.requires_grad)
+        return _moved, (self.detach().cpu(), self.requires_grad, str(self.device))
 
     def __deepcopy__(self, memo: dict) -> Far:
         made = self.detach().clone().requires_grad_(self.requires_grad)
@@ -97,28 +114,36 @@ class Far(Tensor):
         return _compute(func, args, kwargs or {})
 
 
-def _indices(places: Any) -> Any:
+def _indices(places: Any, device: torch.device) -> Any:
     """Lists as tensors of the device, which torch would make of them below the dispatcher."""
     if isinstance(places, tuple):
-        return tuple(_index(one) for one in places)
-    return _index(places)
+        return tuple(_index(one, device) for one in places)
+    return _index(places, device)
 
 
-def _index(places: Any) -> Any:
+def _index(places: Any, device: torch.device) -> Any:
     if isinstance(places, (tuple, list, range, np.ndarray)):
         made = torch.as_tensor(np.asarray(places))
-        return made.to(NAME, None if made.numel() else torch.long)
+        return made.to(device, None if made.numel() else torch.long)
     return places
 
 
-def _moved(near: Tensor, requires_grad: bool) -> Tensor:
-    return near.to(NAME).requires_grad_(requires_grad)
+def _moved(near: Tensor, requires_grad: bool, device: str) -> Tensor:
+    return near.to(device).requires_grad_(requires_grad)
+
+
+class _Module(backend_registration._DummyBackendModule):
+    """What torch asks of a backend."""
+
+    def device_count(self) -> int:
+        """How many there are."""
+        return COUNT
 
 
 @cache
 def device() -> torch.device:
-    """The device, made known to torch at the first call and for as long as the process lives."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    """The first device, made known to torch at the first call, for as long as the process lives."""
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda op, *args, **kwargs: _compute(op, args, kwargs), "PrivateUse1")
     _kept.append(library)
@@ -134,6 +159,22 @@ def device() -> torch.device:
 
 
 _kept: list[Any] = []
+compiler = shutil.which("c++") or shutil.which("g++")
+
+
+@cache
+def several() -> None:
+    """Lets gradients flow between the devices, which torch's own backend in Python knows one of."""
+    device()
+    here = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        made = f"{folder}/guard.so"
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-std=c++20", f"-DCOUNT={COUNT}", "-o", made,
+             Path(__file__).parent / "guard.cpp", f"-I{here}/include", f"-L{here}/lib", "-lc10"],
+            check=True,
+        )  # fmt: skip
+        _kept.append(ctypes.CDLL(made))
 
 
 def _kernel(op: Any) -> Callable[..., Any]:
@@ -142,13 +183,15 @@ def _kernel(op: Any) -> Callable[..., Any]:
 
 def _on_device(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        if device is None:  # that of a context, if there is one
+            device = torch.empty(0).device if torch.empty(0).device.type == NAME else None
         far = device is not None and torch.device(device).type == NAME
         if isinstance(data, Tensor) and (far or isinstance(data, Far)):
             return data.to(**kwargs, **({} if device is None else {"device": device}))
         if isinstance(data, (list, tuple)):  # of single numbers of the device, each read by itself
             data = tree_map_only(Far, Far.tolist, data)
         if far:
-            return plain(data, *args, **kwargs).to(device)
+            return plain(data, *args, device="cpu", **kwargs).to(device)
         return plain(data, *args, **kwargs, **({} if device is None else {"device": device}))
 
     return made
@@ -164,35 +207,42 @@ def _compute(func: Any, args: tuple, kwargs: dict) -> Any:
     name = func._schema.name.removeprefix("aten::")
     asked = kwargs.get("device")
     goes_far = bool(far) if asked is None else torch.device(asked).type == NAME
+    index = (far[0].device if asked is None and far else torch.device(asked or "cpu")).index or 0
     if name == "copy_":
         goes_far = isinstance(args[0], Far)
+    if not 0 <= index < COUNT:
+        raise RuntimeError(f"There are {COUNT} devices {NAME}, and {name} wants number {index}")
     if func not in _COPIES:
         _check(func, name, args, operands)
     _count(func, name, args, bool(far), goes_far)
     near_args, near_kwargs = tree_map_only(Far, lambda x: x.near, (args, kwargs))
     if asked is not None and goes_far:
         near_kwargs = near_kwargs | {"device": torch.device("cpu")}
+    if name == "histc" and far:  # of whole numbers, which the CPU does not count
+        near_args = (near_args[0].double(), *near_args[1:])
     out = func(*near_args, **near_kwargs)
+    if name == "histc" and far:
+        out = out.to(far[0].dtype)
     if name == "_local_scalar_dense" or not goes_far:
         return out
     own = {id(x.near): x for x in far}  # what an operation in place hands back
-    return tree_map_only(Tensor, lambda x: own[id(x)] if id(x) in own else Far(x), out)
+    return tree_map_only(Tensor, lambda x: own[id(x)] if id(x) in own else Far(x, index), out)
 
 
 def _check(func: Any, name: str, args: tuple, operands: list[Tensor]) -> None:
     """Refuses operands on two devices, as CUDA does."""
-    near = [x for x in operands if not isinstance(x, Far)]
-    if not near or len(near) == len(operands):
+    devices = {x.device for x in operands}
+    if len(devices) < 2:
         return
     if func in _INDEXED:
+        mine = args[0].device
         indices = [x for x in args[1] if x is not None]
-        values = [x for x in args[2:3] if x.dim()]
-        if isinstance(args[0], Far):
-            wrong = any(not isinstance(x, Far) for x in values)
-        else:
-            wrong = any(isinstance(x, Far) for x in (*indices, *args[2:3]))
+        values = [x for x in args[2:3] if x.dim() or mine.type == "cpu"]
+        wrong = any(x.device not in (mine, torch.device("cpu")) for x in indices)
+        wrong |= any(x.device != mine for x in values)
     else:
-        wrong = name in _STRICT or any(x.dim() for x in near)
+        near = [x for x in operands if not isinstance(x, Far)]
+        wrong = len(devices) - bool(near) > 1 or name in _STRICT or any(x.dim() for x in near)
     if wrong:
         found = ", ".join(f"{list(x.shape)} on {x.device}" for x in operands)
         raise RuntimeError(f"{name}: operands must be on one device, found {found}")

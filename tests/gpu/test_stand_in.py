@@ -12,14 +12,15 @@ import pytest
 from gpu import stand_in
 
 HERE = Path(__file__).parent
+SPREAD = f"{stand_in.NAME}:0,{stand_in.NAME}:1"
 QUICK = "llava-clip or (test_methods and not qwen2_vl and not idefics2)"
 
 needed = pytest.mark.skipif(not stand_in.available, reason="torch has no backends in Python")
 
 
-def in_a_process_of_its_own(*command: str) -> str:
+def in_a_process_of_its_own(*command: str, device: str = stand_in.NAME) -> str:
     """What a program prints; the stand-in, once known to torch, stays for the process's life."""
-    environment = {**os.environ, "VLM_LENS_DEVICE": stand_in.NAME}
+    environment = {**os.environ, "VLM_LENS_DEVICE": device}
     done = subprocess.run(
         [sys.executable, *command], cwd=HERE.parent, env=environment, capture_output=True, text=True
     )
@@ -56,6 +57,18 @@ near = torch.nn.Linear(3, 3)
 near.load_state_dict({k: v.cpu() for k, v in weight.state_dict().items()})
 near(x.cpu()).square().sum().backward()
 torch.testing.assert_close(weight.weight.grad.cpu(), near.weight.grad)
+there = torch.arange(3.0, device="standin:1")
+for wrong in (
+    lambda: x + there, lambda: x * there[0], lambda: torch.cat([x, there[None]]),
+    lambda: x[there[:1].long()], lambda: x.index_put_((torch.tensor([0]),), there),
+    lambda: torch.ones(1).to("standin:9"),
+):
+    with pytest.raises(RuntimeError):
+        wrong()
+near = torch.ones(3)
+assert x.to(there.device).device == (there + near.to(there.device)).device == there.device
+assert torch.zeros_like(there).device == there[there > 0].device == there.device
+assert torch.empty_like(x).copy_(there).tolist() == [[0, 1, 2]] * 2
 stand_in.waits.clear()
 x.sum().item(), x.cpu(), x[x > 1], (x > 1).nonzero()
 assert stand_in.waits == {"_local_scalar_dense": 1, "to host": 1, "mask": 1, "nonzero": 1}
@@ -70,9 +83,9 @@ def test_it_refuses_what_cuda_refuses_and_counts_waits():
 @needed
 @pytest.mark.slow
 def test_one_family_and_every_method_pass_on_it():
-    """All families: `make test-gpu DEVICE=standin`."""
+    """Spread over two; all families, on one or on two: `make test-gpu DEVICE=standin`."""
     told = in_a_process_of_its_own(
         "-m", "pytest", str(HERE), "-k", QUICK, "-m", "not slow", "-p", "no:cacheprovider", "-q",
-        "-p", "no:xdist", "-rs",
+        "-p", "no:xdist", "-rs", device=SPREAD if stand_in.compiler else stand_in.NAME,
     )  # fmt: skip
     assert "SKIPPED" not in told

@@ -158,8 +158,8 @@ def _effects(
             product = product[:, [head for chosen in plan.heads for head in chosen or ()]]
         summed = product.new_zeros(len(plan.places), *product.shape[1:])
         summed.index_add_(0, _indices(places, product), product[_indices(rows, product)])
-        effects.append(summed.transpose(0, 1))
-    array = torch.stack(effects).cpu().numpy()
+        effects.append(summed.transpose(0, 1).cpu())
+    array = torch.stack(effects).numpy()
     return array.reshape((*(len(c) for c in plan.axes.values()), *array.shape[3:]))
 
 

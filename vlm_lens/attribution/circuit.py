@@ -27,6 +27,7 @@ from vlm_lens.attribution.graph import LOGITS, Graph
 from vlm_lens.attribution.refusal import AttributionError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.measures.base import Measure, at_last
+from vlm_lens.points.placement import called
 from vlm_lens.points.sites import submodule
 from vlm_lens.prompts.prompt import Prompt
 
@@ -233,14 +234,17 @@ class _Run:
 
         def keep(z: Tensor, hook: Any) -> None:
             heads = stream.reaching(layer, z)
-            for head, value in enumerate(heads.of(z)[0].float()):
+            for head, value in enumerate(heads.of(z)[0].to(self._given.device).float()):
                 seen.senders[f"L{layer}H{head}"] = value
 
         return keep
 
 
 class _Seen:
-    """What senders have added so far in a run, and the stream as receivers find it."""
+    """What senders have added so far in a run, and the stream as receivers find it.
+
+    They lie where what is given does.
+    """
 
     def __init__(self, names: Sequence[str], given: Tensor, outside: np.ndarray):
         self._names, self._given = names, given
@@ -251,13 +255,14 @@ class _Seen:
 
     def keep(self, what: str) -> Callable:
         def kept(x: Tensor, hook: Any) -> None:
-            setattr(self, what, x)
-            self._after = x
+            self._after = x.to(self._given.device)
+            setattr(self, what, self._after)
 
         return kept
 
     def keep_sender(self, name: str) -> Callable:
         def kept(x: Tensor, hook: Any) -> None:
+            x = x.to(self._given.device)
             self.senders[name] = x.float()
             self._after = None if self.stream is None else self.stream + x
 
@@ -265,7 +270,7 @@ class _Seen:
 
     def keep_stream(self, layer: int) -> Callable:
         def kept(x: Tensor, hook: Any) -> None:
-            added = f"L{layer - 1} added"
+            x, added = x.to(self._given.device), f"L{layer - 1} added"
             if not layer:
                 self.senders["input"] = x.float()
             elif added in self._names:
@@ -293,7 +298,7 @@ class _Seen:
 
     def whole(self, column: int, norm: Callable[[Tensor], Tensor]) -> Callable:
         """What a norm makes of one receiver's stream."""
-        return lambda x, hook: norm(self._streams([column])[0])
+        return lambda x, hook: called(norm, self._streams([column])[0])
 
 
 def _projection(graph: Graph, point: Any, layer: int) -> Callable[[Tensor], Tensor]:
@@ -301,6 +306,6 @@ def _projection(graph: Graph, point: Any, layer: int) -> Callable[[Tensor], Tens
     norm, module = graph.norm(layer), submodule(graph.vlm.hf_model, point.site.module)
 
     def project(streams: Tensor) -> Tensor:
-        return point.site.view.split(module(norm(streams)), streams.shape[0])
+        return point.site.view.split(called(module, called(norm, streams)), streams.shape[0])
 
     return project

@@ -134,7 +134,9 @@ def attribute_edges(
     _, _, there = graph.senders(found.there)
     if len(here) != len(there):
         raise AttributionError("The two runs add other parts to the stream.")
-    gradients = torch.stack([found.gradients[r.name].float() for r in graph.receivers])
+    gradients = torch.stack(
+        [found.gradients[r.name].to(here.device).float() for r in graph.receivers]
+    )
     effect = torch.einsum("sbpd,rbpd->sr", there - here, gradients).double().cpu().numpy()
     share = -effect / (found.value - found.other)
     share = np.where(graph.allowed(stages), share, np.nan)

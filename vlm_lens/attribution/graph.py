@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vlm_lens.attribution.refusal import AttributionError
 from vlm_lens.gradients import recording
 from vlm_lens.hooked.hooked_model import HookedModel
+from vlm_lens.points.placement import called
 from vlm_lens.points.sites import submodule
 from vlm_lens.stream.parts import BIAS, HEAD, INPUT, Stream
 from vlm_lens.stream.weights import HeadWeights
@@ -192,5 +193,6 @@ def _through(norm: nn.Module, x: Tensor, gradients: Tensor) -> Tensor:
     """Gradients at what a norm gives as gradients at what it reads, `[n, batch, pos, d_model]`."""
     with recording():
         wide = x.detach().expand(len(gradients), *x.shape).clone().requires_grad_()
-        (found,) = torch.autograd.grad(norm(wide), wide, gradients.to(x))
+        out = called(norm, wide)
+        (found,) = torch.autograd.grad(out, wide, gradients.to(out))
     return found

@@ -241,7 +241,7 @@ class _Points:
             for image in prompt.layout.images:
                 cells = zip(_patches(image, "projector"), _patches(image, "text"), strict=True)
                 for (row, here), (_, there) in cells:
-                    found[:, place[there]] += sums[name][:, row, here]
+                    found[:, place[there]] += sums[name][:, row, here].to(found.device)
         return found.cpu().numpy()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm_lens.gradients import recording
 from vlm_lens.layout.positions import Position
+from vlm_lens.points.placement import called
 from vlm_lens.stream.norm import tolerance
 from vlm_lens.stream.parts import Heads, Stream
 from vlm_lens.stream.readout import Readout
@@ -50,7 +51,6 @@ def by_source(
     Raises:
         StreamError: No block's attention can be shared out.
     """
-    values = dict(values)
     layers = [n for n in range(vlm.cfg.n_layers) if stream.name(n, "hook_resid_post") in values]
     found, left = shares_by_key(vlm, prompt, at, stream, values, layers, read.directions,
                                 interventions)  # fmt: skip
@@ -81,6 +81,8 @@ def shares_by_key(
         directions: What is asked of the stream, `[token, row, query, d_model]`.
         interventions: What is changed in the run.
     """
+    device = directions.device
+    values = {name: value.to(device) for name, value in values.items()}
     points, left, linear = vlm.architecture.points, {}, {}
     own = points[stream.name(0, "hook_resid_pre")].space
     for layer in layers:
@@ -104,7 +106,7 @@ def shares_by_key(
     for layer, z_name, v_name, pattern_name in zip(linear, *names, strict=True):
         z = values[z_name]
         pulled = pull_back(linear[layer], directions, z)
-        shares = _shares(pulled, rows[pattern_name], keys[v_name], z)
+        shares = _shares(pulled, rows[pattern_name].to(device), keys[v_name].to(device), z)
         if shares is None:
             left[f"block {layer}"] = _GATED
         else:
@@ -129,7 +131,7 @@ def pull_back(heads: Heads, directions: Tensor, z: Tensor) -> Tensor:
     with recording():
         at = torch.zeros(len(directions), *z.flatten(-2).shape, dtype=z.dtype, device=z.device)
         at.requires_grad_()
-        given = heads.project(at)
+        given = called(heads.project, at)
         (pulled,) = torch.autograd.grad(given, at, directions.to(given))
     return pulled.double().unflatten(-1, z.shape[-2:])
 

@@ -93,7 +93,9 @@ class Baseline:
             stored = stored[:, :, :start]
             same = self.n_rows == 1
             both.append(
-                stored.expand(len(prompt_rows), -1, -1, -1) if same else stored[prompt_rows]
+                stored.expand(len(prompt_rows), -1, -1, -1)
+                if same
+                else stored[prompt_rows.to(stored.device)]
             )
         return both[0], both[1]
 
@@ -122,5 +124,5 @@ def _suffix_of(name: str, value: Any, start: int, rows: Tensor | None) -> Any:
     length = value.shape[pos_axis]
     part = value.narrow(pos_axis, start, length - start) if length > 1 else value
     if rows is not None and part.dim() >= -row_axis and part.shape[row_axis] > 1:
-        part = part.index_select(part.dim() + row_axis, rows)
+        part = part.index_select(part.dim() + row_axis, rows.to(part.device))
     return part

@@ -121,7 +121,7 @@ class FurtherPositions:
 
     def _mask(self, mask: Tensor | None, stream: Tensor) -> Tensor:
         """Which keys each position sees: the model's own rule, and of variants only its own."""
-        length, device = self._length, stream.device
+        length, device = self._length, (stream if mask is None else mask).device
         position, whose = self.positions(device), self._whose.to(device)
         begins = self._begins.to(device)[whose]  # from where on a position sees its own variant
         seen = whose == whose[:, None]
@@ -146,6 +146,6 @@ class FurtherPositions:
             return seen
         width = seen.shape[-1]
         aligned = -(-width // _ALIGNED) * _ALIGNED
-        mask = stream.new_zeros(*seen.shape[:-1], aligned)
+        mask = seen.new_zeros(*seen.shape[:-1], aligned, dtype=stream.dtype)
         mask[..., :width].masked_fill_(~seen, -torch.inf)
         return mask[..., :width]

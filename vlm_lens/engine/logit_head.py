@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlm_lens.engine.stand_ins import standing_in
 from vlm_lens.families import Architecture
+from vlm_lens.points.placement import called, device_of
 from vlm_lens.points.sites import OutputSite, submodule
 
 _LARGE = 30.0  # how much larger than a normed vector: a cap is seen where logits are large
@@ -70,16 +71,17 @@ def head_error(arch: Architecture, model: nn.Module, resid: Tensor, logits: Tens
         resid: What leaves the last block, `[..., d_model]`.
         logits: The model's logits there, `[..., d_vocab]`.
     """
-    return logits_error(arch.logits(model, arch.final_norm(model)(resid)), logits)
+    return logits_error(arch.logits(model, called(arch.final_norm(model), resid)), logits)
 
 
 def logits_error(found: Tensor, expected: Tensor) -> float:
     """How far logits are from others, of the scale of these; those of barred tokens left out."""
+    found = found.to(expected.device)  # a model over several devices may have moved its logits
     usual = expected.abs() < _BARRED
     if not torch.equal(usual, found.abs() < _BARRED):
         return float("inf")
     expected = torch.where(usual, expected.float(), 0.0)
-    found = torch.where(usual, found.float().to(expected.device), 0.0)
+    found = torch.where(usual, found.float(), 0.0)
     scale = expected.abs().amax(-1, keepdim=True).clamp(min=1e-30)
     return float(((found - expected).abs() / scale).max())
 
@@ -91,7 +93,7 @@ def _probe(model: nn.Module, arch: Architecture) -> tuple[Tensor, Tensor] | None
     text_path = arch.decoder.stack.path.removeprefix(entry).strip(".").split(".")[:-1]
     paths = [".".join(filter(None, (entry, *text_path[: i + 1]))) for i in range(len(text_path))]
     head = submodule(model, arch.unembed)
-    device = _device(head)
+    device = device_of(head)
     if device is None or not paths:
         return None
     source = torch.Generator().manual_seed(0)
@@ -115,16 +117,6 @@ def _probe(model: nn.Module, arch: Architecture) -> tuple[Tensor, Tensor] | None
     return (x, logits) if logits.shape == (*x.shape[:2], arch.cfg.d_vocab) else None
 
 
-def _device(head: nn.Module) -> torch.device | None:
-    """Where the output layer computes; `None` if its weights are not there."""
-    device = next((p.device for p in head.parameters()), None)
-    if device is not None and device.type != "meta":
-        return device
-    hook = getattr(head, "_hf_hook", None)
-    execution = getattr(hook, "execution_device", None)
-    return None if execution is None else torch.device(execution)
-
-
 def _candidates(
     model: nn.Module, arch: Architecture, x: Tensor, expected: Tensor
 ) -> Iterator[Architecture]:
@@ -144,7 +136,7 @@ def _fitted_scale(
     model: nn.Module, arch: Architecture, x: Tensor, expected: Tensor, cap: float | None
 ) -> float:
     """The scale that explains the logits best, where a normed vector's stand (rows 0 and 1)."""
-    raw = submodule(model, arch.unembed)(x)[:, :2].double()
+    raw = called(submodule(model, arch.unembed), x)[:, :2].double()
     wanted = expected[:, :2].double().to(raw.device)
     usual = wanted.abs() < _BARRED
     if cap is not None:

@@ -20,6 +20,7 @@ from vlm_lens.errors import VLMLensError
 from vlm_lens.families import Architecture, Family
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.pictures import ImageLayout
+from vlm_lens.points.placement import together
 
 
 class NotSeparable(VLMLensError):
@@ -126,7 +127,7 @@ class Pictures:
         self.form = pooled.shape if isinstance(pooled, Tensor) else None
         streams = [pooled if pooled is not None else out.last_hidden_state]
         streams += getattr(out, "deepstack_features", None) or []
-        flat = torch.stack([_flat(s) for s in streams])
+        flat = torch.stack(together(_flat(s) for s in streams))
         lengths = [len(self.shown[n].positions) for n in numbers]
         if flat.shape[1] != sum(lengths):
             raise NotSeparable(

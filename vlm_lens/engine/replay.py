@@ -35,6 +35,7 @@ from vlm_lens.engine.start import Stage, Start, in_text, served
 from vlm_lens.engine.suffix_cache import SuffixCache
 from vlm_lens.engine.tower import ChangedPictures, not_fired
 from vlm_lens.errors import InterventionError
+from vlm_lens.points.placement import called
 from vlm_lens.points.sites import submodule
 
 # point name -> row and position of the prompt's activation
@@ -185,11 +186,11 @@ class _TextReplay:
         for layer in range(self._join_layers[0], baseline.n_layers):
             n_running = bisect_right(self._join_layers, layer)
             if n_running > len(resid):
-                joining = baseline.resid_pre[layer][rows[len(resid) : n_running], start:]
+                joining = _taken(baseline.resid_pre[layer], rows[len(resid) : n_running], start)
                 joining = features.put(joining, stream=0) if layer == 0 else joining
                 resid = torch.cat([resid.to(joining.device), joining]) if len(resid) else joining
             run.place(offset=start, length=width, rows=n_running)
-            call = baseline.call(layer, start, rows[:n_running].to(resid.device))
+            call = baseline.call(layer, start, rows[:n_running])
             if "attention_mask" in call and call["attention_mask"] is None:
                 if resid.device not in masks:
                     masks[resid.device] = baseline.causal_mask(start, resid.device)
@@ -197,11 +198,11 @@ class _TextReplay:
             output = blocks[layer](resid, **call, past_key_values=cache)
             resid = output if isinstance(output, Tensor) else output[0]
             if layer + 1 in baseline.added:
-                added = baseline.added[layer + 1][rows[:n_running], start:]
+                added = _taken(baseline.added[layer + 1], rows[:n_running], start)
                 stream = 1 + sorted(baseline.added).index(layer + 1)
-                resid = resid + features.put(added, stream=stream)
+                resid = resid + features.put(added.to(resid.device), stream=stream)
         if len(resid) < len(rows):  # variants that change nothing before the final norm
-            joining = baseline.resid_post[rows[len(resid) :], start:]
+            joining = _taken(baseline.resid_post, rows[len(resid) :], start)
             resid = torch.cat([resid.to(joining.device), joining])
         return resid
 
@@ -210,9 +211,10 @@ class _TextReplay:
         if not run.watches("ln_final.hook_normalized", "hook_logits"):
             resid, start = resid[:, -n_last:], baseline.length - n_last
         run.place(offset=start, length=resid.shape[1], rows=len(resid))
-        normed = baseline.arch.final_norm(baseline.model)(resid)
+        normed = called(baseline.arch.final_norm(baseline.model), resid)
         logits = baseline.arch.logits(baseline.model, normed)
-        return run.pass_through("hook_logits", logits)[:, -n_last:]
+        logits = run.pass_through("hook_logits", logits)[:, -n_last:]
+        return logits.to(baseline.logits.device)
 
     def _planned(self) -> tuple[dict[str, list[Handler]], list[Handler]]:
         """Handlers of ops and readers at points, and those on what enters the final norm."""
@@ -281,6 +283,11 @@ class _ChangedFeatures:
             rows, positions = self._cells.to(x.device)
             x[rows, positions] = new.to(x)
         return x
+
+
+def _taken(stream: Tensor, rows: Tensor, start: int) -> Tensor:
+    """Some rows of a recorded stream from a position on."""
+    return stream[rows.to(stream.device), start:]
 
 
 def _shown(baseline: Baseline) -> Sequence[ShownPicture]:

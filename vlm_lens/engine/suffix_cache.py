@@ -66,9 +66,10 @@ class SuffixCache(DynamicCache):
             both = []
             for i, stored in enumerate((baseline.keys[layer], baseline.values[layer])):
                 # rows that join at a later block have, here, what was recorded
-                suffix = stored[self._prompt_rows[n_computed:], :, start:]
+                joined = self._prompt_rows[n_computed:].to(stored.device)
+                suffix = stored[joined, :, start:]
                 if computed is not None:
                     suffix = torch.cat([computed[i], suffix])
-                both.append(torch.cat([prefix[i], suffix], -2)[rows])
+                both.append(torch.cat([prefix[i], suffix], -2)[rows.to(suffix.device)])
             whole.update(both[0], both[1], layer)
         return whole

@@ -146,10 +146,12 @@ class TowerReplay:
         ]
         if self._adds_positions:
             self._position_streams = [
-                whole[0] - mine[0] for whole, mine in zip(expected, found, strict=True)
+                whole[0].to(mine.device) - mine[0]
+                for whole, mine in zip(expected, found, strict=True)
             ]
             return
-        for whole, mine in zip(expected[0], found[0], strict=True):
+        for theirs, mine in zip(expected[0], found[0], strict=True):
+            whole = theirs.to(mine.device)
             scale = whole.abs().max()
             if (whole - mine).abs().max() > torch.finfo(mine.dtype).eps ** 0.5 * scale:
                 raise NotReplayable("picture features do not stand in the text as they are")

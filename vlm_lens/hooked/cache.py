@@ -20,6 +20,7 @@ from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import value_read_at
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position, as_position
+from vlm_lens.points.placement import together
 from vlm_lens.points.point import Point, expand_name
 from vlm_lens.points.table import PointTable
 from vlm_lens.serial import FrozenTensor, Savable, as_frozen, savable
@@ -123,6 +124,8 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
     def stack(self, kind: str) -> Tensor:
         """One kind of point over all its layers, `[layers, batch, pos, ...]`.
 
+        Of a model over several devices, the stack lies where the first layer does.
+
         Args:
             kind: A short name: `"resid_post"`, `"z"`, `"vision.resid_post"`.
 
@@ -133,7 +136,7 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
         names = [n for n in self._points.match(pattern) if n in self._values]
         if not names:
             raise PointError(f"No layer of {pattern} was read in this run.")
-        return torch.stack([self._values[n] for n in names])
+        return torch.stack(together(self._values[n] for n in names))
 
     def select(self, name: str | tuple, at: Position | int) -> Tensor:
         """One point at a position of each row, `[batch, positions, ...]`.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlm_lens.errors import PointError
 from vlm_lens.integers import as_integer
+from vlm_lens.points.placement import called, together
 from vlm_lens.stream.norm import FrozenNorm, frozen
 from vlm_lens.stream.parts import ADDED, ATTENTION, BLOCK, INPUT, MLP, Stream
 from vlm_lens.stream.readout import rows
@@ -77,12 +78,14 @@ class Stacks:
             if (incl_mid and i < n_layers) or (mlp_input and i == n_layers):
                 found.append(self["resid_mid", i])
                 labels.append(f"{i}_mid")
-        stack = torch.stack([_sliced(x, pos_slice) for x in found])
+        stack = torch.stack([_sliced(x, pos_slice) for x in together(found)])
         if apply_ln:
             if n_layers < self._depth:
                 stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice)
             else:
-                stack = torch.stack([self._norm(None, False)(x) for x in stack])
+                stack = torch.stack(
+                    [called(self._norm(None, False), x).to(x.device) for x in stack]
+                )
         return (stack, labels) if return_labels else stack
 
     def decompose_resid(
@@ -123,7 +126,7 @@ class Stacks:
         if mlp_input and ATTENTION in kinds:
             found.append(self["attn_out", n_layers])
             labels.append(f"{n_layers}_attn_out")
-        stack = torch.stack([_sliced(x, pos_slice) for x in found])
+        stack = torch.stack([_sliced(x, pos_slice) for x in together(found)])
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, layer, mlp_input, pos_slice)
         return (stack, labels) if return_labels else stack
@@ -158,12 +161,12 @@ class Stacks:
             if reaching is None:
                 raise StreamError(f"Block {i} has no heads to stack: {stream.why_whole[i]}")
             each, _ = reaching.of(self["z", i])
-            found.append(each.to(found[0].dtype))
+            found.append(each.to(found[0]))
             labels += [f"L{i}H{h}" for h in range(len(each))]
         stack = torch.cat(found)
         if incl_remainder:
             end = self["resid_post", n_layers - 1] if n_layers else self["resid_pre", 0]
-            stack = torch.cat([stack, (end - stack.sum(0))[None]])
+            stack = torch.cat([stack, (end.to(stack.device) - stack.sum(0))[None]])
             labels.append("remainder")
         stack = _sliced(stack, pos_slice)
         if apply_ln:
@@ -188,7 +191,7 @@ class Stacks:
         Raises:
             VLMLensError: A point was not read, or the norm is none that can be held.
         """
-        norm = self._frozen(layer, mlp_input, pos_slice)
+        norm = self._frozen(layer, mlp_input, pos_slice, residual_stack.device)
         return norm.of_part(residual_stack.double()).to(residual_stack.dtype)
 
     def logit_attrs(
@@ -226,7 +229,8 @@ class Stacks:
         along = directions(tokens)
         if incorrect_tokens is not None:
             along = along - directions(incorrect_tokens)
-        normed = self._frozen(None, False, pos_slice).of_part(residual_stack.double())
+        norm = self._frozen(None, False, pos_slice, residual_stack.device)
+        normed = norm.of_part(residual_stack.double())
         return (normed * along).sum(-1).to(residual_stack.dtype)
 
     # ------------------------------------------------------------------ what they need
@@ -267,13 +271,15 @@ class Stacks:
             raise PointError("The final norm reads what leaves the last block: no mlp_input.")
         return arch.final_norm(model)
 
-    def _frozen(self, layer: int | None, mlp_input: bool, pos_slice: PosSlice) -> FrozenNorm:
+    def _frozen(
+        self, layer: int | None, mlp_input: bool, pos_slice: PosSlice, device: torch.device
+    ) -> FrozenNorm:
         n_layers = self._n_layers(layer)
         if n_layers == self._depth:
             x = self["resid_post", n_layers - 1]
         else:
             x = self["resid_mid" if mlp_input else "resid_pre", n_layers]
-        return frozen(self._norm(layer, mlp_input), _sliced(x, pos_slice))
+        return frozen(self._norm(layer, mlp_input), _sliced(x, pos_slice).to(device))
 
 
 def _sliced(x: Tensor, pos_slice: PosSlice) -> Tensor:

@@ -13,6 +13,7 @@ from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
 from vlm_lens.integers import as_integer
 from vlm_lens.keywords import Answering
+from vlm_lens.points.placement import called
 from vlm_lens.tokens import encode, first_token, single_token, tokenizer_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Vocabulary(Answering):
         Differentiable in `x`: gradients are recorded where it requires them.
         """
         with _recording_for(x):
-            return self.architecture.final_norm(self.hf_model)(x)
+            return called(self.architecture.final_norm(self.hf_model), x)
 
     def to_tokens(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens."""

@@ -35,6 +35,7 @@ from vlm_lens.layout.layout import TEXT, Layout
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.embedding_lens import unit
 from vlm_lens.lenses.logit_lens import LogitLens
+from vlm_lens.points.placement import together
 from vlm_lens.reading.many import batches
 from vlm_lens.storage.files import read_json, write_tensors
 from vlm_lens.storage.folder import MANIFEST, RunFolder
@@ -291,7 +292,7 @@ def _write_entries(
         if fresh:
             _, cache = vlm.run_with_cache(prompt, names_filter=list(names), last_logits=1)
             rows, positions = [la.row for la, _, _ in fresh], [p for _, p, _ in fresh]
-            states = torch.stack([cache[n][rows, positions] for n in names], dim=1)
+            states = torch.stack(together(cache[n][rows, positions] for n in names), dim=1)
             held["values"].append(unit(states).to("cpu", dtype))
             held["tokens"] += [la.token_ids[p] for la, p, _ in fresh]
             held["prefixes"] += [h for _, _, h in fresh]

@@ -196,7 +196,10 @@ class Lens(Answering, ABC):
             index = [row for row, _ in pairs], [p for _, p in pairs]
             kinds = tuple(place.kind for place in places(layout, self.space, pairs))
             own = logits[index] if self.space == "text" else None
-            at = {name: States(cache[name][index], name, kinds, own) for name in read}
+            at = {
+                name: States(cache[name][index].to(logits.device), name, kinds, own)
+                for name in read
+            }
             if self.space == "text":
                 self.check_last(vlm, at[last])
             readings = [self.read(vlm, at[name], token_ids) for name in names]

@@ -212,7 +212,8 @@ def _add(
         for name, gradient in zip(names, gradients, strict=True):
             by_place = gradient[rows, positions].float()
             for group, chosen in index.items():
-                sums.sums[f"{name}/{group}"][i] += by_place[chosen].sum(0)
+                total = sums.sums[f"{name}/{group}"]
+                total[i] += by_place[chosen].sum(0).to(total.device)
     for group, chosen in index.items():
         sums.counts[group] += len(chosen)
 

@@ -174,7 +174,9 @@ class _Fit:
         kinds = [str(prompt.layouts[row].kinds[p]) for row, p in places]
         rows, positions = zip(*places, strict=True)
         logits, cache = self.vlm.run_with_cache(prompt, names_filter=self.points)
-        states = {name: cache[name][list(rows), list(positions)] for name in self.points}
+        states = {
+            name: cache[name][list(rows), list(positions)].to(logits.device) for name in self.points
+        }
         return states, logits[list(rows), list(positions)].float().log_softmax(-1), kinds
 
     def _kl(self, states: Tensor, final: Tensor, point: str, of: Sequence[str]) -> Tensor:

@@ -11,24 +11,15 @@ from torch import Tensor
 
 from vlm_lens.errors import PromptError
 from vlm_lens.families import Architecture
+from vlm_lens.points.placement import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """The device on which a model's token embedding computes.
-
-    Weights that accelerate keeps on the CPU or on disk are on the meta device between two calls;
-    the hook that fetches them says where to.
-    """
-    embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
-    if device.type != "meta":
-        return device
-    fetching = getattr(embedding, "_hf_hook", None)
-    where = getattr(fetching, "execution_device", None)
-    return model.device if where is None else torch.device(where)
+    """The device on which a model's token embedding computes."""
+    return device_of(model.get_input_embeddings()) or model.device
 
 
 def input_dtype(model: PreTrainedModel) -> torch.dtype:

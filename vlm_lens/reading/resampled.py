@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm_lens.errors import PointError
 from vlm_lens.hooked.cache import ActivationCache
+from vlm_lens.points.placement import together
 
 _PATTERNS = ("projector.blocks.*.cross_attn.hook_pattern", "projector.blocks.*.attn.hook_pattern")
 
@@ -49,7 +50,7 @@ def patch_weights(
             "vlm.run_with_cache(prompt, names_filter='projector.*hook_pattern'). Where positions "
             "hold patches of their own (layout.image[0].grid), no such map is needed."
         )
-    patterns = torch.stack([x[patches.row].float() for x in found])
+    patterns = torch.stack([x[patches.row].float() for x in together(found)])
     mean = reduce(patterns, "block head latent key -> latent key", "mean")
     columns = torch.tensor(patches.positions, device=mean.device)
     return rearrange(mean[:, columns], "latent (rows cols) -> latent rows cols", rows=patches.rows)

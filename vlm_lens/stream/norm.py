@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vlm_lens.points.placement import called
 from vlm_lens.stream.refusal import StreamError
 
 _NORMS = {nn.functional.layer_norm, nn.functional.rms_norm}
@@ -76,7 +77,7 @@ def frozen(
     """
     wide = dtype or torch.float64
     gain, bias, centred = _measured(norm, x, wide)
-    y = norm(x).to(wide)
+    y = called(norm, x).to(wide)
     centre = _centre(x.to(wide), centred) * gain
     change = y - bias
     scale = (centre * centre).sum(-1, keepdim=True) / (centre * change).sum(-1, keepdim=True)
@@ -127,7 +128,8 @@ def _measured(
     signs[1::2] = -1
     other = torch.randn(d, generator=torch.Generator().manual_seed(0)).to(signs)
     probes = torch.stack([signs * 0, signs * _LARGE, other * _LARGE]).to(x.dtype)
-    zero, plain, check = norm(probes.view(3, *[1] * (x.dim() - 2), d)).to(wide).view(3, d)
+    gave = called(norm, probes.view(3, *[1] * (x.dim() - 2), d))
+    zero, plain, check = gave.to(wide).view(3, d)
     best: tuple[float, Tensor, bool] | None = None
     for centred in (False, True):
         gain = (plain - zero) / _unit(signs, centred)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vlm_lens.errors import PointError
 from vlm_lens.families import Architecture
+from vlm_lens.points.placement import called
 from vlm_lens.points.sites import FlatView, RowsView, ScaleView, View, submodule
 from vlm_lens.stream.norm import FrozenNorm, frozen, tolerance
 from vlm_lens.stream.refusal import StreamError
@@ -85,7 +86,7 @@ class Heads:
         alone = z.new_zeros(n_heads + 1, *z.shape)
         for head in range(n_heads):
             alone[head, ..., head, :] = z[..., head, :]
-        given = self.project(alone.flatten(-2))
+        given = called(self.project, alone.flatten(-2))
         constant = given[-1].double()
         heads = (given[:-1].double() - constant) * self.factor
         constant = constant * self.factor
@@ -124,6 +125,8 @@ class Stream:
     ) -> Iterator[Part]:
         """The parts of what leaves block `n_layers - 1`, in float64, block by block.
 
+        They lie on one device, that of what enters the first block.
+
         Args:
             values: What was read: point name -> activation at the positions that are wanted.
             n_layers: How many blocks.
@@ -132,8 +135,9 @@ class Stream:
         Raises:
             StreamError: What was read is not what the model made.
         """
-        values = dict(values)  # a cache refuses what it does not hold
         first = values[self.name(0, "hook_resid_pre")]
+        names = [name for name in self.names(n_layers) if name in values]
+        values = {name: values[name].to(first.device) for name in names}
         yield Part(INPUT, None, first.double()[None])
         for layer in range(n_layers):
             yield from self._block(values, layer, by_head)
@@ -223,11 +227,11 @@ class Stream:
         outer = points[self.name(layer, "hook_attn_out")].site
         project = submodule(self.model, inner.module)
         scale = _scale(outer.view)
-        factor = scale.factor.double() if scale else 1.0
+        factor = scale.factor.double().to(z.device) if scale else 1.0
         if not self.normed_after(layer):
             return Heads(project, factor, None)
         with torch.no_grad():
-            whole = project(z.flatten(-2))
+            whole = called(project, z.flatten(-2))
         try:
             norm = frozen(submodule(self.model, outer.module), whole)
         except StreamError:

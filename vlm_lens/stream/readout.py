@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlm_lens.families import Architecture
 from vlm_lens.gradients import recording
+from vlm_lens.points.placement import device_of
 from vlm_lens.points.sites import submodule
 from vlm_lens.stream.norm import frozen
 from vlm_lens.stream.refusal import StreamError
@@ -60,10 +61,10 @@ def rows(model: nn.Module, arch: Architecture, tokens: Sequence[int]) -> tuple[T
     if lost:
         raise StreamError(f"This model never says token {lost[0]}: its logit is barred.")
     head = submodule(model, arch.unembed)
-    weight = next(head.parameters())
+    weight, device = next(head.parameters()), device_of(head) or model.device
     dtype = weight.dtype if weight.is_floating_point() else model.dtype
     with recording():
-        at = torch.zeros(len(tokens), arch.cfg.d_model, dtype=dtype, device=weight.device)
+        at = torch.zeros(len(tokens), arch.cfg.d_model, dtype=dtype, device=device)
         at.requires_grad_()
         index = torch.tensor(list(tokens), device=at.device)
         found = head(at).gather(-1, index[:, None])[:, 0]

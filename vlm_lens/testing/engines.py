@@ -106,7 +106,9 @@ def _named(dtype: torch.dtype) -> str:
 def _in_half(subject: Subject, dtype: torch.dtype) -> str:
     """Why Hugging Face's own model does not run in a dtype; empty where it does, as here."""
     vlm, prompt = subject.vlm, subject.prompt
-    cast = copy.deepcopy(vlm.hf_model).to(dtype)
+    copied = copy.deepcopy(vlm.hf_model)
+    # the class's own: accelerate puts one on the instance, which stays the original's in a copy
+    cast = type(copied).to(copied, dtype)
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in prompt.inputs.items()}
     try:
         with torch.no_grad():

@@ -14,6 +14,7 @@ from vlm_lens.families.parts.decoders import Decoder, text_point
 from vlm_lens.families.parts.found_encoder import Encoder
 from vlm_lens.families.parts.position_table import table_of_positions
 from vlm_lens.points.config import HookedConfig, VisionConfig
+from vlm_lens.points.placement import called
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import InputSite, Site, submodule
 from vlm_lens.points.table import PointTable
@@ -66,7 +67,7 @@ class Architecture:
                 f"{self.cfg.model_name}: {self.unknown_head}, so no logits can be computed from "
                 "its residual stream. Describe it in a family of its own, or read them in runs."
             )
-        logits = submodule(model, self.unembed)(x)
+        logits = called(submodule(model, self.unembed), x)
         if self.decoder.logit_scale != 1.0:
             logits = logits * self.decoder.logit_scale
         cap = self.decoder.logit_softcap

@@ -79,7 +79,7 @@ class Mixing:
 
 @dataclass
 class Recording:
-    """A recorded forward.
+    """A recorded forward. Copies lie on one device, wherever the model's modules compute.
 
     Attributes:
         calls: Path of a module -> its last call, in the order in which they ended.
@@ -87,6 +87,7 @@ class Recording:
         outputs: Path of a module -> what each of its calls gave, in order.
         logits: What the model gave.
         pictured: Whether it was given a picture beside tokens that stand for none.
+        device: Where the copies lie.
     """
 
     calls: dict[str, Call] = field(default_factory=dict)
@@ -94,6 +95,12 @@ class Recording:
     attention: dict[str, Mixing] = field(default_factory=dict)
     logits: Tensor | None = None
     pictured: bool = False
+    device: torch.device | None = None
+
+    def copy(self, x: Tensor) -> Tensor:
+        """What a tensor holds now, on the device of the first that was copied."""
+        self.device = self.device or x.device
+        return x.detach().to(self.device, copy=True)
 
     def times(self, path: str) -> int:
         """How many times a module was called and gave a tensor."""
@@ -176,7 +183,9 @@ def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Recording, Any]:
         if not path or isinstance(module, nn.ModuleList | nn.ModuleDict):
             continue
         handles.append(
-            module.register_forward_pre_hook(_enter(stack, path), with_kwargs=True, prepend=True)
+            module.register_forward_pre_hook(
+                _enter(found, stack, path), with_kwargs=True, prepend=True
+            )
         )
         handles.append(module.register_forward_hook(_leave(found, stack, path)))
     training = model.training
@@ -191,9 +200,9 @@ def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Recording, Any]:
     return found, out
 
 
-def _enter(stack: list, path: str) -> Any:
+def _enter(found: Recording, stack: list, path: str) -> Any:
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = {k: v.detach().clone() for k, v in [*enumerate(args), *kwargs.items()]
+        given = {k: found.copy(v) for k, v in [*enumerate(args), *kwargs.items()]
                  if isinstance(v, Tensor) and v.is_floating_point()}  # fmt: skip
         stack.append((path, given))
 
@@ -208,7 +217,7 @@ def _leave(found: Recording, stack: list, path: str) -> Any:
                 break
         several = isinstance(output, tuple | list)
         outputs = output if several else (output,)
-        copies = tuple(x.detach().clone() if isinstance(x, Tensor) else None for x in outputs)
+        copies = tuple(found.copy(x) if isinstance(x, Tensor) else None for x in outputs)
         live = outputs[0].detach() if copies and copies[0] is not None else None
         found.calls.pop(path, None)
         found.calls[path] = Call(given, copies, several, live)
@@ -248,7 +257,7 @@ class _AttentionWatch(TorchFunctionMode):
 
     def _note(self, path: str, *tensors: Tensor | None) -> None:
         times = getattr(self._found.attention.get(path), "times", 0) + 1
-        copies = (None if x is None else x.detach().clone() for x in tensors)
+        copies = (None if x is None else self._found.copy(x) for x in tensors)
         self._found.attention[path] = Mixing(*copies, times=times, by_interface=_by_interface())
 
 
