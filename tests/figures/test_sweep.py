@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import plotly.graph_objects as go
 import pytest
 import torch
 
-from vlm_lens import Ablate, AttentionKnockout, Find, Last, Prob, Text, VLMLensError
+from vlm_lens import Ablate, At, AttentionKnockout, Find, Last, Prob, Text, VLMLensError
 from vlm_lens.sweep import Grid, SweepResult, Variant
 
 VECTOR = torch.randn(32, generator=torch.Generator().manual_seed(0))
@@ -95,6 +96,23 @@ def test_two_labels_are_a_heatmap(clip, what):
     if what == "position":
         layout = prompt.layout
         assert trace.customdata[0][2][1] == f"2 {layout.strings[2]}"
+
+
+def test_a_column_that_is_no_probability_is_shown_whole(clip):
+    """Though it is called one: a change of it lies below 0, too."""
+
+    def change(logits):
+        return {"prob change": float(logits.softmax(-1)[20]) - 0.5}
+
+    points = ["blocks.*.hook_mlp_out", "blocks.*.hook_attn_out"]
+    by_layer = swept(clip, [Ablate(points[0], Last()).each_layer()], measure=change)
+    assert max(r["prob change"] for r in by_layer.records) < 0
+    assert by_layer.plot().layout.yaxis.range is None
+    at = {f"place {i}": At(i % 4) for i in range(6)}
+    grid = swept(clip, Grid("blocks.*.hook_resid_post", at=at, vectors=VECTOR), measure=change)
+    axis = grid.plot().layout.coloraxis
+    assert axis.cmin == -axis.cmax == min(r["prob change"] for r in grid.records)
+    assert axis.colorscale == go.Heatmap(colorscale="RdBu_r").colorscale
 
 
 def test_a_third_label_makes_panels(clip):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from vlm_lens.figures.style import PALETTE, SEQUENTIAL, style
+from vlm_lens.figures.style import PALETTE, colour_scale, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +34,7 @@ def head_map(
         x=matrix.columns,
         y=matrix.index,
         z=matrix.to_numpy(),
-        colorscale=SEQUENTIAL,
-        colorbar={"title": {"text": value}, "thickness": 12},
+        coloraxis="coloraxis",
         hovertemplate=f"block %{{x}}, head %{{y}}<br>{value} %{{z:.4f}}<extra></extra>",
     )
     fig = go.Figure(heat)
@@ -48,6 +47,9 @@ def head_map(
         marker={"symbol": "circle", "size": 11, "color": PALETTE["vermillion"],
                 "line": {"color": "#FFFFFF", "width": 1.5}},
     )  # fmt: skip
+    bar = {"title": {"text": value}, "thickness": 12}
+    colours = colour_scale(table[value].tolist())
+    fig.update_layout(coloraxis={"colorbar": bar, **colours})
     heads, layers = matrix.shape
     style(
         fig,

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.figures.style import PALETTE, SEQUENTIAL, style
+from vlm_lens.figures.style import PALETTE, colour_scale, style
 
 __all__ = ["score_map"]
 
@@ -60,8 +60,6 @@ def score_map(
             f"({_FRAMES}): choose some with sel(), or sum over an axis first."
         )
     flat = moved.reshape(-1, *moved.shape[-2:])
-    signed = bool(np.nanmin(values) < 0)
-    bound = float(np.nanmax(np.abs(values))) or 1.0
     fig = go.Figure()
     for i, matrix in enumerate(flat):
         fig.add_heatmap(
@@ -80,10 +78,8 @@ def score_map(
     below = 70 + _SLANTED_PX * longest * slanted  # labels and title of the axis
     height = 210 + max(160, min(26 * len(axes[up]), 640)) + (below - 10) * bool(others)
     style(fig, title=_plain(name), subtitle=_plain(subtitle) or None, height=height)
-    scale = "RdBu_r" if signed else SEQUENTIAL
     bar = {"title": {"text": _plain(name), "side": "right"}, "thickness": 14, "outlinewidth": 0}
-    limits = {"cmin": -bound, "cmax": bound} if signed else {"cmin": 0, "cmax": bound}
-    fig.update_layout(coloraxis={"colorscale": scale, "colorbar": bar, **limits})
+    fig.update_layout(coloraxis={"colorbar": bar, **colour_scale(values.flatten().tolist())})
     fig.update_xaxes(
         title_text=_TITLES.get(across, across), tickangle=-60 if slanted else 0,
         showgrid=False, zeroline=False, **ticks,

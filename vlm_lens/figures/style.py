@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from html import unescape
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG",
+    "DIVERGING",
     "GRID",
     "GREY",
     "INK",
     "PALETTE",
     "SEQUENTIAL",
+    "colour_scale",
     "fade",
     "interval",
     "legend_below",
@@ -40,6 +43,7 @@ INK = "#3d434b"  # text, on the figure's own ground: no one colour is legible on
 GROUND = "#ffffff"
 GRID = "rgba(128,128,128,0.22)"
 SEQUENTIAL = "Cividis"  # for heat maps: even in lightness, the same for colour-blind readers
+DIVERGING = "RdBu_r"  # for numbers below 0 and above
 # How plotly shows a figure: nothing that sends data away.
 CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False}
 _LINK = re.compile(r"<(?=\s*/?\s*a[\s>/])", re.IGNORECASE)
@@ -53,6 +57,22 @@ def plain_lines(text: str) -> list[str]:
         text: As plotly shows it: a piece of HTML.
     """
     return [unescape(re.sub(r"<[^>]+>", "", line)) for line in re.split(r"<br\s*/?>", text)]
+
+
+def colour_scale(values: Iterable[float]) -> dict[str, Any]:
+    """Colours of a heat map: from 0 on or, where numbers are below it, alike on both sides of it.
+
+    Args:
+        values: All that are shown; NaN counts for nothing.
+
+    Returns:
+        `colorscale`, `cmin` and `cmax` of a `coloraxis`.
+    """
+    shown = [value for value in values if value == value] or [0.0]
+    most = max(abs(value) for value in shown) or 1.0
+    if min(shown) < 0:
+        return {"colorscale": DIVERGING, "cmin": -most, "cmax": most}
+    return {"colorscale": SEQUENTIAL, "cmin": 0, "cmax": most}
 
 
 def fade(colour: str, alpha: float) -> str:

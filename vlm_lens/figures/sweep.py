@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from vlm_lens.errors import VLMLensError, near_matches
-from vlm_lens.figures.style import GREY, PALETTE, SEQUENTIAL, style
+from vlm_lens.figures.style import GREY, PALETTE, SEQUENTIAL, colour_scale, style
 
 __all__ = ["sweep_figure"]
 
@@ -242,7 +242,7 @@ def _lines(table: _Table, value: str, x: str, rest: Sequence[str]) -> go.Figure:
     elif rotated:
         fig.update_xaxes(tickangle=-60)
     fig.update_xaxes(showgrid=False, zeroline=False)
-    if value.startswith("prob"):
+    if _is_probability(value, [*table.cells.values(), *table.baseline]):
         fig.update_yaxes(range=[0, 1.04], dtick=0.2, tickformat=".1f")
     return fig
 
@@ -291,10 +291,12 @@ def _heatmaps(table: _Table, value: str, across: str, up: str, panels: Sequence[
     height = len(groups) * (60 + min(max(28 * len(rows), 160), 640)) + 140 + 60 * slanted
     style(fig, title=_html(_headline(table, value)), subtitle=subtitle or None, height=height)
     fig.update_annotations(font_size=13, x=0, xanchor="left")
+    colours: dict[str, Any] = {"colorscale": SEQUENTIAL}
     shown = [r[value] for r in table.cells.values()]
-    low_high = {"cmin": 0, "cmax": max(shown)} if value.startswith("prob") else {}
+    if _is_probability(value, table.cells.values()) or min(shown) < 0:
+        colours = colour_scale(shown)
     bar = {"title": {"text": _html(value), "side": "right"}, "thickness": 14, "outlinewidth": 0}
-    fig.update_layout(coloraxis={"colorscale": SEQUENTIAL, "colorbar": bar, **low_high})
+    fig.update_layout(coloraxis={"colorbar": bar, **colours})
     fig.update_layout(margin_t=84 + 24 * bool(panels))
     fig.update_xaxes(
         showgrid=False, zeroline=False, tickangle=-60 if slanted else 0,
@@ -312,6 +314,12 @@ def _ticks(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     numeric = all(isinstance(v, int) for v in values)
     step = _step(len(values)) if numeric else max(1, -(-len(values) // 60))
     return {"tickvals": list(range(0, len(values), step)), "ticktext": list(names)[::step]}
+
+
+def _is_probability(value: str, records: Iterable[Record]) -> bool:
+    """Whether a column is called one and holds nothing else: a difference of two is none."""
+    numbers = [r[value] for r in records if value in r]
+    return value.startswith("prob") and all(0 <= n <= 1.0001 for n in numbers)
 
 
 def _step(n: int) -> int:
