@@ -6,8 +6,10 @@ import pytest
 import tiny
 import torch
 from families.every import FAMILIES
+from reach import causal
 
 from vlm_lens import (
+    At,
     AttentionKnockout,
     Find,
     Generated,
@@ -148,3 +150,50 @@ def test_what_is_refused(load, no_forward):
             vlm.generate(prompt, **options)
     with pytest.raises(VLMLensError, match="rows of"):
         vlm.generate(batch, names_filter=NAMES[1], positions=~Last(), **GREEDY)
+
+
+def _tokens(model_type):
+    """A tiny language model of a type, and a prompt of it."""
+    vlm = HookedVLM(causal.build(model_type))
+    return vlm, vlm.as_prompt(dict(causal.INPUTS))
+
+
+@pytest.mark.parametrize("model_type", ["mamba2", "rwkv"])
+def test_positions_where_a_model_keeps_states_and_no_keys(model_type):
+    """A place of the prompt is written once, a new token at its step, as without any cache."""
+    vlm, prompt = _tokens(model_type)
+    block = vlm.hf_model.get_submodule(vlm.architecture.decoder.stack.path)[0]
+    vector = torch.randn(vlm.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    for at, places in ((At(0), slice(0, 1)), (Generated(), slice(prompt.length, None))):
+        made = vlm.generate(
+            prompt, names_filter="blocks.1.hook_resid_post", scores=True,
+            interventions=Steer("blocks.0.hook_resid_post", at, vector), **GREEDY,
+        )  # fmt: skip
+
+        def add(x, places=places):
+            return x.index_add(1, torch.arange(x.shape[1])[places], vector.expand(
+                1, len(range(x.shape[1])[places]), -1))  # fmt: skip
+
+        whole = torch.cat([prompt.inputs["input_ids"], made.tokens[:, :-1]], 1)
+        with tiny.plain_hook(block, "output", add), torch.no_grad():
+            logits = vlm.hf_model(input_ids=whole, use_cache=False).logits
+        torch.testing.assert_close(made.scores, logits[:, -NEW:], rtol=1e-4, atol=1e-5)
+        assert made.cache["blocks.1.hook_resid_post"].shape[1] == NEW
+
+
+@pytest.mark.parametrize("model_type", ["inkling_text", "modernbert-decoder"])
+def test_patterns_that_hang_on_more_than_queries_and_keys(model_type):
+    """A bias of each query beside them; an eager attention that wants a mask for one query too."""
+    vlm, prompt = _tokens(model_type)
+    name = "blocks.1.attn.hook_pattern"
+    eager = tiny.eager_copy(vlm.hf_model)
+    for cached in (True, False):
+        made = vlm.generate(prompt, names_filter=name, use_cache=cached, **GREEDY)
+        whole = torch.cat([prompt.inputs["input_ids"], made.tokens[:, :-1]], 1)
+        with torch.no_grad():
+            expected = eager(input_ids=whole, output_attentions=True, use_cache=False).attentions[1]
+        torch.testing.assert_close(made.cache[name], expected[:, :, -NEW:], rtol=1e-4, atol=1e-5)
+    edit = AttentionKnockout(Last() + Generated(), keys=[1, 2])
+    tokens = [vlm.generate(prompt, interventions=edit, use_cache=c, scores=True, **GREEDY).scores
+              for c in (True, False)]  # fmt: skip
+    torch.testing.assert_close(*tokens, rtol=1e-4, atol=1e-5)

@@ -152,7 +152,8 @@ def _wrap(base: Callable | None) -> Callable:
         causal = kwargs.pop("is_causal", None)
         additive = _additive_mask(module, query, key, attention_mask, causal, rows)
         if rows is not None:
-            query = query[:, :, rows]
+            n_queries, query = query.shape[2], query[:, :, rows]
+            kwargs = {k: _of_rows(x, rows, n_queries) for k, x in kwargs.items()}
         watch = _SoftmaxWatch(tap, rows, key.shape[2])
         with watch:
             try:
@@ -223,6 +224,12 @@ def _eager_of(module: nn.Module) -> Callable | None:
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
 
 
+def _of_rows(given: Any, rows: Sequence[int], n_queries: int) -> Any:
+    """Of what stands beside queries and keys, a bias by position say, the part for some queries."""
+    by_query = isinstance(given, Tensor) and given.dim() == 4 and given.shape[2] == n_queries
+    return given[:, :, rows] if by_query else given
+
+
 def _additive_mask(
     module: nn.Module,
     query: Tensor,
@@ -244,8 +251,10 @@ def _additive_mask(
     n_query, n_key = query.shape[2], key.shape[2]
     if mask is None:
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        if not causal or n_query == 1:
+        if not causal:
             return None
+        if n_query == 1:  # it sees every key; some eager attentions add a mask in any case
+            return torch.zeros((1, 1, 1, n_key), dtype=query.dtype, device=query.device)
         wanted = torch.arange(n_query) if rows is None else torch.tensor(rows)
         mask = (torch.arange(n_key) <= wanted[:, None])[None, None].to(query.device)
     elif rows is not None and mask.shape[-2] > 1:

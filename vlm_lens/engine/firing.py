@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_lens.engine.attention import ChunkedTap, Tap, check_supported
+from vlm_lens.engine.mid_write import MidWrite
 from vlm_lens.engine.ownership import Owner
 from vlm_lens.errors import InterventionError
 from vlm_lens.points.point import Point
@@ -37,6 +38,8 @@ from vlm_lens.points.sites import (
 from vlm_lens.points.table import PointTable
 
 INPUT, OUTPUT = "input", "output"
+# under which names a model is handed what it keeps of the positions that it has read
+_PAST = ("past_key_values", "cache_params", "state", "past_buckets_states")
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Dispatcher:
         self.fired: set[str] = set()
         self._handlers = {name: handlers[name] for name in points if handlers.get(name)}
         self._points = {name: points[name] for name in self._handlers}
-        self._offset = 0
+        self._offset = self._end = 0
         self._length: int | None = None
         self._rows = 1
         self._generates = False
@@ -151,8 +154,7 @@ class Dispatcher:
         actions = sorted([*more, *actions], key=lambda action: action.order)
         starts = dict.fromkeys(("", self._entry))
         hooks = [ModuleHook(path, INPUT, self._start_forward) for path in starts]
-        if self._entry:
-            hooks.append(ModuleHook(self._entry, OUTPUT, self._end_forward))
+        hooks += [ModuleHook(path, OUTPUT, self._end_forward) for path in starts]
         inputs: dict[str, list[_Action]] = defaultdict(list)
         outputs: dict[str, list[_Action]] = defaultdict(list)
         for action in actions:
@@ -177,7 +179,7 @@ class Dispatcher:
             yield _Action(site, fire)
         elif isinstance(site, MidSite):
             writes = any(h.writes for h in self._handlers[point.name]) or torch.is_grad_enabled()
-            middle = _MidWrite(fire, site.branch, lambda: self._rows)
+            middle = MidWrite(fire, site.branch, lambda: self._rows)
             yield _Action(site.norm, middle.write if writes else fire)
             if writes:
                 yield _Action(site.block, middle.complete, _FIRST)
@@ -245,13 +247,22 @@ class Dispatcher:
                     "of a generation in themselves: run another model, or copy.deepcopy this one."
                 )
             return
-        past = kwargs.get("past_key_values")
+        past = next((x for name in _PAST if (x := kwargs.get(name)) is not None), None)
         self._generates = past is not None
-        self._offset = int(past.get_seq_length()) if past is not None else 0
+        self._offset = self._positions_in(past)
         given = (kwargs.get(n) for n in ("decoder_input_ids", "input_ids", "inputs_embeds"))
         tokens = next((x for x in given if x is not None), args[0] if args else None)
         self._length = None if tokens is None else tokens.shape[1]
         self._rows = 1 if tokens is None else tokens.shape[0]
+
+    def _positions_in(self, past: Any) -> int:
+        """How many positions a cache stands for; one of states alone does not know."""
+        if past is None:
+            return 0
+        try:
+            return int(past.get_seq_length())
+        except (AttributeError, TypeError, ValueError):
+            return self._end  # what the generation has read so far
 
     def _start_encoding(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._owner.here():  # a generation encodes before it calls the model
@@ -259,6 +270,7 @@ class Dispatcher:
 
     def _end_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self._owner.here():
+            self._end = max(self._end, self._offset + (self._length or 0))
             self.place(offset=0, length=None, rows=1)
 
     def _on_input(
@@ -343,50 +355,6 @@ class Dispatcher:
         known = stages[stage].space == "text" and self._length is not None
         length = offset + self._length if known else x.shape[-1]
         return self._fire(stages[stage], x, queries, length, n_keys)
-
-
-class _MidWrite:
-    """A write to the stream between attention and MLP, which the block's sum must repeat.
-
-        mid --norm--> mlp --> branch         the block returns before + branch
-        new --norm--> mlp --> branch         so its output becomes new + branch
-
-    Args:
-        fire: Shows the stream to its handlers.
-        branch: What the block adds to it; `None` where no module gives that.
-        rows: The number of rows of the forward pass.
-    """
-
-    def __init__(
-        self,
-        fire: Callable[[Tensor], Tensor | None],
-        branch: OutputSite | None,
-        rows: Callable[[], int],
-    ):
-        self._fire, self._site, self._n_rows = fire, branch, rows
-        self._before: Tensor | None = None
-        self._new: Tensor | None = None
-        self._branch: Tensor | None = None
-
-    def write(self, x: Tensor) -> Tensor | None:
-        """At the norm's input."""
-        self._new = self._fire(x)
-        self._before, self._branch = x, None
-        return self._new
-
-    def keep_branch(self, x: Tensor) -> None:
-        """At the output of the MLP, after its own handlers."""
-        if self._new is not None:
-            view = self._site.view
-            self._branch = view.split(x, self._n_rows()) if view else x
-
-    def complete(self, x: Tensor) -> Tensor | None:
-        """At the block's output, before its own handlers."""
-        new, before, branch = self._new, self._before, self._branch
-        self._new = self._before = self._branch = None
-        if new is None:
-            return None
-        return x + (new - before) if branch is None else (new + branch).view_as(x)
 
 
 def _entry(points: PointTable) -> str:

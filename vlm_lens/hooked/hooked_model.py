@@ -250,7 +250,7 @@ class HookedModel(DescribedModel):
         readers = reader.handlers()
         for name, more in logits.handlers().items():
             readers.setdefault(name, []).extend(more)
-        state = [part for one in (reader, logits) for part in (one.kept, one.until)]
+        state = [part for one in (reader, logits) for part in (one.kept, one.sinks, one.until)]
         with self._hooked(
             prompt, composed, steps=steps, readers=readers, engine=engine, state=state
         ) as run:
