@@ -8,7 +8,7 @@ from families import bench
 from families.tiny_qwen2_vl import build, processor
 from transformers.feature_extraction_utils import BatchFeature
 
-from vlm_lens import HookedVLM
+from vlm_lens import HookedVLM, Last, LogitLens
 from vlm_lens.errors import PromptError
 
 SIZE = (48, 32)
@@ -60,6 +60,24 @@ def test_frames_become_positions_with_pixels_and_seconds(vlm):
     tokens = prompt.layout.token_ids
     assert {tokens[p] for p in video.positions} == {vlm.hf_model.config.video_token_id}
     assert "<video 0>" in repr(prompt.layout)
+
+
+def test_figures_and_scores_take_a_video_as_one_thing(vlm):
+    prompt = vlm.prompt("Q:<video> and <image>\nA:", [bench.noise((64, 48))], videos=[clip(4)])
+    inside, many = prompt.layout.video[0].positions, len(prompt.layout.image[0].positions)
+    html = prompt._repr_html_()
+    assert html.count(f"video 0, {len(inside)} positions") == 1 and html.count("image 0, ") >= 1
+    look = vlm.attention(prompt, at=Last())
+    kinds = look.by_kind().values
+    assert list(kinds["kind"].values[:2]) == ["image 0", "video 0"]  # then words
+    torch.testing.assert_close(
+        torch.tensor(kinds.sel(kind="video 0").values),
+        torch.tensor(look.values.sel(position=list(inside)).sum("position").values),
+    )
+    assert look.of_kind("video").values.sizes["position"] == len(inside)
+    assert look.of_kind("image").values.sizes["position"] == many
+    ticks = LogitLens().run(vlm, prompt).plot().layout.xaxis.ticktext
+    assert f"{inside[0]}..{inside[-1]}<br>video 0<br>{len(inside)} positions" in ticks
 
 
 def test_pictures_and_several_videos(vlm):

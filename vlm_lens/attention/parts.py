@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integers
-from vlm_lens.layout.layout import PAD, Layout
+from vlm_lens.layout.kinds import PAD
+from vlm_lens.layout.layout import Layout
 from vlm_lens.points.table import PointTable
 from vlm_lens.scores.places import sequence
 

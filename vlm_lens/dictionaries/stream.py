@@ -12,7 +12,8 @@ from torch import Tensor
 from vlm_lens.dictionaries.value import DictionaryError
 from vlm_lens.errors import PositionError
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.layout.layout import PAD, Layout
+from vlm_lens.layout.kinds import PAD
+from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import Position
 from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
@@ -87,7 +88,7 @@ def places_read(
                     found.append((row, position))
                     owners.append(number)
                     images.append(image_of.get((row, position)))
-                    kinds.append(IMAGE if images[-1] is not None else str(counted.kinds[position]))
+                    kinds.append(IMAGE if images[-1] is not None else counted.kinds[position])
             if not found:
                 continue
             _, cache = vlm.run_with_cache(prompt, names_filter=point.name, last_logits=1)

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from vlm_lens.explorer.view import UNNAMED, ModelView, Run, Scene
-from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, runs, visible
+from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, visible
 from vlm_lens.figures.view_parts import drawings
 from vlm_lens.layout.geometry import PatchGrid
-from vlm_lens.layout.layout import TEXT, Layout
+from vlm_lens.layout.kinds import TEXT, runs
+from vlm_lens.layout.layout import Layout
 
 UNIT = 65535
 
@@ -37,7 +38,7 @@ def encode_scene(scene: Scene) -> dict[str, Any]:
     """A prompt, its drawing and its runs."""
     layout = scene.layout
     strings = layout.strings or tuple(f"#{token}" for token in layout.token_ids)
-    tokens = [[visible(s, 40), str(k)] for s, k in zip(strings, layout.kinds, strict=True)]
+    tokens = [[visible(s, 40), k] for s, k in zip(strings, layout.kinds, strict=True)]
     written: dict[str, dict[int, Any]] = {}
     for (vector, block), run in scene.written.items():
         written.setdefault(vector, {})[block] = encode_run(run, scene.labels)
@@ -74,7 +75,7 @@ def prompt_text(scene: Scene) -> str:
         if kind == TEXT:
             shown = (p for p in pieces[start:stop] if not (p.startswith("<") and p.endswith(">")))
             parts.append("".join(shown) if pieces else f"[{stop - start} tokens]")
-        elif kind.startswith("image"):
+        elif kind.medium:
             many = len(layout.images) > 1
             told = "picture" if scene.name == UNNAMED else f"picture of {scene.name}"
             parts.append(f" [{kind}] " if many else f" [{told}] ")

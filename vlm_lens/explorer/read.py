@@ -17,7 +17,7 @@ from vlm_lens.attention.parts import AttentionError, part_of
 from vlm_lens.errors import VLMLensError
 from vlm_lens.explorer.view import Resampled, Run, Scene
 from vlm_lens.interventions import ActivationPatch
-from vlm_lens.layout.layout import PAD
+from vlm_lens.layout.kinds import PAD
 from vlm_lens.layout.positions import At, Last
 from vlm_lens.lenses import LogitLens
 from vlm_lens.measures.capture import Capture

@@ -41,9 +41,9 @@ def lens_figure(words: Words) -> go.Figure:
     fig = go.Figure()
     ticks: list[tuple[float, str]] = []
     left, borders = 0.0, []
-    for image, indices in words.stretches():
+    for kind, indices in words.stretches():
         n = len(indices)
-        compact = image is not None and len(words.positions) > _FEW
+        compact = kind.medium is not None and len(words.positions) > _FEW
         width = min(max(n * 4, _RUN_PX[0]), _RUN_PX[1]) / _TOKEN_PX if compact else n
         xs = [left + width * i / n for i in range(n + 1)]
         depth = 10 if not compact else 3 if n <= 600 else 1  # hover texts add up to megabytes
@@ -56,7 +56,7 @@ def lens_figure(words: Words) -> go.Figure:
             hover=[[words.hover(la, i, depth) for i in indices] for la in words.layers],
         )
         if compact:
-            ticks.append((left + width / 2, words.run(image, indices)))
+            ticks.append((left + width / 2, words.run(kind, indices)))
             borders += [left, left + width]
         else:
             ticks += [(left + k + 0.5, words.column(i)) for k, i in enumerate(indices)]

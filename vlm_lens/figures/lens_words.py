@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_lens.errors import PositionError
-from vlm_lens.figures.prompt_view import runs, visible
+from vlm_lens.figures.prompt_view import visible
+from vlm_lens.layout.kinds import TEXT, Kind, runs
 from vlm_lens.layout.layout import Layout
 from vlm_lens.terms import EMBED
 
@@ -118,17 +119,17 @@ class Words:
         return list(zip(rows, self.positions, strict=True))
 
     @cached_property
-    def kinds(self) -> list[str]:
+    def kinds(self) -> list[Kind]:
         """What stands at each decoded position: `"text"`, `"image 0"`, ..."""
         if self.space == "text":
-            return [str(self.layout.kinds[p]) for p in self.positions]
+            return [self.layout.kinds[p] for p in self.positions]
         owner = {
-            (row, p): f"image {image.index}"
+            (row, p): Kind(f"image {image.index}")
             for image in self.layout.images
             for row, positions in image.space(self.space).sequences
             for p in positions
         }
-        return [owner.get(pair, self.space) for pair in self.pairs]
+        return [owner.get(pair, Kind(self.space)) for pair in self.pairs]
 
     @cached_property
     def _patches(self) -> dict[tuple[int, int], str]:
@@ -163,7 +164,7 @@ class Words:
     def column(self, i: int) -> str:
         """The label of one decoded position: its number, and the token or patch there."""
         position, kind = self.positions[i], self.kinds[i]
-        if kind.startswith("image"):
+        if kind.medium == "image":
             grids = [g for im in self.layout.images for g in im.space(self.space).grids]
             cells = [g.cell(p) for g in grids for row, p in [self.pairs[i]]
                      if row == g.row and p in g.positions]  # fmt: skip
@@ -172,21 +173,22 @@ class Words:
         text = visible(strings[position], LETTERS) if strings else "?"
         return f"{position}<br>{escape(text, quote=False)}"
 
-    def run(self, image: int, indices: Sequence[int]) -> str:
-        """The label of a stretch of one picture's positions."""
+    def run(self, kind: Kind, indices: Sequence[int]) -> str:
+        """The label of a stretch of one picture's, or video's, positions."""
         first, last = self.positions[indices[0]], self.positions[indices[-1]]
-        grids = self.layout.images[image].space(self.space).grids
+        pictured = kind.medium == "image"
+        grids = self.layout.images[kind.number].space(self.space).grids if pictured else ()
         whole = bool(grids) and len(indices) == len(grids[0].positions)
         size = (
             f"{grids[0].rows} x {grids[0].cols} patches" if whole else f"{len(indices)} positions"
         )
-        return f"{first}..{last}<br>image {image}<br>{size}"
+        return f"{first}..{last}<br>{kind}<br>{size}"
 
-    def stretches(self) -> Iterator[tuple[int | None, list[int]]]:
-        """The decoded positions, cut where a picture's begin or end; `None` stands for text."""
-        shown = [k if k.startswith("image") else "text" for k in self.kinds]
+    def stretches(self) -> Iterator[tuple[Kind, list[int]]]:
+        """The decoded positions, cut where a picture's or a video's begin or end."""
+        shown = [k if k.medium else Kind(TEXT) for k in self.kinds]
         for kind, start, stop in runs(shown):
-            yield None if kind == "text" else int(kind.split()[1]), list(range(start, stop))
+            yield kind, list(range(start, stop))
 
     def layer(self, number: int) -> str:
         """The label of a layer: its 0-based block, or `embed`."""

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, runs, visible
+from vlm_lens.figures.prompt_view import canvas, cell_edges, picture_uri, visible
 from vlm_lens.figures.view_parts import (
     MOST_OPAQUE,
     RULED,
@@ -33,6 +33,7 @@ from vlm_lens.figures.view_parts import (
     strengths,
 )
 from vlm_lens.layout.geometry import PatchGrid
+from vlm_lens.layout.kinds import PAD, runs
 from vlm_lens.storage.files import write_whole
 
 _MOST = 4_000_000  # numbers in one page
@@ -252,11 +253,11 @@ def _rect(grid: PatchGrid, cell: Cell, strength: float, marked: bool) -> str:
 def _chips(view: PictureView, opening: np.ndarray) -> Iterator[str]:
     kinds = [token.kind for token in view.tokens]
     for kind, start, stop in runs(kinds):
-        if kind.startswith("image") or kind == "pad":
+        if kind.medium or kind == PAD:
             inside = [t.index for t in view.tokens[start:stop] if t.index is not None]
             about = json.dumps(inside)
             span = f"{start}..{stop - 1}" if stop - start > 1 else str(start)
-            label = kind if kind != "pad" else "padding"
+            label = kind if kind != PAD else "padding"
             yield (
                 f'<span class="chip run" data-all="{about}"><small>{span}</small>'
                 f"{escape(label)} <output></output></span>"

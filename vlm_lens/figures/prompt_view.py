@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import product
 from typing import Any
@@ -16,7 +16,8 @@ from PIL import Image
 
 from vlm_lens.figures.style import PALETTE, fade
 from vlm_lens.layout.geometry import Box, PatchGrid
-from vlm_lens.layout.layout import PAD, SPECIAL, Layout
+from vlm_lens.layout.kinds import PAD, SPECIAL, Kind, runs
+from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.pictures import ImageLayout
 from vlm_lens.pictures import as_read
 
@@ -93,15 +94,6 @@ def visible(token: str, most: int | None = None) -> str:
     text = repr(token)[1:-1].replace("\\'", "'") if token.strip() != token else token
     text = text.replace("\n", "\\n").replace("\t", "\\t").strip() or repr(token)
     return text if most is None or len(text) <= most else f"{text[: max(most - 1, 1)]}\u2026"
-
-
-def runs(kinds: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-    """Stretches of positions of one kind: kind, first position, one past the last."""
-    start = 0
-    for i in range(1, len(kinds) + 1):
-        if i == len(kinds) or kinds[i] != kinds[start]:
-            yield kinds[start], start, i
-            start = i
 
 
 def _plain(prompt: Any) -> str:
@@ -277,9 +269,9 @@ def _patch(grid: PatchGrid, row: int, col: int, box: Box, zoom: float) -> str:
 
 
 def _tokens(layout: Layout) -> str:
-    boxes: list[tuple[str, int, int]] = []  # kind, first position, one past the last
+    boxes: list[tuple[Kind, int, int]] = []  # kind, first position, one past the last
     for kind, start, stop in runs(layout.kinds):
-        whole = kind == PAD or kind.startswith("image")
+        whole = kind == PAD or kind.medium
         boxes += [(kind, start, stop)] if whole else [(kind, i, i + 1) for i in range(start, stop)]
     left_out = len(boxes) - MAX_TOKENS
     if left_out > 0:  # a prompt's end says what it asks
@@ -291,21 +283,21 @@ def _tokens(layout: Layout) -> str:
     return f"<div style='{flow}'>{' '.join(chips)}</div>"
 
 
-def _box(layout: Layout, kind: str, start: int, stop: int) -> str:
+def _box(layout: Layout, kind: Kind, start: int, stop: int) -> str:
     span = _span(range(start, stop))
     if kind == PAD:
         return _chip(span, "padding", "opacity:.6;border-style:dotted")
-    if kind.startswith("image"):
-        hue = _hue(int(kind.split()[1]))
+    if kind.number is not None:
+        hue = _hue(kind.number)
         style = f"background:{fade(hue, 0.22)};border-color:{hue}"
         return _chip(span, _run_title(layout, kind, stop - start), style)
     return _token(layout, start)
 
 
-def _run_title(layout: Layout, kind: str, length: int) -> str:
-    image = next((im for im in layout.images if f"image {im.index}" == kind), None)
-    if image and image.grid and length == len(image.grid.positions):
-        return f"{kind}, {_grid_size(image.grid)}"
+def _run_title(layout: Layout, kind: Kind, length: int) -> str:
+    grid = next((im.grid for im in layout.images if f"image {im.index}" == kind), None)
+    if grid and length == len(grid.positions):
+        return f"{kind}, {_grid_size(grid)}"
     return f"{kind}, {length} position{'s' * (length != 1)}"
 
 

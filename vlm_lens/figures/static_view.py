@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlm_lens.errors import VLMLensError
-from vlm_lens.figures.prompt_view import canvas, cell_edges, runs, visible
+from vlm_lens.figures.prompt_view import canvas, cell_edges, visible
 from vlm_lens.figures.view_parts import (
     MOST_OPAQUE,
     RULED,
@@ -19,6 +19,7 @@ from vlm_lens.figures.view_parts import (
     peak,
     strengths,
 )
+from vlm_lens.layout.kinds import PAD, runs
 from vlm_lens.storage.files import write_whole
 
 if TYPE_CHECKING:
@@ -143,9 +144,9 @@ def _lines(tokens: Sequence[Token], colours: np.ndarray, width: int = 88) -> lis
     """Tokens in lines: (text, strength) each."""
     pieces: list[tuple[str, float]] = []
     for kind, start, stop in runs([t.kind for t in tokens]):
-        if kind == "pad":
+        if kind == PAD:
             continue
-        if kind.startswith("image"):
+        if kind.medium:
             pieces.append((f"<{kind}>", 0.0))
             continue
         for token in tokens[start:stop]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlm_lens.layout.kinds import Kind
+
 MOST_OPAQUE = 0.65  # the strongest patch: the picture is seen through it
 RULED = 150  # up to so many patches have lines between them; more lines would hide the picture
 
@@ -33,7 +35,7 @@ class Token:
     """A token of the prompt; `index` is its number's, `None` where it has none."""
 
     string: str
-    kind: str
+    kind: Kind
     index: int | None
     position: int
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 from unicodedata import normalize
 
 from vlm_lens.errors import PositionError
 from vlm_lens.integers import is_integer
+from vlm_lens.layout.kinds import PAD, SPECIAL, TEXT, Kind, runs
 from vlm_lens.layout.pictures import (
     ImageLayout,
     PicturesOfPrompt,
@@ -22,7 +23,6 @@ from vlm_lens.serial import savable
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXT, SPECIAL, PAD = "text", "special", "pad"
 _Form = Literal["NFC", "NFKC", "NFD", "NFKD"]
 _FORMS: tuple[_Form, ...] = ("NFC", "NFKC", "NFD", "NFKD")  # in which tokenizers write a text
 
@@ -35,7 +35,8 @@ class Layout:
     Attributes:
         token_ids: The token at each position.
         strings: Its text, for example `" Paris"`; empty where there is no tokenizer.
-        kinds: `"text"`, `"special"`, `"pad"`, or `"image 0"`, `"video 0"`, ...
+        kinds: `"text"`, `"special"`, `"pad"`, or `"image 0"`, `"video 0"`, ...: texts that know
+            the picture which they name, `kind.medium` and `kind.number`.
         row: The prompt's row in its batch.
         images: Its pictures.
         videos: Its videos.
@@ -52,7 +53,7 @@ class Layout:
 
     token_ids: tuple[int, ...]
     strings: tuple[str, ...]
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     row: int = 0
     images: tuple[ImageLayout, ...] = ()
     shifted: int = 0
@@ -65,6 +66,7 @@ class Layout:
     _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "kinds", tuple(map(Kind, self.kinds)))
         object.__setattr__(self, "images", PicturesOfPrompt(self.images))
         object.__setattr__(self, "videos", VideosOfPrompt(self.videos))
         text, starts = "", []
@@ -117,8 +119,13 @@ class Layout:
         return next((i for i in backwards if self.kinds[i] != PAD), len(self) - 1)
 
     def of_kind(self, kind: str) -> list[int]:
-        """All positions of one kind: `"text"`, `"special"`, `"pad"` or `"image 0"`."""
-        return [i for i, k in enumerate(self.kinds) if k == kind]
+        """All positions of one kind: `"text"`, `"special"`, `"pad"`, `"image 0"`, `"video 0"`.
+
+        Raises:
+            PositionError: There is no such kind.
+        """
+        asked = Kind.asked(kind)
+        return [i for i, k in enumerate(self.kinds) if k == asked]
 
     def find(self, token: str | int, n: int = -1) -> int:
         """The position of the n-th occurrence of a token, or of a string.
@@ -243,28 +250,16 @@ class Layout:
 
     def __repr__(self) -> str:
         parts: list[str] = []
-        position = 0
-        for kind, run in _runs(self.kinds):
-            if kind.startswith("image"):
+        for kind, start, stop in runs(self.kinds):
+            if kind.medium:
                 grid = next((im.grid for im in self.images if f"image {im.index}" == kind), None)
                 size = f", {grid.rows} x {grid.cols} patches" if grid else ""
-                parts.append(f"{position}..{position + run - 1} <{kind}{size}>")
-            elif kind.startswith("video"):
-                parts.append(f"{position}..{position + run - 1} <{kind}>")
+                parts.append(f"{start}..{stop - 1} <{kind}{size}>")
             elif kind == PAD:
-                parts.append(f"{position}..{position + run - 1} <padding>")
+                parts.append(f"{start}..{stop - 1} <padding>")
             else:
-                ids = range(position, position + run)
+                ids = range(start, stop)
                 parts += [f"{i} {self.strings[i]!r}" if self.strings else f"{i}" for i in ids]
-            position += run
         if self.encoder is not None:
             parts.append(f"encoder: {self.encoder!r}")
         return f"Layout({len(self)} positions: {'  '.join(parts)})"
-
-
-def _runs(kinds: Sequence[str]) -> Iterator[tuple[str, int]]:
-    start = 0
-    for i in range(1, len(kinds) + 1):
-        if i == len(kinds) or kinds[i] != kinds[start]:
-            yield kinds[start], i - start
-            start = i

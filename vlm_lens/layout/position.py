@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from vlm_lens.errors import PositionError
 from vlm_lens.keywords import Answering
-from vlm_lens.layout.layout import PAD, Layout
+from vlm_lens.layout.kinds import PAD
+from vlm_lens.layout.layout import Layout
 from vlm_lens.serial import savable
 
 Pairs = list[tuple[int, int]]

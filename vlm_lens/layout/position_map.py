@@ -9,7 +9,8 @@ from itertools import groupby
 
 from vlm_lens.errors import PositionError
 from vlm_lens.layout.cells import Cell
-from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
+from vlm_lens.layout.kinds import PAD, SPECIAL, TEXT
+from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.pictures import ImageLayout
 from vlm_lens.layout.positions import Position
 from vlm_lens.serial import savable

@@ -12,7 +12,8 @@ from typing import SupportsIndex
 
 from vlm_lens.errors import PositionError
 from vlm_lens.integers import as_integer, as_integers
-from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
+from vlm_lens.layout.kinds import PAD, SPECIAL, TEXT
+from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.patches import Patches
 from vlm_lens.layout.position import All, Pairs, Position, Together, Without, picture_sequences
 from vlm_lens.serial import savable

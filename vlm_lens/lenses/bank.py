@@ -31,7 +31,8 @@ from vlm_lens.hooked.identity import run_identity
 from vlm_lens.integers import as_integer
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.keywords import Answering, answering
-from vlm_lens.layout.layout import TEXT, Layout
+from vlm_lens.layout.kinds import TEXT
+from vlm_lens.layout.layout import Layout
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.embedding_lens import unit
 from vlm_lens.lenses.logit_lens import LogitLens

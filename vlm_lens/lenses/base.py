@@ -25,6 +25,7 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.integers import as_integer, is_integer
 from vlm_lens.interventions.base import freeze_points
 from vlm_lens.keywords import Answering, answering
+from vlm_lens.layout.kinds import Kind
 from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.lenses.result import LensResult, LensRow
@@ -50,7 +51,7 @@ class States:
 
     values: Float[Tensor, "positions d_model"]
     point: str
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     logits: Float[Tensor, "positions d_vocab"] | None
 
 

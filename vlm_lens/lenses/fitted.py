@@ -24,7 +24,8 @@ from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
 from vlm_lens.interventions.base import ModelFacts
 from vlm_lens.interventions.origin import check_same_model
-from vlm_lens.layout.layout import PAD, Layout
+from vlm_lens.layout.kinds import PAD, Kind
+from vlm_lens.layout.layout import Layout
 from vlm_lens.lenses.base import LensError
 from vlm_lens.lenses.logit_lens import VocabularyLens
 from vlm_lens.reading.many import content_of
@@ -41,7 +42,7 @@ def group_of(kind: str, kinds: str | None) -> str:
     """The group whose map a position of some kind gets."""
     if kinds is None:
         return WHOLE
-    return IMAGE if kind.startswith((IMAGE, "video")) else TEXT  # frames are pictures
+    return IMAGE if Kind(kind).medium else TEXT  # frames are pictures
 
 
 def groups(kinds: str | None) -> tuple[str, ...]:

@@ -196,7 +196,7 @@ def _add(
     """Adds the Jacobians of a batch, one row of each matrix a backward pass."""
     prompt = vlm.as_prompt(prompts)
     places = [(la.row, p) for la in prompt.layouts for p in positions_read(la)]
-    of = [group_of(str(prompt.layouts[row].kinds[p]), kinds) for row, p in places]
+    of = [group_of(prompt.layouts[row].kinds[p], kinds) for row, p in places]
     rows, positions = (list(part) for part in zip(*places, strict=True))
     index = {group: [i for i, one in enumerate(of) if one == group] for group in sums.counts}
     # nothing is added, but there is a graph also where no weight requires one

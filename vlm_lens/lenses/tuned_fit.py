@@ -171,7 +171,7 @@ class _Fit:
         """States by point, the model's log-probabilities, and the kind of each position."""
         prompt = self.vlm.as_prompt(prompts)
         places = [(la.row, p) for la in prompt.layouts for p in positions_read(la)]
-        kinds = [str(prompt.layouts[row].kinds[p]) for row, p in places]
+        kinds = [prompt.layouts[row].kinds[p] for row, p in places]
         rows, positions = zip(*places, strict=True)
         logits, cache = self.vlm.run_with_cache(prompt, names_filter=self.points)
         states = {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm_lens.errors import PositionError
 from vlm_lens.layout.cells import Cell, Cells
-from vlm_lens.layout.layout import PAD
+from vlm_lens.layout.kinds import PAD
 from vlm_lens.layout.pictures import ImageSpace
 from vlm_lens.layout.position_map import PositionMap
 from vlm_lens.pictures import as_read

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from vlm_lens.layout.layout import PAD, Layout
+from vlm_lens.layout.kinds import PAD
+from vlm_lens.layout.layout import Layout
 from vlm_lens.pairs.changed import differing_pictures
 from vlm_lens.prompts.prompt import Prompt
 
@@ -47,7 +48,7 @@ def _line(layout: Layout) -> str:
     """The prompt's text, each picture as `<image 0>`."""
     parts: list[str] = []
     for i, kind in enumerate(layout.kinds):
-        piece = f"<{kind}>" if kind.startswith("image") else ""
+        piece = f"<{kind}>" if kind.medium else ""
         if kind == PAD or (piece and parts and parts[-1] == piece):
             continue
         parts.append(piece or (layout.strings[i] if layout.strings else f"#{layout.token_ids[i]} "))

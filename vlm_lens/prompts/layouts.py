@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vlm_lens.families import Architecture
-from vlm_lens.layout.layout import PAD, SPECIAL, TEXT, Layout
+from vlm_lens.layout.kinds import PAD, SPECIAL, TEXT, Kind
+from vlm_lens.layout.layout import Layout
 from vlm_lens.layout.pictures import ImageSpace
 from vlm_lens.layout.typed import NOWHERE, Typed
 from vlm_lens.tokens import IMAGE, spans_of_text, string_tokens, text_pieces
@@ -99,14 +100,14 @@ def _layout(
     row: int, ids: Tensor, mask: Tensor, pictures: Sequence, videos: Sequence, tokenizer: Any
 ) -> Layout:
     special = set(getattr(tokenizer, "all_special_ids", ()) or ())
-    kinds = [SPECIAL if int(i) in special else TEXT for i in ids]
+    kinds = [Kind(SPECIAL if int(i) in special else TEXT) for i in ids]
     for picture in pictures:
         for position in picture.positions:
-            kinds[position] = f"image {picture.index}"
+            kinds[position] = Kind(f"image {picture.index}")
     for video in videos:
         for position in video.positions:
-            kinds[position] = f"video {video.index}"
-    kinds = [k if m else PAD for k, m in zip(kinds, mask.tolist(), strict=True)]
+            kinds[position] = Kind(f"video {video.index}")
+    kinds = [k if m else Kind(PAD) for k, m in zip(kinds, mask.tolist(), strict=True)]
     token_ids = tuple(ids.tolist())
     strings, pieces = string_tokens(tokenizer, token_ids), text_pieces(tokenizer, token_ids)
     return Layout(

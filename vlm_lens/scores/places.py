@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vlm_lens.layout.geometry import Box, PatchGrid
+from vlm_lens.layout.kinds import Kind
 from vlm_lens.layout.layout import Layout
 
 
@@ -24,7 +25,7 @@ class Place:
 
     row: int
     position: int
-    kind: str
+    kind: Kind
     token: str | None = None
     patch: tuple[int, int] | None = None
     pixels: Box | None = None
@@ -85,7 +86,7 @@ def places(layout: Layout, space: str, pairs: Sequence[tuple[int, int]]) -> list
             box = grid.pixels_of.to_picture((cols[c][0], rows[r][0], cols[c][1], rows[r][1]))
             patches[grid.row, p] = (r, c), box
     owner = {
-        (row, p): f"image {image.index}"
+        (row, p): Kind(f"image {image.index}")
         for image in layout.images
         for row, positions in image.space(space).sequences
         for p in positions
@@ -96,6 +97,6 @@ def places(layout: Layout, space: str, pairs: Sequence[tuple[int, int]]) -> list
         if space == "text":
             kind, token = layout.kinds[p], layout.strings[p] if layout.strings else None
         else:
-            kind, token = owner.get((row, p), space), None
-        found.append(Place(row, p, str(kind), token, patch, pixels))
+            kind, token = owner.get((row, p), Kind(space)), None
+        found.append(Place(row, p, kind, token, patch, pixels))
     return found

@@ -98,7 +98,7 @@ class Scores(Labelled):
         if how not in ("sum", "mean", "max"):
             raise ScoresError(f"by_kind gives sum, mean or max, not {how!r}.")
         kinds = [place.kind for place in self.places()]
-        order = sorted(set(kinds), key=lambda k: (not k.startswith("image"), k))
+        order = sorted(set(kinds), key=lambda k: (not k.medium, k))
         parts = [
             getattr(self.values.isel(position=[i for i, k in enumerate(kinds) if k == kind]), how)(
                 "position"
@@ -110,14 +110,14 @@ class Scores(Labelled):
     def of_kind(self, *kinds: str) -> Self:
         """The scores at positions of some kinds only: `"text"`, `"special"`, `"image 0"`.
 
-        `"image"` means all pictures.
+        `"image"` means all pictures, `"video"` all videos.
 
         Raises:
             ScoresError: No `position` axis, or no position of these kinds.
         """
         self.needs("position")
         here = [place.kind for place in self.places()]
-        wanted = {k for k in here if k in kinds or ("image" in kinds and k.startswith("image"))}
+        wanted = {k for k in here if k in kinds or (k.medium or k) in kinds}
         if not wanted:
             asked, known = (", ".join(map(repr, dict.fromkeys(k))) for k in (kinds, here))
             raise ScoresError(f"No position here is of kind {asked}; there are {known}.")

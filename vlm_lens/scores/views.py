@@ -64,7 +64,7 @@ def view_of(
     )
     strings = layout.strings or tuple(f"#{token}" for token in layout.token_ids)
     tokens = tuple(
-        Token(string, str(kind), index.get((layout.row, i)), i)
+        Token(string, kind, index.get((layout.row, i)), i)
         for i, (string, kind) in enumerate(zip(strings, layout.kinds, strict=True))
     )
     return PictureView(

@@ -16,7 +16,7 @@ from vlm_lens.engine.firing import Handler
 from vlm_lens.engine.hooks import HookedRun, count_hooks
 from vlm_lens.errors import PointError
 from vlm_lens.hooked.cache import ActivationCache
-from vlm_lens.layout.layout import PAD
+from vlm_lens.layout.kinds import PAD
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.points.point import Point
 from vlm_lens.points.sites import submodule

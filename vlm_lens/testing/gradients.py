@@ -14,7 +14,7 @@ from vlm_lens.engine.firing import Handler
 from vlm_lens.engine.hooks import HookedRun
 from vlm_lens.errors import ModelError
 from vlm_lens.hooked.hooked_model import HookedModel
-from vlm_lens.layout.layout import PAD
+from vlm_lens.layout.kinds import PAD
 from vlm_lens.points.point import Point
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.testing.checks import CheckFailed, NotApplicable, Subject, has_plain_weights
