@@ -98,6 +98,7 @@ def test_windows_and_what_can_be_saved(load, tmp_path):
     knockout = AttentionKnockout(Last(), Images(), heads=1)
     windows = knockout.each_window(1).expand(vlm.points())
     assert [w.layers for w in windows] == [(0,), (1,)]
+    assert knockout.each_layer().expand(vlm.points()) == windows
     prompt = vlm.prompt("<image>A:", [tiny.noise_picture()])
     both = vlm.run(prompt, interventions=windows)
     torch.testing.assert_close(vlm.run(prompt, interventions=knockout), both)

@@ -19,6 +19,7 @@ from vlm_lens import KL, All, At, HookedVLM, Images, Last, LogitDiff, Span, Text
 from vlm_lens.layout.position_map import position_map
 from vlm_lens.measures import Logits
 from vlm_lens.patching import PatchingError, Spot, patch_spots
+from vlm_lens.patching.parts import check_apart
 
 SPOTS = (
     Spot("blocks.0.attn.hook_z", Images(), (1,)),
@@ -162,6 +163,14 @@ def test_two_prompts_that_give_the_same_are_refused_before_the_sweep(clip, monke
     monkeypatch.setattr("vlm_lens.sweep.runner.replay", None)  # no variant is run
     with pytest.raises(PatchingError, match="no difference to share out"):
         patch_spots(clip, clean, clean, SPOTS, measure=MEASURE)
+
+
+def test_a_small_difference_is_said(recwarn):
+    check_apart(1.0, 0.9)
+    check_apart(0.5, -0.5)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="19.51 for the one prompt and 19.62 .* say little"):
+        check_apart(19.51, 19.62)
 
 
 def test_a_killed_sweep_goes_on(clip, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from families import tiny_llava_next, tiny_qwen2_vl
 from PIL import Image
 from storage.kills import at_every_operation
 
-from vlm_lens import HookedVLM, VLMLensError
+from vlm_lens import Find, HookedVLM, Patches, VLMLensError
 from vlm_lens.scores import Scores
 from vlm_lens.scores.scores import scores
 
@@ -82,6 +83,57 @@ def test_the_largest_with_what_stands_there(prompts, name):
     assert signed["attention"].abs().tolist() == pytest.approx(
         np.sort(np.abs(plain - np.float32(0.6)).ravel())[::-1][:3].tolist()
     )
+
+
+def test_the_smallest_and_signs(prompts):
+    _, prompt = prompts["crop"]
+    found = by_head(prompt)
+    plain, low = found.values.to_numpy(), found.bottom(5)
+    assert low["attention"].tolist() == sorted(plain.ravel().tolist())[:5]
+    for row in low.to_dict("records"):
+        assert plain[row["layer"], row["head"], row["position"]] == row["attention"]
+    np.testing.assert_array_equal((-found).values, -plain)
+    np.testing.assert_array_equal(abs(found - 0.5).values, np.abs(plain - np.float32(0.5)))
+    np.testing.assert_array_equal((1 - found).values, 1 - plain)
+    np.testing.assert_array_equal((2 * (1 + found)).values, (plain + 1) * 2)
+    ranks = replace(found, name="rank of 'red'")  # the first is the best
+    assert str(low["layer"][0]) in repr(ranks).splitlines()[3]
+    assert f"{low['attention'][0]:.4g}" in repr(ranks)
+    assert f"{low['attention'][0]:.4g}" not in repr(found)
+
+
+@pytest.mark.parametrize("name", ["crop", "tiles", "merge"])
+def test_numbers_of_ones_own_stand_where_they_were_read(prompts, name):
+    vlm, prompt = prompts[name]
+    _, cache = vlm.run_with_cache(prompt, names_filter="*.hook_out")
+    _, text = vlm.run_with_cache(prompt, names_filter="blocks.*.hook_resid_post")
+    norms = text.stack("resid_post").norm(dim=-1)[:, 0]
+    found = Scores.of(prompt, norms, axes={"layer": range(len(norms))}, name="norm")
+    assert found.axes == ("layer", "position")
+    for row in found.top(3).to_dict("records"):
+        assert row["norm"] == norms[row["layer"], row["position"]]
+    assert found.of_kind("image").over_picture().sliders
+    if name != "crop":
+        return  # towers there know no single patches, or cut them into tiles
+    rows = cache["projector.hook_out"].norm(dim=-1)
+    at = Patches(1, rows=0)
+    own = Scores.of(prompt, rows[1, : prompt.layout.image[1].grid.cols], at, space="projector")
+    best = own.top(1).iloc[0]
+    assert best["row"] == 1 and best["score"] == rows[1, best["position"]]
+    assert own.over_picture() and Scores.of(prompt, [1.0, 2.0], at=(0, -1)).axes == ("position",)
+
+
+def test_numbers_that_do_not_fit_their_places(prompts):
+    _, prompt = prompts["crop"]
+    for values, options, message in (
+        (np.zeros(3), {}, "do not fit .'position'. of sizes"),
+        (np.zeros((2, prompt.length)), {}, "name the axes before it"),
+        (np.zeros(prompt.length), {"axes": {"layer": [0]}}, "'layer', 'position'"),
+        (np.zeros((1, prompt.length)), {"axes": {"dose": [0]}}, "axes among"),
+        (np.zeros(1), {"at": Find("nowhere")}, "does not occur"),
+    ):
+        with pytest.raises(VLMLensError, match=message):
+            Scores.of(prompt, values, **options)
 
 
 def test_positions_of_a_kind_can_be_chosen(prompts):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -98,6 +100,23 @@ def test_heads_windows_scales_and_other_labels(case):
     assert found.values["variant"].to_numpy().tolist() == ["edge image 0", "edge image 1"]
     push = [Steer("blocks.0.hook_resid_post", Last(), 1.0, s) for s in (2, 1)]
     assert sweep(case, push).scores().values["scale"].to_numpy().tolist() == [1, 2]
+    cells = [(layer, p) for layer in range(2) for p in (0, 3, np.int64(5))]
+    point = "blocks.{}.hook_resid_post"
+    placed = [
+        Variant([Ablate("hook_merged", 2), Ablate(point.format(layer), int(p))],
+                {"layer": layer, "position": p})
+        for layer, p in cells
+    ]  # fmt: skip
+    result = sweep(case, placed)
+    found = result.scores()
+    assert found.axes == ("layer", "position")
+    assert found.values["position"].to_numpy().tolist() == [0, 3, 5]
+    column = [r["prob"] for r in result.records]
+    np.testing.assert_allclose(found.values, np.reshape(column, (2, 3)), rtol=1e-6)
+    assert found.of_kind("image").over_picture()
+    elsewhere = [replace(v, labels={**v.labels, "position": 1000 + v.labels["position"]})
+                 for v in placed]  # fmt: skip
+    assert sweep(case, elsewhere).scores().axes == ("layer", "variant")
     single = sweep(case, Ablate("hook_merged", Images())).scores()
     assert single.axes == ("variant",) and single.shape == (1,)
 

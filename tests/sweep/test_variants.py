@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlm_lens import Ablate, ActivationPatch, Last, Patches, Steer, VLMLensError
-from vlm_lens.sweep.variants import Grid, expand
+from vlm_lens.sweep.variants import Grid, Variant, expand
 
 V, W = torch.ones(32), torch.zeros(32)
 
@@ -45,6 +45,19 @@ def test_a_grid_freezes_each_vector_once(clip):
 def test_each_layer_goes_through_the_points_in_order(clip):
     found = expand(Ablate("vision.blocks.*.hook_mlp_out", at=[0]).each_layer(), clip.points())
     assert [v.labels["layer"] for v in found] == [0, 1, 2]
+
+
+def test_a_variant_of_several_interventions(clip):
+    one, other = Ablate("blocks.0.hook_mlp_out", Last()), Ablate("blocks.1.hook_mlp_out", Last())
+    made = Variant([one, other], {"which": "both"})
+    assert made.intervention == one + other and expand([made], clip.points()) == [made]
+    swept = clip.sweep("Q:", [Variant([]), made, Variant(one + other)], progress=False)
+    assert swept.records[0]["prob"] == pytest.approx(swept.baseline[0]["prob"])
+    assert swept.records[1]["prob"] == swept.records[2]["prob"]
+    with pytest.raises(VLMLensError, match="intervention"):
+        Variant([one, 3])
+    with pytest.raises(VLMLensError, match="labels of a Variant are a mapping"):
+        Variant(one, "both")
 
 
 def test_errors_name_what_is_wrong(clip):

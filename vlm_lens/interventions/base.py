@@ -112,7 +112,10 @@ class EachLayer:
         """
         names = getattr(self.intervention, "point", None)
         if names is None:
-            raise InterventionError(f"{self.intervention!r} has no points to go through.")
+            raise InterventionError(
+                f"{self.intervention!r} has no points to go through: give a list with one "
+                "intervention for each layer."
+            )
         found = points.match(list(freeze_points(names)))
         return [replace(self.intervention, point=name) for name in found]
 

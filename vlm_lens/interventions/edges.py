@@ -71,6 +71,10 @@ class AttentionEdges(Intervention):
         if self.keys.at_generated:
             raise InterventionError("keys= are positions of the prompt; new tokens are none.")
 
+    def each_layer(self) -> EachWindow:
+        """This intervention in each block alone, to be swept: windows of one block."""
+        return self.each_window(1)
+
     def each_window(self, size: int) -> EachWindow:
         """This intervention in each window of blocks, to be swept.
 

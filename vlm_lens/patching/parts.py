@@ -6,6 +6,7 @@ of every row, and each row is measured on its own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.sweep.run import sweep
 from vlm_lens.sweep.variants import Variant
 
+_SMALL = 0.02  # likewise: shares of a smaller difference are said to be of one
 _LEAST = 1e-5  # of the larger of two measurements: below it their difference is rounding
 
 
@@ -146,7 +148,7 @@ def are_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def check_apart(clean: float, corrupt: float) -> None:
-    """Refuses two measurements whose difference is nothing but rounding.
+    """Refuses two measurements whose difference is nothing but rounding; says if it is small.
 
     Raises:
         NoDifference: They are equal.
@@ -156,6 +158,13 @@ def check_apart(clean: float, corrupt: float) -> None:
             f"The measure gives {clean:.6g} for the one prompt and {corrupt:.6g} for the other, "
             "so there is no difference to share out: take prompts that the model answers "
             "differently (Pairs.solved(vlm) keeps those), or another measure."
+        )
+    if abs(clean - corrupt) < _SMALL * max(abs(clean), abs(corrupt)):
+        warnings.warn(
+            f"The measure gives {clean:.4g} for the one prompt and {corrupt:.4g} for the other: "
+            "shares of so small a difference say little. Take prompts that the model answers "
+            "differently (Pairs.solved(vlm) keeps those), or another measure.",
+            stacklevel=2,
         )
 
 

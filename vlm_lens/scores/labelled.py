@@ -100,6 +100,21 @@ class Labelled(Answering):
     def __truediv__(self, other: Self | float) -> Self:
         return self._combined(other, operator.truediv)
 
+    def __radd__(self, other: float) -> Self:
+        return self._combined(other, lambda mine, given: given + mine)
+
+    def __rsub__(self, other: float) -> Self:
+        return self._combined(other, lambda mine, given: given - mine)
+
+    def __rmul__(self, other: float) -> Self:
+        return self._combined(other, lambda mine, given: given * mine)
+
+    def __neg__(self) -> Self:
+        return self._with(-self.values)
+
+    def __abs__(self) -> Self:
+        return self._with(abs(self.values))
+
     def _combined(self, other: Self | float, how: Callable) -> Self:
         if not isinstance(other, Labelled):
             if not isinstance(other, Real):

@@ -21,12 +21,13 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
-from vlm_lens.integers import as_integer
 from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.positions import All, Position, as_position
 from vlm_lens.scores import files
 from vlm_lens.scores.labelled import Labelled, labels_of
 from vlm_lens.scores.places import Place, places
 from vlm_lens.scores.refusal import ScoresError
+from vlm_lens.scores.tables import as_table, ranked
 from vlm_lens.scores.text import abridged, as_html, as_text, told
 from vlm_lens.scores.views import view_of
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from vlm_lens.figures.picture_view import PictureView
+    from vlm_lens.prompts.prompt import Prompt
 
 POSITIONAL = ("position", "query")
 AXES = (
@@ -82,6 +84,50 @@ class Scores(Labelled):
             raise ScoresError(f"Each axis of scores has coordinates; {bare} have none.")
         if self.layout is None and any(d in self.values.dims for d in POSITIONAL):
             raise ScoresError("Scores by position need the layout of their prompt.")
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Prompt,
+        values: Any,
+        at: Position | int | Sequence[int] = All(),  # noqa: B008  a frozen value
+        *,
+        axes: Mapping[str, Sequence[Hashable]] | None = None,
+        space: str = "text",
+        name: str = "score",
+        row: int = 0,
+    ) -> Scores:
+        """Numbers of your own, one for each of some places of a prompt.
+
+        Args:
+            prompt: The prompt.
+            values: The numbers, `[..., places]`: an array, a tensor or a list.
+            at: Which places, in the order of the last axis; all by default.
+            axes: The axes before the last, each with its coordinates: `{"layer": range(8)}`.
+            space: Whose positions these are: `"text"`, `"vision"` or `"projector"`.
+            name: What the numbers are.
+            row: Which row of the prompt.
+
+        Raises:
+            ScoresError: The numbers are not as many as the places, or the axes do not fit.
+            PositionError: No such place.
+        """
+        if hasattr(values, "detach"):
+            values = values.detach().float().cpu().numpy()
+        values, axes = np.asarray(values), dict(axes or {})
+        pairs = as_position(at).resolve(prompt.layouts[row], space)
+        wanted = (*map(len, axes.values()), len(pairs))
+        if values.shape != wanted:
+            raise ScoresError(
+                f"Numbers of shape {list(values.shape)} do not fit {[*axes, 'position']} of sizes "
+                f"{list(wanted)} ({at} in {space!r}): give one for each place in the last axis, "
+                "and name the axes before it with axes={'layer': range(8)}."
+            )
+        rows = [r for r, _ in pairs] if space != "text" else None
+        return scores(
+            values, {**axes, "position": [p for _, p in pairs]}, rows, name=name, space=space,
+            layout=prompt.layouts[row], pictures=prompt.images[row] if prompt.images else (),
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ by kind of position
 
@@ -155,6 +201,9 @@ class Scores(Labelled):
         self.needs("position")
         return self._places_of("position")
 
+    def _known_places(self) -> list[Place] | None:
+        return self.places() if "position" in self.axes else None
+
     def _places_of(self, axis: str) -> list[Place]:
         positions = [int(p) for p in np.atleast_1d(self.values[axis].to_numpy())]
         if axis == "position" and "row" in self.values.coords and self.values["row"].dims == (
@@ -179,51 +228,16 @@ class Scores(Labelled):
         Raises:
             ScoresError: Another `largest`, or `k` below 1.
         """
-        import pandas as pd
+        return ranked(self.values, self._known_places(), self.space, self.name, k, largest)
 
-        if largest not in ("value", "magnitude"):
-            raise ScoresError(f"largest is 'value' or 'magnitude', not {largest!r}.")
-        k = as_integer(k, "How many scores top gives", ScoresError)
-        if k < 1:
-            raise ScoresError(f"top gives at least 1 score, not {k}.")
-        flat = self.values.to_numpy().reshape(-1)
-        key = np.abs(flat) if largest == "magnitude" else flat
-        key = np.where(np.isnan(key), -np.inf, key)
-        k = min(k, len(flat))
-        order = np.argpartition(-key, k - 1)[:k]
-        order = order[np.argsort(-key[order], kind="stable")]
-        index = np.unravel_index(order, self.shape) if self.shape else ((),) * 0
-        columns: dict[str, Any] = {
-            axis: self.values[axis].to_numpy()[i] for axis, i in zip(self.axes, index, strict=True)
-        }
-        if "position" in self.axes:
-            found = self.places()
-            here = [found[i] for i in index[self.axes.index("position")]]
-            columns |= {
-                "kind": [p.kind for p in here],
-                "token": [p.token for p in here],
-                "patch": [p.patch for p in here],
-                "pixels": [p.pixels for p in here],
-            }
-            if self.space != "text":
-                columns["row"] = [p.row for p in here]
-        return pd.DataFrame({**columns, self.name: flat[order]})
+    def bottom(self, k: int = 10) -> pd.DataFrame:
+        """The smallest scores, one row each, as `top` gives the largest."""
+        found = ranked(-self.values, self._known_places(), self.space, self.name, k, "value")
+        return found.assign(**{self.name: -found[self.name]})
 
     def to_dataframe(self) -> pd.DataFrame:
         """All scores, one row each: a column for each axis, and the score under its name."""
-        import pandas as pd
-
-        table = self.values.rename(self.name).to_dataframe().reset_index()
-        if "position" in self.axes:
-            about = pd.DataFrame(
-                {"position": p.position, "row": p.row, "kind": p.kind, "token": p.token}
-                for p in self.places()
-            )
-            on = ["position", "row"] if "row" in table else ["position"]
-            about = about if "row" in table else about.drop(columns="row")
-            table = table.merge(about, on=on, how="left")
-        columns = [c for c in table.columns if c != self.name]
-        return table[[*columns, self.name]]
+        return as_table(self.values, self._known_places(), self.name)
 
     def to_xarray(self) -> xr.DataArray:
         """The numbers as an `xarray.DataArray` of its own, with `about` as attributes."""
@@ -337,9 +351,11 @@ class Scores(Labelled):
         return [line for line in (about, marked) if line]
 
     def _largest(self) -> pd.DataFrame | None:
-        """The ten largest; `None` for a single number."""
+        """The ten largest, of ranks the ten first; `None` for a single number."""
         if not self.shape or not self.values.size:
             return None
+        if self.name.split(" ")[0] == "rank":  # 0 is the first of all
+            return self.bottom(10)
         signed = bool((self.values < 0).any())
         return self.top(10, largest="magnitude" if signed else "value")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,14 @@ def scores_of(result: Swept, value: str | None, row: int) -> Scores:
     spaces = {result.places[one["at"]][0] if one.get("at") in result.places else None
               for one in labels}  # fmt: skip
     placed = len(spaces) == 1 and None not in spaces and "at" in varying
+    numbered = not placed and _are_positions([one.get("position") for one in labels], result, row)
     own = [n for n in varying if n in _OWN and (n != "at" or placed)]
+    if numbered and "position" in varying:
+        own.append("position")
     others = [n for n in varying if n not in own]
     coordinates: list[dict[str, Hashable]] = []
     for one in labels:
-        mine = {_OWN[n]: _number(one.get(n)) for n in own}
+        mine = {_OWN.get(n, n): _number(one.get(n)) for n in own}
         if placed:
             mine["position"] = result.places[one["at"]][1][row]
         if others or not own:
@@ -114,13 +118,22 @@ def _labels(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def _are_positions(values: Sequence[Any], result: Swept, row: int) -> bool:
+    """Whether a label of the user's is a position of the prompt in each variant."""
+    if not result.layouts:
+        return False
+    places = range(len(result.layouts[row]))
+    return all(isinstance(v, Integral) and int(v) in places for v in values)
+
+
 def _varies(labels: Sequence[Mapping[str, Any]], name: str) -> bool:
     return len({one.get(name) for one in labels}) > 1
 
 
 def _number(value: Any) -> Hashable:
     """Heads are labelled by a string of numbers."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+    whole = isinstance(value, Integral) or (isinstance(value, str) and value.isdecimal())
+    return int(value) if whole and not isinstance(value, bool) else value
 
 
 def _sorted(values: Sequence[Any]) -> list[Any]:

@@ -27,10 +27,29 @@ from vlm_lens.serial import as_frozen
 
 @dataclass(frozen=True)
 class Variant:
-    """One intervention of a sweep and the labels of its row in the result."""
+    """One intervention of a sweep and the labels of its row in the result.
+
+    Attributes:
+        intervention: The intervention; a list of several is composed, an empty one is the plain
+            run.
+        labels: Label -> what it is for this variant; `layer`, `head`, `position` and `scale` become
+            axes of `result.scores()`.
+
+    Raises:
+        InterventionError: Something in it is no intervention.
+    """
 
     intervention: Intervention
     labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        if not isinstance(self.intervention, Intervention):
+            object.__setattr__(self, "intervention", compose(self.intervention))
+        if not isinstance(self.labels, Mapping):
+            raise InterventionError(
+                f"The labels of a Variant are a mapping, as {{'strength': 2.0}}, not "
+                f"{self.labels!r:.60}."
+            )
 
 
 @dataclass(frozen=True)
