@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from typecheck import unchecked
 
 from vlm_lens import Ablate, ActivationPatch, Last, Patches, Steer, VLMLensError
+from vlm_lens.interventions.base import compose
 from vlm_lens.sweep.variants import Grid, Variant, expand
 
 V, W = torch.ones(32), torch.zeros(32)
@@ -47,13 +49,14 @@ def test_each_layer_goes_through_the_points_in_order(clip):
     assert [v.labels["layer"] for v in found] == [0, 1, 2]
 
 
-def test_a_variant_of_several_interventions(clip):
+def test_a_variant_of_several_interventions(clip, monkeypatch):
     one, other = Ablate("blocks.0.hook_mlp_out", Last()), Ablate("blocks.1.hook_mlp_out", Last())
     made = Variant([one, other], {"which": "both"})
     assert made.intervention == one + other and expand([made], clip.points()) == [made]
     swept = clip.sweep("Q:", [Variant([]), made, Variant(one + other)], progress=False)
     assert swept.records[0]["prob"] == pytest.approx(swept.baseline[0]["prob"])
     assert swept.records[1]["prob"] == swept.records[2]["prob"]
+    monkeypatch.setattr("vlm_lens.sweep.variants.compose", unchecked(compose))
     with pytest.raises(VLMLensError, match="intervention"):
         Variant([one, 3])
     with pytest.raises(VLMLensError, match="labels of a Variant are a mapping"):
