@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,10 @@ def workers(vlm, ray):
     """Two for all tests, on one core of the two that this Ray has: the other is for those that
     tests start."""
     vlm.run("<image>A:", [tiny.noise_picture(1)])  # transformers puts hooks of its own on the tower
-    connect(None)
-    with Ray(workers=2, num_cpus=0.5).open(vlm) as open_workers:
+    with pytest.MonkeyPatch.context() as patch:  # two GPUs, for all that Ray knows
+        patch.setattr(ray, "init", partial(ray.init, num_gpus=2))
+        connect(None)
+    with Ray(workers=2, num_cpus=0.5, num_gpus=1).open(vlm) as open_workers:
         yield open_workers
     ray.shutdown()
 
@@ -60,6 +63,19 @@ def test_a_sweep_is_that_of_this_process(vlm, workers):
             prompt, [ActivationPatch("blocks.1.hook_resid_post", at=Last(), value=torch.ones(3))],
             on=workers, progress=False,
         )  # fmt: skip
+
+
+def test_each_worker_has_a_gpu_of_its_own_and_they_share_by_fractions(vlm, workers):
+    def seen(logits):
+        return float(os.environ["CUDA_VISIBLE_DEVICES"])
+
+    found = vlm.sweep("A:", grid(vlm, 100), measure=seen, on=workers, progress=False)
+    assert {record["value"] for record in found.records} == {0.0, 1.0}
+    for share, n in ((0.5, 4), (0.1, 20), (2, 1)):
+        assert Ray(num_cpus=0.1, num_gpus=share).open(vlm).n == n
+    for asks in (Ray(num_gpus=3), Ray(num_gpus=2, num_cpus=99)):
+        with pytest.raises(VLMLensError, match="this Ray has .* CPU and 2 GPU"):
+            asks.open(vlm)
 
 
 def test_prompts_read_by_workers_are_in_order(vlm, workers, tmp_path):

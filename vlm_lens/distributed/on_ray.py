@@ -16,7 +16,7 @@ from typing import Any
 
 from vlm_lens.distributed.packed import Packed, pack, unpack
 from vlm_lens.distributed.refusal import DistributedError
-from vlm_lens.distributed.source import named, on_gpu, sent
+from vlm_lens.distributed.source import NamedModel, gpus_of, named, sent
 from vlm_lens.distributed.worker import Failure, Worker, versions
 from vlm_lens.distributed.workers import Job, OtherWorkers, Queue, Task
 from vlm_lens.hooked.hooked_model import HookedModel
@@ -42,7 +42,8 @@ class Ray:
         address: Of a cluster: `"ray://host:10001"` from outside, `"host:6379"` from within.
         workers: How many; as many as the cluster has room for by default.
         num_cpus: Cores of a worker, which are torch's threads.
-        num_gpus: GPUs of a worker; 1 by default for a model on a GPU, else none.
+        num_gpus: GPUs of a worker, or its share of one; as many by default as the model lies on.
+            A worker sees no others, and counts its own from 0.
         load: Whether workers load the model under the name by which it was loaded, which must be
             known on every machine, instead of getting its weights from here. For models that do
             not fit Ray's object store, quantised ones and those on several devices.
@@ -59,6 +60,10 @@ class Ray:
             raise DistributedError(f"workers is at least 1, not {self.workers}.")
         if self.num_cpus <= 0 or (self.num_gpus or 0) < 0:
             raise DistributedError("A worker has more than 0 num_cpus, and 0 or more num_gpus.")
+        if (gpus := self.num_gpus or 0) > 1 and gpus != int(gpus):
+            raise DistributedError(
+                f"num_gpus={gpus:g}: a worker has whole GPUs, or a share of one, 0.5 for example."
+            )
 
     def open(self, vlm: HookedModel) -> RayWorkers:
         """The workers, with a model: a context manager, for several calls.
@@ -68,8 +73,14 @@ class Ray:
                 the model cannot be sent.
         """
         connect(self.address)
-        source = pack((named if self.load else sent)(vlm), "The model")
-        gpus = self.num_gpus if self.num_gpus is not None else float(on_gpu(vlm))
+        source = (named if self.load else sent)(vlm)
+        gpus = self.num_gpus if self.num_gpus is not None else float(gpus_of(vlm))
+        if isinstance(source, NamedModel) and source.n_gpus > max(1, gpus):
+            raise DistributedError(
+                f"The model was loaded with a device_map that names {source.n_gpus} GPUs, and a "
+                f"worker has {gpus:g}: give Ray(num_gpus={source.n_gpus}, load=True)."
+            )
+        source = pack(source, "The model")
         return RayWorkers(vlm, source, self.workers, self.num_cpus, gpus)
 
 
@@ -153,11 +164,13 @@ class RayWorkers(OtherWorkers):
         super().__init__(vlm)
         self._ray, self._threads = ray, max(1, int(num_cpus))
         self._asked = {"CPU": num_cpus, "GPU": num_gpus}
-        room = self._room(ray.cluster_resources())
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(map(self._room, machines))
         if room < 1:
+            has = "; ".join(sorted(map(self._told, machines)))
             raise DistributedError(
-                f"A worker asks for {num_cpus:g} CPU and {num_gpus:g} GPU; this Ray has "
-                f"{self._told(ray.cluster_resources())} in all."
+                f"A worker asks for {num_cpus:g} CPU and {num_gpus:g} GPU; this Ray has {has}"
+                f"{', each on another machine' * (len(machines) > 1)}."
             )
         self.n = n or room
         self._actor = ray.remote(Worker).options(num_cpus=num_cpus, num_gpus=num_gpus)
@@ -264,7 +277,8 @@ class RayWorkers(OtherWorkers):
             )
 
     def _room(self, resources: dict[str, float]) -> int:
-        return int(min(resources.get(k, 0) // v for k, v in self._asked.items() if v))
+        shares = [resources.get(k, 0) / v for k, v in self._asked.items() if v]
+        return int(min(shares) + 1e-6)  # 1 / 0.1 and the like are not quite whole
 
     def _told(self, resources: dict[str, float]) -> str:
         return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"

@@ -120,7 +120,9 @@ class _Pickler(cloudpickle.Pickler):
             return _typed, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage):
             array, offset = _whole_lines(obj if obj.device.type == "cpu" else obj.cpu())
-            return _storage, (pickle.PickleBuffer(array), offset, obj.device.type)
+            return _storage, (pickle.PickleBuffer(array), offset, str(obj.device))
+        if isinstance(obj, torch.device):
+            return _device, (str(obj),)
         if isinstance(obj, FunctionType) and obj.__module__ == _HOOKS and "<locals>" in str(obj):
             return _dropped_hook, ()
         return super().reducer_override(obj)
@@ -163,11 +165,19 @@ def _whole_lines(storage: torch.UntypedStorage) -> tuple[np.ndarray, int]:
     return array, offset
 
 
-def _storage(buffer: Any, offset: int, device: str) -> torch.UntypedStorage:
-    array = np.frombuffer(buffer, dtype=np.uint8)
+def _device(name: str) -> torch.device:
+    """A device of another process, here: a worker counts the GPUs that it sees from 0."""
+    device = torch.device(name)
+    if device.type != "cuda" or (device.index or 0) < torch.cuda.device_count():
+        return device
+    return torch.device("cuda", 0)
+
+
+def _storage(buffer: Any, offset: int, name: str) -> torch.UntypedStorage:
+    array, device = np.frombuffer(buffer, dtype=np.uint8), _device(name)
     if not array.nbytes:
         return torch.UntypedStorage(0, device=device)
-    if device == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise DistributedError(
             "What was sent lies on a GPU, and this worker has none: give Ray(num_gpus=1), or move "
             "the model to the CPU first."
@@ -180,7 +190,7 @@ def _storage(buffer: Any, offset: int, device: str) -> torch.UntypedStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it cannot be written to: nothing here writes
         found = torch.frombuffer(array, dtype=torch.uint8, offset=offset).untyped_storage()
-    return found if device == "cpu" else found.to(device=device)
+    return found if device.type == "cpu" else found.to(device=device)
 
 
 __all__ = ["Packed", "dropped_hook", "pack", "read_packed", "unpack", "write_packed"]

@@ -45,6 +45,11 @@ class NamedModel:
     options: Mapping[str, Any]
     identity: Mapping[str, str]
 
+    @property
+    def n_gpus(self) -> int:
+        """How many GPUs it names by their numbers."""
+        return len(_named_gpus(self.options))
+
     def make(self) -> HookedModel:
         """The model, loaded in a worker.
 
@@ -97,7 +102,44 @@ def named(vlm: HookedModel) -> NamedModel:
         )
     name, options = loaded
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return NamedModel(type(vlm), name, options, _identity(vlm))
+    return NamedModel(type(vlm), name, _in_a_worker(options, vlm), _identity(vlm))
+
+
+def _in_a_worker(options: Mapping[str, Any], vlm: HookedModel) -> dict[str, Any]:
+    """How a worker loads the model, whose GPUs are its own and numbered from 0."""
+    numbers = {n: i for i, n in enumerate(_named_gpus(options))}
+
+    def moved(where: Any) -> Any:
+        return where if (n := _gpu(where)) is None else f"cuda:{numbers[n]}"
+
+    found, spread = dict(options), options.get("device_map")
+    if isinstance(spread, Mapping):
+        found["device_map"] = {path: moved(where) for path, where in spread.items()}
+    elif spread is not None:
+        found["device_map"] = moved(spread)
+    elif getattr(vlm.hf_model, "hf_quantizer", None) is None:  # put where it computes now
+        kind = torch.device(vlm.device).type
+        found["device"] = kind if kind != "cpu" or options.get("device") is not None else None
+    if isinstance(most := options.get("max_memory"), Mapping):
+        found["max_memory"] = {numbers.get(_gpu(k), k): v for k, v in most.items()}
+    return found
+
+
+def _named_gpus(options: Mapping[str, Any]) -> list[int]:
+    """The numbers of the GPUs that are named where a model is loaded on several devices."""
+    spread, most = options.get("device_map"), options.get("max_memory")
+    named = list(spread.values()) if isinstance(spread, Mapping) else [spread]
+    named += list(most) if isinstance(most, Mapping) else []
+    return sorted({n for where in named if (n := _gpu(where)) is not None})
+
+
+def _gpu(where: Any) -> int | None:
+    """The number of the GPU that something means, if it means one by its number."""
+    if isinstance(where, int) and not isinstance(where, bool):
+        return where
+    if isinstance(where, torch.device) or (isinstance(where, str) and where.startswith("cuda:")):
+        return torch.device(where).index if torch.device(where).type == "cuda" else None
+    return None
 
 
 def _identity(vlm: HookedModel) -> dict[str, str]:
@@ -127,9 +169,13 @@ def _settle(model: nn.Module) -> None:
             _CAN_RECORD_REGISTRY[module] = module._can_record_outputs
 
 
-def on_gpu(vlm: HookedModel) -> bool:
-    """Whether a model computes on a GPU."""
-    return torch.device(vlm.device).type == "cuda"
+def gpus_of(vlm: HookedModel) -> int:
+    """On how many GPUs a model computes."""
+    places = [*(getattr(vlm.hf_model, "hf_device_map", None) or {}).values(), vlm.device]
+    devices = {p.device for p in vlm.hf_model.parameters()}
+    devices |= {torch.device("cuda", where) if isinstance(where, int) else torch.device(where)
+                for where in places if where != "disk"}  # fmt: skip
+    return len({device.index or 0 for device in devices if device.type == "cuda"})
 
 
-__all__ = ["NamedModel", "SentModel", "named", "on_gpu", "sent"]
+__all__ = ["NamedModel", "SentModel", "gpus_of", "named", "sent"]
