@@ -144,10 +144,11 @@ class CausalTracing(TaskRecipe):
 class CausalTracingResult(Result):
     """Shares of the difference between two rows of a task.
 
-    `table` has a row for each `task` (and their `mean`), 0-based `layer` and place `at`, controls
-    included: the mean `share`, `low` and `high`, a 95 % bootstrap interval over pairs, `p`, of the
-    sign-flip permutation test that it is zero, and `pairs`. `tables["rows"]` has every pair, and
-    `tables["pairs"]` says how many were drawn and solved.
+    `table` has a row for each `task` (and the `mean` of all their pairs, so that a task of more
+    pairs counts for more), 0-based `layer` and place `at`, controls included: the mean `share`,
+    `low` and `high`, a 95 % bootstrap interval over pairs, `p`, of the sign-flip permutation test
+    that it is zero, and `pairs`. `tables["rows"]` has every pair, and `tables["pairs"]` says how
+    many were drawn and solved.
     """
 
     def plots(self) -> dict[str, go.Figure]:
@@ -170,7 +171,7 @@ class CausalTracingResult(Result):
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over pairs of each task, and the mean over tasks."""
+    """Means over pairs of each task, and over the pairs of all tasks."""
     made = []
     everything = [rows, rows.assign(task=MEAN)] if rows["task"].nunique() > 1 else [rows]
     for part in everything:
