@@ -106,6 +106,28 @@ def test_integrated_gradients_add_up(name, load_family):
     assert float(found.values.sum()) == pytest.approx(gap, rel=0.02, abs=0.02)
     text = [p for p in range(len(prompt.layout)) if p not in flat["hook_merged"]]
     assert not found.values.sel(position=text).any()
+    told = float(found.about["the line is off by"].split()[0])
+    off = abs(float(found.values.sum()) - gap) / abs(gap)
+    assert told == pytest.approx(off, rel=0.1, abs=1e-4) and told < 0.1
+
+
+def test_scores_that_do_not_add_up_say_so(load_family):
+    """At zero input a norm turns on the first bit of it, which steps of one size pass by."""
+    vlm = load_family("mllama")
+    prompt = vlm.prompt("<image>Q:Greece\nA:", [tiny.noise_picture(0, (32, 48))])
+    with pytest.warns(UserWarning, match="should add up"):
+        found = vlm.attribute(prompt, answer=45, method="ig", baseline="zero")
+
+    def nothing(x, hook):
+        return x * 0
+
+    start = vlm.run_with_hooks(prompt, fwd_hooks=[("hook_merged", nothing)])[0, -1]
+    change = float(vlm.run(prompt)[0, -1, 45] - start[45])
+    off = abs(float(found.values.sum()) - change) / abs(change)
+    assert float(found.about["the line is off by"].split()[0]) == pytest.approx(off, rel=0.5)
+    with pytest.raises(VLMLensError, match="every score would be 0"):
+        vlm.attribute(prompt, answer=45)  # its picture is at one position of the text
+    assert vlm.attribute(prompt, answer=45, to="projector.hook_out").values.any()
 
 
 @pytest.mark.parametrize("name", ["paligemma", "florence2", "t5gemma2", "mllama"])

@@ -13,6 +13,7 @@ probability (`of="logprob"`) has hardly a gradient where the model is sure.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,7 @@ TO = {"patches": "hook_merged", "pixels": PIXELS}
 BASELINES = ("mean", "zero")
 OF = ("logit", "logprob")
 STEPS = 16
+_MOST_OFF = 0.1  # of the difference, before a user is warned
 
 
 def attribute_inputs(
@@ -63,7 +65,8 @@ def attribute_inputs(
         to: `"patches"` (merged embeddings: patches and text tokens), `"pixels"` (summed over each
             patch of the tower), or a point with positions, such as `"projector.hook_out"`.
         method: `"gradient"` or `"ig"`.
-        steps: Of `"ig"`.
+        steps: Of `"ig"`. Scores should add up to what lies between baseline and input; `about`
+            says how far they are from it, and a warning comes where that is more than a tenth.
         baseline: From which `x` is counted: `"mean"`, of each picture's own patches (text is left
             as it is, and has no scores), or `"zero"`, everywhere.
         of: `"logit"` or `"logprob"`: what is differentiated.
@@ -112,6 +115,7 @@ def attribute_inputs(
     }  # fmt: skip
     if method == "ig":
         about["steps"] = n_steps
+        about["the line is off by"] = _off(source, start, values)
     if len(tokens) == 1:
         values, axes = values[0], {}
     return scores(
@@ -129,6 +133,24 @@ def _nodes(method: str, steps: int) -> Iterator[tuple[float, float]]:
         return
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     yield from zip(((nodes + 1) / 2).tolist(), (weights / 2).tolist(), strict=True)
+
+
+def _off(source: _Points | _Pixels, start: Any, values: np.ndarray) -> str:
+    """How far scores, which should add up to it, are from what the way changes; warns if much."""
+    try:
+        change = (source.measured(start, 1.0) - source.measured(start, 0.0)).double().cpu().numpy()
+    except RuntimeError:  # zero pixels are no picture to Idefics2
+        return "not known: the model does not run at the baseline"
+    off = np.abs(values.sum(-1) - change) / np.maximum(np.abs(change), 1e-12)
+    said = f"{off.max():.1g} of the difference"
+    if off.max() > _MOST_OFF:
+        warnings.warn(
+            f"Integrated gradients should add up to what lies between the baseline and the input, "
+            f"and are off by {said}: take more steps. Near baseline='zero' a norm turns on the "
+            "first bit of input, which no number of steps follows; baseline='mean' does not.",
+            stacklevel=5,
+        )
+    return said
 
 
 def _tokens(
@@ -211,17 +233,31 @@ class _Points:
                 cells = _patches(image, space)
                 rows, positions = (list(i) for i in zip(*cells, strict=True))
                 x[rows, positions] = x[rows, positions].mean(0)
+        if all(torch.equal(x, self._values[name]) for name, x in start.items()):
+            raise AttributionError(
+                f"The mean over each picture's positions of {self._names[0]} is what stands there "
+                "already, where a picture has one position or none, so every score would be 0: "
+                "take to='projector.hook_out', or baseline='zero'."
+            )
         return start
+
+    def _moved(self, start: dict[str, Tensor], share: float) -> list[tuple[str, Callable]]:
+        def put(name: str) -> Callable:
+            value = start[name] + share * (self._values[name] - start[name])
+            return lambda x, hook: value.clone().requires_grad_(torch.is_grad_enabled())
+
+        return [(name, put(name)) for name in self._values]
+
+    @torch.no_grad()
+    def measured(self, start: dict[str, Tensor], share: float) -> Tensor:
+        """What is differentiated, at a share of the way, `[token]`."""
+        with self._target.vlm.hooks(self._moved(start, share)):
+            return self._target.of(self._target.vlm.run(self._target.prompt))
 
     def gradients(self, start: dict[str, Tensor], share: float) -> _Sums:
         """At a share of the way."""
-
-        def moved(name: str) -> Callable:
-            value = start[name] + share * (self._values[name] - start[name])
-            return lambda x, hook: value.clone().requires_grad_()
-
         vlm, wanted = self._target.vlm, set(self._values)
-        with recording(), vlm.hooks([(n, moved(n)) for n in self._values]):
+        with recording(), vlm.hooks(self._moved(start, share)):
             logits, cache = vlm.run_with_cache(
                 self._target.prompt, names_filter=lambda n: n in wanted, grad=True
             )
@@ -275,12 +311,21 @@ class _Pixels:
 
     def gradients(self, start: Tensor, share: float) -> _Sums:
         """At a share of the way."""
-        x = (start + share * (self._pixels - start)).detach().requires_grad_()
-        prompt = replace(self._target.prompt, inputs={**self._target.prompt.inputs, PIXELS: x})
+        prompt = self._at(start, share)
+        x = prompt.inputs[PIXELS].requires_grad_()
         with recording():
             logits = self._target.vlm.run(prompt, grad=True)
             (found,) = self._target.gradients(logits, [x])
         return _Sums({PIXELS: found})
+
+    @torch.no_grad()
+    def measured(self, start: Tensor, share: float) -> Tensor:
+        """What is differentiated, at a share of the way, `[token]`."""
+        return self._target.of(self._target.vlm.run(self._at(start, share)))
+
+    def _at(self, start: Tensor, share: float) -> Prompt:
+        x = (start + share * (self._pixels - start)).detach()
+        return replace(self._target.prompt, inputs={**self._target.prompt.inputs, PIXELS: x})
 
     def by_position(self, prompt: Prompt, total: _Sums, start: Tensor) -> np.ndarray:
         """`[token, position]`; places that hold no patch (class tokens) have 0."""
