@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import warnings
 
@@ -271,16 +270,6 @@ def test_a_model_in_training_mode_is_noticed():
 
 
 # ---------------------------------------------------------------------- imports
-
-
-def test_importing_is_light():
-    heavy = ("transformer_lens", "nnsight", "plotly", "pandas", "torchvision", "rich", "typer")
-    code = (
-        "import sys, vlm_lens; light = set(sys.modules); vlm_lens.HookedVLM, vlm_lens.LogitLens;"
-        f"print([m for m in {heavy} if m in sys.modules]); print('torch' in light)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split("\n")[:2] == ["[]", "False"]
 
 
 def test_torchvision_is_not_needed(vlm, picture):

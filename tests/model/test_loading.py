@@ -77,7 +77,7 @@ def test_a_type_that_transformers_does_not_know(folder):
 _CODE = """
 import pathlib
 pathlib.Path({marker!r}).touch()
-from transformers import *
+from transformers import {base}
 class Own({base}):
     pass
 """

@@ -184,7 +184,7 @@ def test_save_resumes_and_refuses_another_sweep(clip, tmp_path, monkeypatch):
 
 
 _KILLED = """
-import os, signal
+import json, os, signal
 import tiny, torch
 from vlm_lens import ActivationPatch, HookedVLM, Last
 torch.set_num_threads(1)
@@ -199,28 +199,28 @@ def measure(logits):
         os.kill(os.getpid(), signal.SIGKILL)
     return float(logits[0])
 patch = ActivationPatch("blocks.*.hook_resid_post", at=Last(), value=1.0)
-result = vlm.sweep(prompt, patch.each_layer(),
-    measure=measure, save={folder!r}, memory=1, progress=False)
-import json
-print(json.dumps([[r["value"] for r in result.records], dict(result.engines)]))
+for folder in {folders!r}:
+    result = vlm.sweep(prompt, patch.each_layer(),
+        measure=measure, save=folder, memory=1, progress=False)
+    print(json.dumps([[r["value"] for r in result.records], dict(result.engines)]))
 """
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_same_result(tmp_path):
-    def run(folder: Path, kill: bool) -> subprocess.CompletedProcess:
-        code = _KILLED.format(folder=str(folder))
+    def run(*folders: Path, kill: bool) -> subprocess.CompletedProcess:
+        code = _KILLED.format(folders=[*map(str, folders)])
         env = (
             os.environ | ({"KILL": "1"} if kill else {}) | {"PYTHONPATH": os.pathsep.join(sys.path)}
         )
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
 
-    killed = run(tmp_path / "a", True)
+    killed = run(tmp_path / "a", kill=True)
     assert killed.returncode == -9
     finished = len(list((tmp_path / "a").glob("chunk-*.safetensors")))
     assert 0 < finished < 6
-    resumed, engines = json.loads(run(tmp_path / "a", False).stdout.splitlines()[-1])
-    whole, _ = json.loads(run(tmp_path / "b", False).stdout.splitlines()[-1])
+    said = run(tmp_path / "a", tmp_path / "b", kill=False).stdout.splitlines()
+    (resumed, engines), (whole, _) = map(json.loads, said[-2:])
     assert resumed == pytest.approx(whole, rel=1e-5, abs=1e-6)
     assert sum(engines.values()) == 6 - finished
 

@@ -72,9 +72,10 @@ def test_importing_the_package_loads_no_library():
 
 
 def test_naming_the_main_class_loads_no_library_for_figures_and_tables():
-    code = "import sys, vlm_lens; vlm_lens.HookedVLM; print(*sys.modules)"
+    code = "import sys, vlm_lens; vlm_lens.HookedVLM, vlm_lens.LogitLens; print(*sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert printed.returncode == 0, printed.stderr
     loaded = set(printed.stdout.split())
     assert {"torch", "vlm_lens.model.hooked_vlm"} <= loaded
-    assert not loaded & {"pandas", "plotly", "scipy", "sklearn", "rich", "typer"}
+    assert not loaded & {"pandas", "plotly", "scipy", "sklearn", "rich", "typer", "torchvision"}
+    assert not loaded & {"transformer_lens", "nnsight"}
