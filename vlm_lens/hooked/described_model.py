@@ -16,6 +16,7 @@ from vlm_lens.families import family_of
 from vlm_lens.hooked.description import describe, describe_html, unembed_hash
 from vlm_lens.hooked.habits import ATTRIBUTES, answers_habits, refuse_attribute
 from vlm_lens.hooked.later import FactsLater, PartsLater
+from vlm_lens.hooked.settings import check_settings, settings_of
 from vlm_lens.hooked.sharded import as_sharded, is_sharded
 from vlm_lens.hooked.stacks import Owner
 from vlm_lens.hooked.unwrapped import as_model, check_processor
@@ -50,6 +51,7 @@ class DescribedModel(Vocabulary, Weights):
         self.architecture = with_fitted_head(hf_model, self.family.architecture(hf_model))
         if is_sharded(hf_model):
             self.family, self.architecture = as_sharded(hf_model, self.family, self.architecture)
+        self._settings = dict(settings_of(hf_model.config))
         warn_if_training(hf_model)
 
     @cached_property
@@ -177,7 +179,9 @@ class DescribedModel(Vocabulary, Weights):
 
         Raises:
             PromptError: A prompt made for another model, or what is no prompt.
+            ModelError: A setting of the model that its parts were made from was changed.
         """
+        check_settings(self.hf_model.config, self._settings)
         return self.prompts.of(prompt, images)
 
     if not TYPE_CHECKING:  # a type checker would take any attribute for known
