@@ -46,6 +46,24 @@ def test_points_from_negative_to_positive(clip, method):
     assert all(0 <= auc <= 1 for auc in found.separation)
 
 
+def test_separation_is_of_prompts_that_were_not_fitted_on(clip, tmp_path):
+    """A direction tells any prompts apart that it was fitted on."""
+    for n, holdout, tested in ((2, 0.25, False), (4, 0.0, False), (4, 0.1, True)):
+        positive, negative = (
+            [f"{word} {seed}" for seed in range(n)] for word in ("Q:red\nA:", "Q:green\nA:")
+        )
+        found = Direction.fit(clip, positive, negative, holdout=holdout)
+        assert bool(found.separation) == tested and ("AUC" in repr(found)) == tested
+        assert Direction.load(found.save(tmp_path / "direction")) == found
+    part = Direction.fit(clip, positive[:-1], negative[:-1], holdout=0.0)
+    ends = [
+        clip.run_with_cache(text[-1], names_filter=POINT)[1][POINT][0, -1]
+        for text in (positive, negative)
+    ]
+    along = [float(x @ part.layer(0)) for x in ends]
+    assert found.separation[0] == float(along[0] > along[1])
+
+
 def test_planted_direction_is_found_by_all():
     draw = torch.Generator().manual_seed(0)
     along = torch.nn.functional.normalize(torch.randn(20, generator=draw).double(), dim=0)

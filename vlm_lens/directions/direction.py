@@ -53,7 +53,8 @@ class Direction(LayerVectors, Savable):
         method: `"mean"`, `"pca"` or `"logistic"`.
         stream_norm: The mean length of the states themselves, one a layer.
         separation: For each layer, the probability that a positive prompt lies further along the
-            direction than a negative one (AUC); on prompts it was not fitted on, `holdout` of them.
+            direction than a negative one (AUC); on prompts it was not fitted on, `holdout` of them;
+            empty where none is held out, which takes three prompts in a set.
         positive: The texts of the positive prompts.
         negative: Those of the negative.
         note: What was done to it since.
@@ -119,6 +120,7 @@ class Direction(LayerVectors, Savable):
         pos, neg = (states.double() for states in read)
         values = torch.stack([_direction(pos[:, i], neg[:, i], method) for i in range(len(layers))])
         norms = torch.cat([pos, neg]).norm(dim=-1).mean(0)
+        tested = range(len(layers)) if holdout and min(len(pos), len(neg)) > 2 else ()
         return cls(
             FrozenTensor(values.to(read[0].dtype)),
             points_by_layer(vlm, points)[0].kind,
@@ -126,7 +128,7 @@ class Direction(LayerVectors, Savable):
             place,
             method,
             tuple(norms.tolist()),
-            tuple(_held_out(pos[:, i], neg[:, i], method, holdout) for i in range(len(layers))),
+            tuple(_held_out(pos[:, i], neg[:, i], method, holdout) for i in tested),
             tuple(map(text_of, positive)),
             tuple(map(text_of, negative)),
         )
@@ -206,13 +208,14 @@ class Direction(LayerVectors, Savable):
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        best = int(np.argmax(self.separation))
         parts = [
             f"{len(self.values)} layers of {self.values.shape[-1]} at {self.kind}",
             f"{self.method} of {len(self.positive)} against {len(self.negative)} prompts",
             f"read on {self.source.name} at {self.at!r}",
-            f"tells them apart best at layer {best} (AUC {self.separation[best]:.2f})",
         ]
+        if self.separation:
+            best = int(np.argmax(self.separation))
+            parts.append(f"tells them apart best at layer {best} (AUC {self.separation[best]:.2f})")
         return f"Direction({'; '.join([*parts, *([self.note] if self.note else [])])})"
 
 
@@ -245,10 +248,9 @@ def _logistic(pos: Tensor, neg: Tensor) -> Tensor:
 
 def _held_out(pos: Tensor, neg: Tensor, method: str, holdout: float) -> float:
     """AUC of a direction fitted on the first prompts of each set, on the last of each."""
-    kept = [min(max(round(len(x) * (1 - holdout)), 2), len(x)) for x in (pos, neg)]
+    kept = [min(max(round(len(x) * (1 - holdout)), 2), len(x) - 1) for x in (pos, neg)]
     along = _direction(pos[: kept[0]], neg[: kept[1]], method)
-    tests = [x[k:] if k < len(x) else x for x, k in zip((pos, neg), kept, strict=True)]
-    high, low = (x @ along for x in tests)
+    high, low = (x[k:] @ along for x, k in zip((pos, neg), kept, strict=True))
     wins = (high[:, None] > low).double() + 0.5 * (high[:, None] == low).double()
     return float(wins.mean())
 
