@@ -59,13 +59,13 @@ class Far(Tensor):
     near: Tensor
 
     @staticmethod
-    def __new__(cls, near: Tensor, index: int = 0, requires_grad: bool = False) -> Far:
+    def __new__(cls, near: Tensor, index: int = 0, requires_grad: bool | None = None) -> Far:
         """Wraps a plain tensor, with its strides, as one of the device of that index.
 
-        One that is wrapped already becomes a parameter: accelerate calls the class of the parameter
-        that it replaces.
+        It becomes a parameter where gradients are spoken of: accelerate calls the class of the
+        parameter that it replaces.
         """
-        if isinstance(near, Far):
+        if requires_grad is not None:
             return torch.nn.Parameter(near.detach(), requires_grad)
         made = Tensor._make_wrapper_subclass(
             cls, near.size(), strides=near.stride(), storage_offset=near.storage_offset(),
@@ -74,7 +74,7 @@ class Far(Tensor):
         made.near = near
         return made
 
-    def __init__(self, near: Tensor, index: int = 0, requires_grad: bool = False):
+    def __init__(self, near: Tensor, index: int = 0, requires_grad: bool | None = None):
         """Nothing is left to do."""
 
     def data_ptr(self) -> int:

@@ -28,6 +28,7 @@ from vlm_lens.attention.summary import on_patches
 from vlm_lens.cli import app
 from vlm_lens.dictionaries import Dictionary
 from vlm_lens.directions import Counterfactual, Direction, das
+from vlm_lens.engine.joint import _refused
 from vlm_lens.lenses import Bank, JacobianLens, LatentLens, TunedLens
 from vlm_lens.pairs import Pairs
 from vlm_lens.probes import ProbeSet, probe
@@ -55,6 +56,35 @@ def shown(vlm: HookedVLM, seed: int = 0):
 
 def test_logit_lens(both):
     same(*(LogitLens().run(vlm, shown(vlm)).scores("kl") for vlm in both))
+
+
+def test_layers_that_are_joined(both):
+    found = []
+    for vlm in both:
+        prompt = shown(vlm)
+        _, cache = vlm.run_with_cache(prompt)
+        parts = cache.decompose_resid()
+        found.append({
+            "stack": cache.stack("resid_post"),
+            "streams": cache.accumulated_resid(apply_ln=True),
+            "before a block": cache.accumulated_resid(1, incl_mid=True, apply_ln=True),
+            "heads": cache.stack_head_results(incl_remainder=True, apply_ln=True),
+            "logits": cache.logit_attrs(parts, 7, 9),
+            "sources": vlm.decompose(prompt, token=7, by="source"),
+        })  # fmt: skip
+    same(*found)
+
+
+def test_a_tower_taken_apart(llava):
+    for by in ("component", "source"):
+        same(*(vlm.decompose(shown(vlm), token=7, part="vision", by=by) for vlm in llava))
+
+
+def test_sweeps_run_in_the_run_itself(both):
+    """That they do not is no error, so it is looked for."""
+    for vlm in both:
+        vlm.sweep(shown(vlm), [Steer(RESID, Last(), torch.ones(vlm.cfg.d_model))], progress=False)
+        assert vlm.hf_model not in _refused or not any(_refused[vlm.hf_model].values())
 
 
 def test_fitted_lenses(llava, tmp_path):
@@ -86,6 +116,7 @@ def test_pairs(both):
             "paths": pair.patch_paths(vlm, Z, receivers=["logits", "blocks.1.attn.hook_v"],
                                       at=Last(), freeze="all", heads=[1], progress=False),
             "edges": pair.edges(vlm),
+            "circuit": [pair.edges(vlm).circuit(12).faithfulness(vlm)],
         }  # fmt: skip
         for method in ("gradient", "ig"):
             here[method] = pair.attribute(vlm, Z, method=method)

@@ -99,7 +99,8 @@ def decompose_tower(
         return scores(torch.stack(shares).cpu().numpy(), axes, rows.tolist(), about=about, **shown)
     parts = Components()
     for part in stream.parts(values, n_layers):
-        parts.add(part, (part.values * pulled).flatten(1).sum(1))
+        share = (part.values * pulled.to(part.values)).flatten(1).sum(1)
+        parts.add(part, share.to(value.device))
     rest = value - parts.values().sum()
     parts.add_constant("projector" if exact else "projector, beyond first order", rest[None])
     array = parts.values().cpu().numpy()

@@ -137,7 +137,7 @@ class Asked:
         size = self.vlm.architecture.decoder.stack.size
         length = max(len(pair.clean.layout), len(pair.corrupt.layout))
         kept = size.n_layers * (2 * size.n_key_value_heads * size.d_head + 2 * size.d_model)
-        budget = self.memory or free_bytes(self.vlm.device)
+        budget = self.memory or free_bytes(self.vlm.hf_model)
         return max(1, min(_MOST, budget // (8 * kept * length)))
 
 

@@ -203,7 +203,7 @@ class _Paths:
         names |= {z_of(self._points[end.point]) for end in ends if self._is_shared(end)}
         width = sum(int(np.prod(self._points[n].sizes[2:])) for n in names)
         size = max(1, 4 * width * len(self._all) * len(ends))
-        step = max(1, (self._memory or free_bytes(self._vlm.device)) // size)
+        step = max(1, (self._memory or free_bytes(self._vlm.hf_model)) // size)
         step = min(step, most or step)
         yield from (list(senders[i : i + step]) for i in range(0, len(senders), step))
 

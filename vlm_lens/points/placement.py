@@ -24,6 +24,13 @@ def device_of(module: Any) -> torch.device | None:
     return None if where is None else torch.device(where)
 
 
+def devices_of(model: Any) -> set[torch.device]:
+    """The devices on which a model computes."""
+    found = {p.device for p in model.parameters()} - {torch.device("meta")}
+    embedding = device_of(model.get_input_embeddings())
+    return found if embedding is None else found | {embedding}
+
+
 def called(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """What a module makes of a tensor, on the tensor's device, wherever the module computes."""
     device = device_of(module)

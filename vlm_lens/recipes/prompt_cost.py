@@ -13,6 +13,7 @@ import pandas as pd
 from vlm_lens.interventions import ActivationPatch
 from vlm_lens.layout.positions import Last
 from vlm_lens.model.hooked_vlm import HookedVLM
+from vlm_lens.points.placement import devices_of
 from vlm_lens.reading.many import read_each
 from vlm_lens.recipes.base import Recipe, RecipeError
 from vlm_lens.recipes.parts.cost_meter import Meter
@@ -65,7 +66,7 @@ class PromptCost(Recipe):
         rows = []
         for run in self.progress(range(-self.warmup, self.runs), "forward passes"):
             for (way, n), (prompt, edit) in self.ways(vlm, max(run, 0)).items():
-                with Meter(vlm.device) as meter:
+                with Meter(*devices_of(vlm.hf_model)) as meter:
                     vlm.run(prompt, interventions=edit)
                 found = (way, n, run, prompt.length, meter.seconds, meter.before, meter.peak)
                 rows += [found] if run >= 0 else []

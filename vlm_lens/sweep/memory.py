@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from vlm_lens.engine.baseline import Baseline
 from vlm_lens.engine.tower import TowerStart
+from vlm_lens.points.placement import devices_of
 
 _SHARE = 0.25  # of what is free, at the most
 # More together is no faster. A CPU's caches and its allocator, which takes large blocks fresh from
@@ -13,8 +15,16 @@ _SHARE = 0.25  # of what is free, at the most
 _CEILING = {"cpu": 256 << 20, "cuda": 4 << 30}
 
 
-def free_bytes(device: torch.device) -> int:
-    """How many bytes variants that run together may take on a device, if the user does not say."""
+def free_bytes(model: nn.Module) -> int:
+    """How many bytes variants that run together may take, if the user does not say.
+
+    Of a model over several devices they take as much on each, as keys and values of its blocks lie
+    there: the one with the least memory decides.
+    """
+    return min(map(_free, devices_of(model)), default=_free(torch.device("cpu")))
+
+
+def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return min(int(torch.cuda.mem_get_info(device)[0] * _SHARE), _CEILING["cuda"])
     try:

@@ -125,7 +125,7 @@ class Runner:
             raise NotReplayable(next(iter(slow.values())))
         self.reasons.update(slow.values())
         if jobs:
-            budget = self.memory or free_bytes(baseline.resid_pre[0].device)
+            budget = self.memory or free_bytes(baseline.model)
             for chunk in chunks(jobs, baseline, budget, keep_cache=self.measure.goes_on):
                 self.engines["replay"] += len(chunk)
                 yield self._replay(lowered, chunk, baseline)

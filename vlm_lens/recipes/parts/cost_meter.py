@@ -19,13 +19,14 @@ _STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Meter:
     """Measures what is done while it is open: `with Meter(device) as m: ...; m.seconds, m.peak`.
 
-    On CUDA, time is taken when the device has finished, and memory is what PyTorch has allocated.
+    On CUDA, time is taken when the devices have finished, and memory is what PyTorch has allocated
+    on all of them.
     On a CPU, memory is that of the whole process that is in RAM (RSS), which Linux alone tells;
     elsewhere, and where the system does not let the record of the peak be
     reset, it is missing (nan). Small amounts on a CPU disappear in what the allocator keeps.
 
     Args:
-        device: Where the work is done.
+        *devices: Where the work is done.
 
     Attributes:
         seconds: Wall-clock time.
@@ -33,15 +34,16 @@ class Meter:
         peak: The most bytes in use meanwhile.
     """
 
-    def __init__(self, device: Any):
-        self._device = torch.device(device)
+    def __init__(self, *devices: Any):
+        self._gpus = [d for d in map(torch.device, devices) if d.type == "cuda"]
         self.seconds = self.before = self.peak = float("nan")
 
     def __enter__(self) -> Self:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self.before = float(torch.cuda.memory_allocated(self._device))
+        if self._gpus:
+            for gpu in self._gpus:
+                torch.cuda.synchronize(gpu)
+                torch.cuda.reset_peak_memory_stats(gpu)
+            self.before = float(sum(map(torch.cuda.memory_allocated, self._gpus)))
         else:
             self._told = _give_back()
             self.before = _resident("VmRSS") if self._told else float("nan")
@@ -49,11 +51,11 @@ class Meter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        for gpu in self._gpus:
+            torch.cuda.synchronize(gpu)
         self.seconds = perf_counter() - self._start
-        if self._device.type == "cuda":
-            self.peak = float(torch.cuda.max_memory_allocated(self._device))
+        if self._gpus:
+            self.peak = float(sum(map(torch.cuda.max_memory_allocated, self._gpus)))
         else:
             self.peak = _resident("VmHWM") if self._told else float("nan")
 
