@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from reach import trial
 from reach.builder import build as build_type
 from reach.inputs import example
 from transformers import (
@@ -17,7 +18,7 @@ from transformers import (
 
 from families import bench, texts
 from families.texts import BRANCHES, FULL, TEXTS
-from vlm_lens import Ablate, HookedVLM, Images, Patches, VLMLensError
+from vlm_lens import Ablate, HookedVLM, Images, Last, LogProb, Patches, VLMLensError
 
 INPUTS = {
     "input_ids": torch.tensor([[0, 0, 1, 5, 7, 9, 11], [1, 33, 21, 40, 12, 6, 8]]),
@@ -198,6 +199,13 @@ def test_the_tower_is_run_once_when_it_is_wrapped():
     assert runs == {"language_model": 1, "vision_tower": 1}
 
 
+@pytest.mark.parametrize("model_type", ["t5gemma2", "cohere2_vision", "perception_lm"])
+def test_what_a_projector_reads_is_as_wide_as_declared(model_type):
+    vlm, prompt, _ = trial.read(model_type)
+    _, cache = vlm.run_with_cache(prompt, names_filter="projector.hook_in")
+    assert vlm.points()["projector.hook_in"].sizes[-1] == cache["projector.hook_in"].shape[-1]
+
+
 # ---------------------------------------------------------------------- towers of other kinds
 
 _LAST = "encoder.stages.2.layers.0"  # of a ConvNeXt
@@ -360,5 +368,43 @@ def test_which_block_is_read_is_proved(model_class, read, dear, monkeypatch, pic
 def test_a_second_tower_is_declared_with_its_reason(model_type, second):
     vlm = HookedVLM(build_type(model_type))
     assert any(name.startswith("vision.blocks.1.attn") for name in vlm.points())
-    with pytest.raises(VLMLensError, match=f"model.{second} is an encoder beside the tower"):
+    told = f"model.{second} is an encoder beside the tower.*get_submodule.'model.{second}'"
+    with pytest.raises(VLMLensError, match=told):
         vlm.points(f"vision.{second}.blocks.0.hook_resid_post")
+
+
+def test_hooks_of_torch_reach_a_second_tower():
+    """Read, written and differentiated beside the reads and writes at points."""
+    vlm, prompt, _ = trial.read("deepseek_vl_hybrid")
+    model = vlm.hf_model
+    torch.nn.init.constant_(model.model.high_res_vision_alpha, 0.7)  # 0 in a fresh model
+    block = model.get_submodule("model.high_res_vision_model.vision_encoder.layers.0")
+    cut = Ablate("blocks.0.hook_attn_out", at=Last())
+    plain = vlm.run(prompt, interventions=cut)
+    factor = torch.ones((), requires_grad=True)
+    seen = []
+
+    def scale(module, args, output):
+        seen.append(output)
+        return output * factor
+
+    hook = block.register_forward_hook(scale)
+    try:
+        same = vlm.run(prompt, interventions=cut, grad=True)
+        (slope,) = torch.autograd.grad(same[0, -1, 7], factor)
+        torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-4)
+        assert seen[0].shape[:3] == (1, 4, 4)
+        for step in (1e-2, -1e-2):
+            factor.data += step
+            moved, cache = vlm.run_with_cache(prompt, interventions=cut)
+            factor.data -= step
+            rise = (moved - plain)[0, -1, 7] / step
+            torch.testing.assert_close(rise, slope, rtol=0.1, atol=1e-3)
+        factor.data.zero_()
+        without = vlm.run(prompt, interventions=cut)
+        swept = vlm.sweep(prompt, [cut], measure=LogProb(7), progress=False).to_dataframe()
+    finally:
+        hook.remove()
+    assert not torch.allclose(without, plain)
+    assert swept["logprob"][0] == pytest.approx(float(without[0, -1].log_softmax(-1)[7]), abs=1e-5)
+    assert torch.equal(vlm.run(prompt, interventions=cut), plain)

@@ -105,6 +105,7 @@ class FoundTower:
         projector: Path of the projector, if it is one module, and the name of its argument.
         tower_held: How pictures stand in the tower.
         entering: How they stand in what the projector reads.
+        d_entering: The width of what it reads, where that is no map.
         leaving: How they stand in what it gives.
         deepstack: Whether features are added between the text model's blocks, too.
         embeds: Whether pictures pass through the token embedding.
@@ -119,6 +120,7 @@ class FoundTower:
     projector: tuple[str, int | str] | None = None
     tower_held: Held | None = None
     entering: Held | None = None
+    d_entering: int | None = None
     leaving: Held | None = None
     deepstack: bool = False
     embeds: bool = False
@@ -131,8 +133,8 @@ class FoundTower:
         index, keyword = (key, "hidden_states") if isinstance(key, int) else (99, key)
         if self.entering in (self.tower_held, self.leaving) and self.entering is not None:
             space = "projector" if self.entering == self.leaving else "vision"
-            yield Point("projector.hook_in", ("image", "pos", "d_vision"), (None, None, None),
-                        "What the projector reads",
+            yield Point("projector.hook_in", ("image", "pos", "d_vision"),
+                        (None, None, self.d_entering), "What the projector reads",
                         InputSite(path, keyword, index, RowsOfPicturesView()), space)  # fmt: skip
         yield Point("projector.hook_out", ("image", "pos", "d_model"), (None, None, d_model),
                     "Picture features in the language model's width",
@@ -257,14 +259,17 @@ def _found(
     width = model.get_input_embeddings().weight.shape[-1]
     projector = _projector(recording, path, features) if features.shape[-1] == width else None
     deep = getattr(out, "deepstack_features", None) is not None
-    entering = leaving = None
+    entering = leaving = d_entering = None
     if projector is not None:
         call = recording.calls[projector[0]]
         times = len(recording.outputs[projector[0]])
-        entering = Held.of(call.given[projector[1]].shape, pictures, times)
+        given = call.given[projector[1]].shape
+        entering = Held.of(given, pictures, times)
+        d_entering = given[-1] if len(given) <= 3 else None
         leaving = Held.of(call.gave.shape, pictures, times)
     found = FoundTower(
-        None, projector=projector, entering=entering, leaving=leaving, deepstack=deep,
+        None, projector=projector, entering=entering, d_entering=d_entering, leaving=leaving,
+        deepstack=deep,
         embeds=any(
             submodule(model, p) is model.get_input_embeddings() for p in recording.calls
         ),

@@ -32,7 +32,8 @@ def other_encoders(model: torch.nn.Module, blocks: str, points: list[Point]) -> 
     return {
         f"vision.{path.rpartition('.')[2]}.*": (
             f"{path} is an encoder beside the tower; vision.* are points of {towers[0]} and what "
-            "stands around it, and this one is not described."
+            "stands around it, and this one is not described: reach it by hooks of torch, "
+            f"vlm.hf_model.get_submodule({path!r}).register_forward_hook(...)."
         )
         for path in outer
     }
