@@ -8,9 +8,21 @@ import pytest
 import tiny
 import torch
 
-from vlm_lens import Ablate, ActivationPatch, At, Find, Last, LogitDiff, Steer, VLMLensError
+from vlm_lens import (
+    Ablate,
+    ActivationPatch,
+    At,
+    Find,
+    Last,
+    LogitDiff,
+    Resample,
+    Steer,
+    Text,
+    VLMLensError,
+)
 from vlm_lens.measures import GeneratedTokens
 from vlm_lens.prompts.template import RawPrompt
+from vlm_lens.reading.many import read_each
 
 PICTURES = [tiny.noise_picture(seed) for seed in range(3)]
 TEXTS = [
@@ -55,6 +67,44 @@ def test_records_are_those_of_each_prompt_alone_in_order(clip, measure, tmp_path
             )
     assert saved.records[-1]["row"] == len(TEXTS) - 1 and len(saved.records[2:5]) == 3
     assert found.engines == saved.engines and sum(found.engines.values()) > len(changes)
+
+
+def test_values_of_each_prompt_stay_with_their_prompt(llama):
+    """Batches of like length are in another order than the prompts, and hold some of them."""
+    texts = ["abcdefghij", "abcdef", "abcdefgh", "abc"]
+    point, d_model = "blocks.0.hook_resid_post", llama.cfg.d_model
+    values = torch.randn(4, 1, d_model, generator=torch.Generator().manual_seed(1))
+    resample = Resample(point, Last(), values, seed=2)
+    drawn = [values[n, 0] for n in resample.drawn(4, 4)]
+    many = {
+        ActivationPatch(point, Last(), values): values[:, 0],
+        Steer(point, Last(), values[:, 0]): values[:, 0],
+        ActivationPatch(point, At((1, -1)), values.expand(4, 2, d_model)): values[:, 0],
+        resample: drawn,
+    }
+    for edit, own in many.items():
+        kind = ActivationPatch if edit is resample else type(edit)
+        alone = [llama.run(t, interventions=kind(point, edit.at, v))[:, -1]
+                 for t, v in zip(texts, own, strict=True)]  # fmt: skip
+        for size in (1, 2, 4, None):
+            found = llama.sweep(texts, [edit], measure="logits", batch_size=size, progress=False)
+            got = [r["logits"].reshape(1, -1) for r in found.records]
+            torch.testing.assert_close(torch.cat(got), torch.cat(alone), atol=1e-4, rtol=1e-4)
+        for size in (1, 2, 4):
+            read = read_each(llama, texts, at=Last(), points="blocks.0.hook_resid_post",
+                             batch_size=size, interventions=edit)  # fmt: skip
+            if kind is ActivationPatch:
+                assert torch.equal(read[:, 0], torch.stack(list(own)))
+    with pytest.raises(VLMLensError, match="does not fit"):
+        llama.sweep(texts, [Steer(point, Last(), values[:2, 0])], batch_size=2, progress=False)
+    counts = [len(Text().resolve(llama.prompt(text).layout)) for text in texts]
+    each = [torch.randn(n, d_model) for n in counts]  # other numbers of places in each
+    found = llama.sweep(texts, [Steer(point, Text(), torch.cat(each))], measure="logits",
+                        batch_size=4, progress=False)  # fmt: skip
+    alone = [llama.run(t, interventions=Steer(point, Text(), v))[:, -1]
+             for t, v in zip(texts, each, strict=True)]  # fmt: skip
+    got = torch.cat([r["logits"].reshape(1, -1) for r in found.records])
+    torch.testing.assert_close(got, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
 def test_numbers_of_positions_do_not_depend_on_what_runs_beside(llama):

@@ -54,11 +54,15 @@ class Target:
         layouts: The layout of each row.
         facts: Gives what says which model it is. It is called where a value asks: hashing weights
             takes time, and a plain run has no use for it.
+        rows: Which of many prompts its rows are, where they run in batches; else none.
+        n_prompts: How many prompts there are then.
     """
 
     points: PointTable
     layouts: tuple[Layout, ...]
     facts: Callable[[], ModelFacts]
+    rows: tuple[int, ...] = ()
+    n_prompts: int = 0
 
     @cached_property
     def model(self) -> ModelFacts:
@@ -95,6 +99,28 @@ class Intervention(Savable, ABC):
     def __radd__(self, other: object) -> Intervention:
         """Lets `sum([a, b])` compose."""
         return self if other == 0 else NotImplemented
+
+
+@dataclass(frozen=True, repr=False)
+class OfRows(Intervention):
+    """An intervention on many prompts, on those of them that run together in a batch.
+
+    Attributes:
+        intervention: What it is on all of them.
+        rows: Which of the prompts the rows of the batch are.
+        n_prompts: How many there are in all.
+    """
+
+    intervention: Intervention
+    rows: tuple[int, ...]
+    n_prompts: int
+
+    def lower(self, target: Target) -> list[Op]:
+        """Its ops, values of each prompt being those of these prompts."""
+        return self.intervention.lower(replace(target, rows=self.rows, n_prompts=self.n_prompts))
+
+    def __repr__(self) -> str:
+        return repr(self.intervention)
 
 
 @savable
@@ -199,6 +225,7 @@ class Place:
 
     Attributes:
         counts: Number of places in each prompt row (or for the generated tokens, empty).
+        prompts: Which of `n_prompts` prompts these rows are.
     """
 
     point: Point
@@ -207,6 +234,8 @@ class Place:
     heads: tuple[int, ...] | None
     counts: tuple[int, ...]
     since: int | None
+    prompts: tuple[int, ...] = ()
+    n_prompts: int = 0
 
     def op(self, kind: str, **tensors: Tensor) -> Op:
         """An op at this place."""
@@ -248,7 +277,9 @@ def places(
                 f"{at} holds no position of this prompt, so a write to {name} would do nothing."
             )
         rows, positions = zip(*pairs, strict=True)
-        found.append(Place(point, rows, positions, heads, tuple(counts), None))
+        prompts = target.rows or tuple(range(len(counts)))
+        n_prompts = target.n_prompts or len(counts)
+        found.append(Place(point, rows, positions, heads, tuple(counts), None, prompts, n_prompts))
     return found
 
 

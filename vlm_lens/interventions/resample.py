@@ -33,7 +33,8 @@ class Resample(AtPoints):
         source: The other prompts' activations: `Samples.of(vlm, prompts, points, at=...)`, the
             ActivationCache of a batch, or a tensor `[prompts, positions, (heads,) d]`.
         heads: Which heads, at points that have them; all by default.
-        seed: Which prompt each row of a batch gets is drawn by it, each once before one twice.
+        seed: Which prompt each row of a batch gets is drawn by it, each once before one twice; of
+            many prompts in batches, each gets the same in batches of every size.
         which: Which prompts instead: one for all rows, or one for each.
     """
 
@@ -66,8 +67,8 @@ class Resample(AtPoints):
                 f"Resample takes the activations of other prompts at {place.point.name}, "
                 f"[prompts, positions, ...]; it got {list(values.shape)}."
             )
-        drawn = self.drawn(len(values), len(place.counts))
-        chosen = values[list(drawn)]
+        drawn = self.drawn(len(values), place.n_prompts)
+        chosen = values[[drawn[number] for number in place.prompts]]
         counts = set(place.counts)
         if counts != {values.shape[1]}:
             raise InterventionError(
@@ -75,7 +76,8 @@ class Resample(AtPoints):
                 f"{self.at} holds {' or '.join(map(str, sorted(counts)))} of this one: resample at "
                 "positions that correspond."
             )
-        return place.op(SET, value=shaped(chosen, place))
+        own = replace(place, prompts=tuple(range(len(chosen))), n_prompts=len(chosen))
+        return place.op(SET, value=shaped(chosen, own))
 
     def drawn(self, n_prompts: int, n_rows: int) -> tuple[int, ...]:
         """Which of the other prompts each row gets.

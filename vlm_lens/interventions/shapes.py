@@ -12,11 +12,13 @@ points that have heads. A value is written as one of
 
 An axis of heads holds every head of the point, or the heads that are chosen, or 1 for all of them;
 an axis of features may be 1. How many axes a value has says which form it is, so nothing is guessed
-from sizes: at points with heads, two axes are `[heads, features]`.
+from sizes: at points with heads, two axes are `[heads, features]`. Where many
+prompts run in batches of like length, each batch takes what is meant for its own.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vlm_lens.errors import InterventionError
@@ -41,14 +43,19 @@ def shaped(value: Tensor, place: Place) -> Tensor:
     if place.heads is not None and value.shape[-2] == inner[0]:
         value = value[..., list(place.heads), :]
     outer, own = tuple(value.shape[:n_outer]), value.shape[n_outer:]
-    n_places, n_prompts = len(place.positions), len(place.counts)
-    per_prompt = n_places // n_prompts if len(set(place.counts)) == 1 else None
+    n_places, n_prompts = len(place.positions), place.n_prompts
+    per_prompt = place.counts[0] if len(set(place.counts)) == 1 else None
     if outer in ((), (1,)):
         return value.reshape(1, *own)
-    if outer in ((n_places,), (n_prompts, per_prompt)):
-        return value.reshape(n_places, *own)
+    if per_prompt and outer in ((n_prompts * per_prompt,), (n_prompts, per_prompt)):
+        each = value.reshape(n_prompts, per_prompt, *own)
+        return each[list(place.prompts)].reshape(n_places, *own)
     if outer == (per_prompt,):
-        return value.repeat(n_prompts, *[1] * len(own))
+        return value.repeat(len(place.counts), *[1] * len(own))
+    if outer == (n_places,) and n_prompts == len(place.counts):
+        order = sorted(range(n_prompts), key=lambda row: place.prompts[row])
+        parts = value.split([place.counts[row] for row in order])
+        return torch.cat([parts[number] for number in place.prompts])
     raise _refused(value, inner, place)
 
 
@@ -73,8 +80,9 @@ def _refused(value: Tensor, inner: tuple[int | None, ...], place: Place) -> Inte
     many = sorted(set(place.counts))
     forms = [f"a number, [{form}]"]
     forms += [f"[{n}, {form}] for the {n} positions" for n in many if len(many) == 1 and n > 1]
-    if len(place.counts) > 1:
-        forms.append(f"[{len(place.positions)}, {form}] for all places of the prompts")
+    if place.n_prompts > 1 and (len(many) == 1 or place.n_prompts == len(place.counts)):
+        n_all = place.n_prompts * many[0] if len(many) == 1 else len(place.positions)
+        forms.append(f"[{n_all}, {form}] for all places of the prompts")
     return InterventionError(
         f"A value of shape {list(value.shape)} does not fit {place.point.name}: it takes "
         + ", or ".join(forms)

@@ -16,7 +16,7 @@ from vlm_lens.engine.picture_store import PictureStore
 from vlm_lens.errors import VectorError
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.hooked.identity import run_identity
-from vlm_lens.interventions.base import Composed, compose
+from vlm_lens.interventions.base import Composed, OfRows, compose
 from vlm_lens.layout.positions import Position, as_position
 from vlm_lens.prompts.prompt import Prompt
 from vlm_lens.storage.files import FileError, read_json, write_tensors
@@ -148,7 +148,7 @@ def read_each(
     listed = made_or_raw(vlm, listed)
     n_rows = sum(len(p) if isinstance(p, Prompt) else 1 for p in listed)
     edits = compose(interventions)
-    work = _Reading(tuple(names), at, edits, logits_needed(names, edits))
+    work = _Reading(tuple(names), at, edits, n_rows, logits_needed(names, edits))
     if save is None:
         rows: list[Tensor | None] = [None] * n_rows
         with opened(on, vlm) as workers:
@@ -179,12 +179,14 @@ class _Reading:
         names: The points.
         at: The position.
         edits: What to change while reading.
+        n_prompts: How many prompts there are in all.
         last_logits: At how many of the last positions logits are computed; at all if None.
     """
 
     names: tuple[str, ...]
     at: Position
     edits: Composed
+    n_prompts: int
     last_logits: int | None
     _pictures: PictureStore | None = field(default=None, init=False, repr=False)
 
@@ -195,7 +197,8 @@ class _Reading:
             _, cache = vlm.run_with_cache(
                 batch.prompts,
                 names_filter=list(self.names), positions=self.at, device="cpu",
-                interventions=self.edits, last_logits=self.last_logits,
+                interventions=[OfRows(e, batch.rows, self.n_prompts) for e in self.edits],
+                last_logits=self.last_logits,
             )  # fmt: skip
         stacked = torch.stack([cache[n] for n in self.names], dim=1)  # [batch, layers, pos, ...]
         if stacked.shape[2] != 1:

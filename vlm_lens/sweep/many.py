@@ -75,7 +75,7 @@ class ManyWork:
         prompt = vlm.prompts.left_padded(vlm.as_prompt(batch.prompts))
         bound = for_rows(self.measure, batch.rows, self.n_prompts).bind(vlm, prompt)
         check_labels(self.labels, bound.columns)
-        lowered = Lowered(vlm, prompt, self.variants)
+        lowered = Lowered(vlm, prompt, self.variants, batch.rows, self.n_prompts)
         runner = Runner(
             vlm, prompt, bound, engine=self.engine, memory=self.memory,
             needs_tower=lowered.needs_tower,

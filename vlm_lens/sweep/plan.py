@@ -26,13 +26,19 @@ class Lowered:
         vlm: The model.
         prompt: The prompt.
         variants: The variants.
+        rows: Which of many prompts the rows of this one are, where they run in batches.
+        n_prompts: How many prompts there are then.
 
     Raises:
         VLMLensError: A variant does not fit the model or the prompt.
     """
 
-    def __init__(self, vlm: HookedModel, prompt: Prompt, variants: Sequence[Variant]):
-        target = Target(vlm.architecture.points, prompt.layouts, lambda: vlm.facts)
+    def __init__(
+        self, vlm: HookedModel, prompt: Prompt, variants: Sequence[Variant],
+        rows: tuple[int, ...] = (), n_prompts: int = 0,
+    ):  # fmt: skip
+        points, layouts = vlm.architecture.points, prompt.layouts
+        target = Target(points, layouts, lambda: vlm.facts, rows, n_prompts)
         self.variants, self._target = variants, target
         self._kept: dict[int, list[Op]] = {}
         self._shared: dict[tuple[int, ...], tuple[int, ...]] = {}  # rows, positions of many ops

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vlm_lens.interventions.base import compose
+from vlm_lens.interventions.base import OfRows, compose
 from vlm_lens.measures.answer_prob import AnswerProb
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.reading.many import batches
@@ -40,7 +40,8 @@ def first_tokens(
     runs = [compose(one) for one in interventions]
     found = torch.zeros(len(runs), len(prompts), dtype=torch.long)
     for batch in progress(list(batches(vlm, list(prompts), batch_size))):
-        swept = vlm.sweep(vlm.as_prompt(batch.prompts), runs, progress=False)
+        edits = [OfRows(run, batch.rows, len(prompts)) for run in runs]
+        swept = vlm.sweep(vlm.as_prompt(batch.prompts), edits, progress=False)
         found[:, list(batch.rows)] = swept.stack("token_id").reshape(len(runs), -1)
     return found
 
@@ -77,7 +78,9 @@ def whole_answers(
     asked = [prompts[i] for i in owner]
     for batch in progress(list(batches(vlm, asked, batch_size))):
         measure = AnswerProb([each[i] for i in batch.rows])
-        swept = vlm.sweep(vlm.as_prompt(batch.prompts), runs, measure=measure, progress=False)
+        whose = tuple(owner[i] for i in batch.rows)
+        edits = [OfRows(run, whose, len(prompts)) for run in runs]
+        swept = vlm.sweep(vlm.as_prompt(batch.prompts), edits, measure=measure, progress=False)
         likely = swept.stack("answer_prob").reshape(len(runs), -1)
         said = swept.stack("answer_greedy").reshape(len(runs), -1)
         for column, i in enumerate(batch.rows):
