@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from transformers import Gemma2Config
 
 from families import bench, tiny_paligemma, tiny_parts
-from vlm_lens import HookedVLM
+from vlm_lens import AttentionKnockout, HookedVLM, Images, Text
+from vlm_lens.measures import Logits
 
 MODEL = "paligemma"
 
@@ -37,3 +39,25 @@ def test_gemma_2(vlm):
     other = HookedVLM(model, vlm.processor)
     assert other.architecture.decoder.logit_softcap == 30.0
     bench.check_conforms(other, bench.one(other))
+
+
+def test_pictures_can_be_kept_from_seeing_the_words_after_them(vlm):
+    """A prompt's positions see each other both ways, so edges to later ones can be cut."""
+    prompt = vlm.prompt("<image>Q:Greece\nA:", [tiny.noise_picture(3, (64, 40))])
+    pictures = list(prompt.layout.image[0].positions)
+    words = [i for i, kind in enumerate(prompt.layout.kinds) if kind == "text"]
+    twin = tiny.eager_copy(vlm.hf_model)
+
+    def cut(module, args, kwargs):
+        mask = torch.zeros(1, 1, len(prompt.layout), len(prompt.layout))
+        mask[0, 0, torch.tensor(pictures)[:, None], torch.tensor(words)] = -torch.inf
+        return args, kwargs | {"attention_mask": mask}
+
+    for block in twin.model.language_model.layers:
+        block.self_attn.register_forward_pre_hook(cut, with_kwargs=True)
+    expected = tiny.plain_logits(twin, prompt.inputs)
+    edit = AttentionKnockout(Images(), Text())
+    found = vlm.run(prompt, interventions=edit)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    swept = vlm.sweep(prompt, [edit], measure=Logits(), progress=False).records[0]["logits"][-1]
+    torch.testing.assert_close(swept, expected[0, -1], rtol=1e-4, atol=1e-3)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 
+from vlm_lens.families.parts.architecture import Architecture
 from vlm_lens.families.parts.batch import PictureBatch
 from vlm_lens.families.parts.picture import Picture, one_frame
 from vlm_lens.families.parts.pixels import covered
 from vlm_lens.families.parts.projected import ProjectedFamily
+from vlm_lens.points.table import PointTable
 from vlm_lens.tokens import tokenizer_of
 
 
@@ -25,6 +28,15 @@ class PaliGemmaFamily(ProjectedFamily):
     name = "paligemma"
     model_types = ("paligemma",)
     reads_normed = True
+
+    def architecture(self, model: torch.nn.Module) -> Architecture:
+        """The parts of the model; a prompt's positions see each other, whichever comes first."""
+        found = super().architecture(model)
+        points = (
+            replace(point, both_ways=True) if point.on_demand and point.space == "text" else point
+            for point in found.points.values()
+        )
+        return replace(found, points=PointTable(points, found.points.missing))
 
     def tokenize(self, processor: Any, texts: list[str], **options: Any) -> Mapping[str, Any]:
         """Tokens as the processor would write them for a prompt with pictures."""

@@ -106,8 +106,8 @@ class AttentionEdges(Intervention):
         keys = torch.tensor(pairs, dtype=torch.long)
         for place in places(target, names, self.queries, vars(self)["heads"]):
             cells = zip(place.rows, place.positions, strict=True)
-            in_text = place.since is None and space == "text"
-            if in_text and not _see(target, list(cells), pairs):
+            causal = place.since is None and space == "text" and not place.point.both_ways
+            if causal and not _see(target, list(cells), pairs):
                 raise InterventionError(
                     f"No position of {self.queries} comes after one of {self.keys}, so there is "
                     "nothing to cut or to change."

@@ -32,6 +32,7 @@ class Point:
             positions are the text's: a block of cross-attention.
         keys: Of scores and patterns, whose positions the keys are, where they are of another
             sequence than the queries.
+        both_ways: Of scores and patterns, whether queries see later positions of a prompt, too.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Point:
     read_only: str = ""
     pictures_only: bool = False
     keys: str = ""
+    both_ways: bool = False
 
     @property
     def needs_pictures(self) -> bool:
