@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -165,10 +165,12 @@ def _draw(
             ),
             **place,
         )
-    start = 0
-    for phase, run in groupby(table["phase"]):
-        end = start + len(list(run))
-        named = {} if short else {
+    ends = [0, *accumulate(len(list(run)) for _, run in groupby(table["phase"]))]
+    runs = [(table["phase"].iloc[start], start, end) for start, end in pairwise(ends)]
+    for phase, start, end in runs:
+        # once each, where there is most room: labels of short stretches would lie on one another
+        widest = max((r for r in runs if r[0] == phase), key=lambda r: r[2] - r[1])
+        named = {} if short or widest[1] != start else {
             "annotation": {"text": phase, "yref": "paper", "y": 1.0, "yanchor": "top"},
             "annotation_position": "top",
         }  # fmt: skip
@@ -176,7 +178,6 @@ def _draw(
             x0=start - 0.5, x1=end - 0.5, fillcolor=fade(COLOURS[phase], 0.12), line_width=0,
             layer="below", **named, **place,
         )  # fmt: skip
-        start = end
 
 
 def _style(fig: go.Figure, curves: Curves, *, what: str = "mean and 25-75 % band") -> None:
