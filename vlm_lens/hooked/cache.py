@@ -122,9 +122,11 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
         return isinstance(name, str | tuple) and self._points.full_name(name) in self._values
 
     def stack(self, kind: str) -> Tensor:
-        """One kind of point over all its layers, `[layers, batch, pos, ...]`.
+        """One kind of point over its layers, `[layers, batch, pos, ...]`.
 
-        Of a model over several devices, the stack lies where the first layer does.
+        The layers are those that have it and were read, in order: where some blocks mix positions
+        otherwise (LFM2), entry 1 of a stack of `z` is not block 1. Of a model over several devices,
+        the stack lies where the first layer does.
 
         Args:
             kind: A short name: `"resid_post"`, `"z"`, `"vision.resid_post"`.
