@@ -21,6 +21,7 @@ from vlm_lens.tasks import Task
 
 ROOT = Path(vlm_lens.__file__).parent
 HELD = {  # what an instance has and its class does not name
+    ActivationCache: {"layouts"},
     HookedVLM: {"hf_model", "tokenizer", "processor", "cfg", "name", "prompts", "architecture"},
 }
 THINGS = {"vlm": HookedVLM, "prompt": Prompt, "layout": Layout, "cache": ActivationCache,

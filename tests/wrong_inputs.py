@@ -378,8 +378,8 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
             lambda: vlm.sweep(one, cut().each_window(0), progress=False), "1 to 8 blocks"),
         "a window of too many": (
             lambda: vlm.sweep(one, cut().each_window(9), progress=False), "1 to 8 blocks"),
-        "a knockout at each point": (
-            lambda: vlm.sweep(one, cut().each_layer(), progress=False), "no points"),
+        "two knockouts at each point": (
+            lambda: vlm.sweep(one, (cut() + cut()).each_layer(), progress=False), "no points"),
         # ---------------------------------------------------------------- attention
         "attention of a batch": (lambda: vlm.attention(both), "attention_by_row"),
         "attention at a word": (lambda: vlm.attention(one, at="last"), "is not a position"),

@@ -112,13 +112,23 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+def _room_of(name: str) -> str:
+    """A clause that says which room a class is in, or an empty string."""
+    rooms = ("recipes", "lenses", "dictionaries", "probes", "directions", "tasks", "measures",
+             "sweep", "patching", "attribution", "distributed")  # fmt: skip
+    for room in rooms if name[:1].isupper() else ():
+        if name in getattr(import_module(f"vlm_lens.{room}"), "__all__", ()):
+            return f" It is in vlm_lens.{room}: from vlm_lens.{room} import {name}."
+    return ""
+
+
 if not TYPE_CHECKING:  # a type checker would take any name for known
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
             from vlm_lens.errors import near_matches
 
-            near = near_matches(name, __all__)
+            near = _room_of(name) or near_matches(name, __all__)
             raise AttributeError(f"module 'vlm_lens' has no attribute {name!r}.{near}")
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 
 class VLMLensError(ValueError):
@@ -40,6 +41,21 @@ class KeywordError(VLMLensError, TypeError):
 
 class UnknownAttributeError(VLMLensError, AttributeError):
     """An attribute that an object of this package does not have; says what it is called here."""
+
+
+def refuse_attribute(owner: type, name: str, answers: Mapping[str, str]) -> NoReturn:
+    """Raises for an attribute that a class does not have.
+
+    Raises:
+        UnknownAttributeError: Always; with what it is called here, or near matches.
+    """
+    if name.startswith("_"):  # Python and IPython ask for many such names
+        raise AttributeError(name)
+    if name in answers:
+        raise UnknownAttributeError(f"{owner.__name__} has no {name!r}: {answers[name]}.")
+    known = [n for n in dir(owner) if not n.startswith("_")]
+    known += [n for n in getattr(owner, "__dataclass_fields__", ()) if n not in known]
+    raise UnknownAttributeError(f"{owner.__name__} has no {name!r}.{near_matches(name, known)}")
 
 
 def near_matches(name: str, known: Iterable[str], *, most: int = 3) -> str:

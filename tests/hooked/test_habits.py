@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import re
 
 import pytest
 import torch
+from typecheck import unchecked
 
+import vlm_lens
+from vlm_lens import Ablate, HookedVLM, Last
 from vlm_lens.errors import VLMLensError
 from vlm_lens.hooked.habits import ATTRIBUTES, CACHE_ATTRIBUTES, KEYWORDS
 
@@ -65,3 +70,44 @@ def test_attributes_of_caches_are_answered(llama):
 def test_a_call_is_a_run(llama):
     assert torch.equal(llama("Q:Greece"), llama.run("Q:Greece"))
     assert llama.to_string(llama.to_tokens("Q:Greece")) == "Q:Greece"
+
+
+def test_guesses_are_answered_with_what_it_is_called_here(clip, picture):
+    """What people type who know torch, pandas and xarray; what is proposed is there."""
+    prompt = clip.prompt("Q:<image>\nA:", [picture])
+    _, cache = clip.run_with_cache(prompt)
+    look = clip.attention(prompt)
+    image = prompt.layout.image[0]
+    for owner, name, answer in (
+        (clip, "n_layers", "vlm.cfg.n_layers"),
+        (clip, "decode", "vlm.to_string"),
+        (clip, "logit_lens", "LogitLens().run(vlm, prompt)"),
+        (cache, "resid_post", "cache.stack('resid_post')"),
+        (prompt.layout, "tokens", "layout.strings"),
+        (prompt.layout, "lasst", "Did you mean 'last'"),
+        (image, "rows", "image.grid.rows"),
+        (image, "size", "image.grid.pixels_of.picture"),
+        (look, "argmax", "scores.top(1)"),
+        (look, "iloc", "scores.sel(layer=4, head=2)"),
+        (look, "marcked", "Did you mean 'marked'"),
+    ):
+        with pytest.raises(AttributeError, match=re.escape(answer)):
+            getattr(owner, name)
+        assert not hasattr(owner, "_repr_svg_")
+    with pytest.raises(VLMLensError, match=r"take cache\['resid_post', 3\]"):
+        cache["resid_post"]
+    with pytest.raises(VLMLensError, match="interventions="):
+        unchecked(HookedVLM.run)(clip, prompt, Ablate("blocks.1.hook_mlp_out", Last()))
+    shares = look.sum("head", "position")
+    assert float(shares.sel(layer=1)) == pytest.approx(clip.cfg.n_heads)
+    with pytest.raises(VLMLensError, match="2 numbers by .'layer'."):
+        float(shares)
+    for value in (look, prompt.layout, image):
+        assert type(pickle.loads(pickle.dumps(copy.deepcopy(value)))) is type(value)
+
+
+def test_classes_of_a_room_are_found_from_the_package():
+    with pytest.raises(AttributeError, match="from vlm_lens.recipes import CausalTracing"):
+        vlm_lens.CausalTracing  # noqa: B018
+    with pytest.raises(AttributeError, match="Did you mean 'AttentionKnockout'"):
+        vlm_lens.Knockout  # noqa: B018

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -11,9 +12,15 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from vlm_lens.errors import PointError, PositionError, VectorError, near_matches
+from vlm_lens.errors import (
+    PointError,
+    PositionError,
+    VectorError,
+    near_matches,
+    refuse_attribute,
+)
 from vlm_lens.hooked import cache_files
-from vlm_lens.hooked.habits import CACHE_ATTRIBUTES, refuse_attribute
+from vlm_lens.hooked.habits import CACHE_ATTRIBUTES
 from vlm_lens.hooked.picked_places import places_of
 from vlm_lens.hooked.stacks import Owner, Stacks
 from vlm_lens.interventions.base import ModelFacts
@@ -95,6 +102,11 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
             raise PointError(
                 f"{full} was not read in this run: add it to names_filter."
                 + near_matches(full, self._values)
+            )
+        if isinstance(name, str) and _has_layers(name, self._values):
+            raise PointError(
+                f"{name!r} is a kind of point with one for each block: take cache[{name!r}, 3], or "
+                f"all blocks as cache.stack({name!r})."
             )
         return self._values[self._points[full].name]
 
@@ -259,6 +271,11 @@ class ActivationCache(Stacks, Mapping[str, Tensor]):
 
 def _shape(value: Tensor) -> str:
     return f"[{'x'.join(map(str, value.shape))}]"
+
+
+def _has_layers(kind: str, names: Iterable[str]) -> bool:
+    pattern = expand_name((kind, "*"))
+    return any(re.sub(r"\.\d+\.", ".*.", name) == pattern for name in names)
 
 
 def _picked(

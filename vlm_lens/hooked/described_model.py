@@ -12,16 +12,17 @@ import torch
 
 from vlm_lens.engine.logit_head import with_fitted_head
 from vlm_lens.engine.obstacles import warn_if_training
+from vlm_lens.errors import InterventionError, refuse_attribute
 from vlm_lens.families import family_of
 from vlm_lens.hooked.description import describe, describe_html, unembed_hash
-from vlm_lens.hooked.habits import ATTRIBUTES, answers_habits, refuse_attribute
+from vlm_lens.hooked.habits import ATTRIBUTES, answers_habits
 from vlm_lens.hooked.later import FactsLater, PartsLater
 from vlm_lens.hooked.settings import check_settings, settings_of
 from vlm_lens.hooked.sharded import as_sharded, is_sharded
 from vlm_lens.hooked.stacks import Owner
 from vlm_lens.hooked.unwrapped import as_model, check_processor
 from vlm_lens.hooked.vocabulary import Vocabulary
-from vlm_lens.interventions.base import ModelFacts
+from vlm_lens.interventions.base import Intervention, ModelFacts
 from vlm_lens.points.config import HookedConfig
 from vlm_lens.points.table import NamesFilter, PointTable
 from vlm_lens.prompts.chat import Message
@@ -181,6 +182,8 @@ class DescribedModel(Vocabulary, Weights):
             PromptError: A prompt made for another model, or what is no prompt.
             ModelError: A setting of the model that its parts were made from was changed.
         """
+        if isinstance(images, Intervention):
+            raise InterventionError("Interventions are given by name: interventions=.")
         check_settings(self.hf_model.config, self._settings)
         return self.prompts.of(prompt, images)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, signature
 from typing import NoReturn, ParamSpec, TypeVar
 
-from vlm_lens.errors import KeywordError, UnknownAttributeError, near_matches
+from vlm_lens.errors import KeywordError, near_matches
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +57,29 @@ ATTRIBUTES = {
     "add_hook": "use run_with_hooks(prompt, fwd_hooks=[(name, fn)]), or the context "
                 "vlm.hooks([(name, fn)])",
     "add_perma_hook": "use the context vlm.hooks([(name, fn)])",
+    **{name: f"it is vlm.cfg.{name}"
+       for name in ("n_layers", "d_model", "n_heads", "n_key_value_heads", "d_head", "d_mlp",
+                    "d_vocab")},
+    "hidden_size": "it is vlm.cfg.d_model",
+    "num_layers": "it is vlm.cfg.n_layers",
+    "model": "the Hugging Face model is vlm.hf_model",
+    **{name: f"points are vlm.points('{glob}'); modules are in vlm.hf_model"
+       for name, glob in (("layers", "blocks.*"), ("vision", "vision.*"),
+                          ("vision_tower", "vision.*"), ("projector", "projector.*"),
+                          ("language_model", "blocks.*"), ("lm_head", "hook_logits"))},
+    "encode": "use vlm.to_tokens(text)",
+    "tokenize": "use vlm.to_tokens(text) or vlm.to_str_tokens(text)",
+    "decode": "use vlm.to_string(ids)",
+    "image_processor": "it is vlm.processor.image_processor",
+    "logits": "vlm.run(prompt) gives them",
+    "loss": "take it from the logits: torch.nn.functional.cross_entropy",
+    "patch": "give ActivationPatch(point, at, value) to interventions=; two prompts: Pair.patch",
+    "steer": "give Steer(point, at, vector) to interventions=",
+    "ablate": "give Ablate(point, at) to interventions=",
+    "lens": "use LogitLens().run(vlm, prompt)",
+    "logit_lens": "use LogitLens().run(vlm, prompt)",
+    "probe": "use vlm_lens.probes.probe(vlm, data)",
+    "get_attention": "use vlm.attention(prompt, at=Last())",
     "blocks": "points are asked by name: vlm.points('blocks.*'); modules are in vlm.hf_model",
     "embed": "read hook_embed with run_with_cache; the module is vlm.hf_model's",
     "forward": "use vlm.run(prompt), or vlm(prompt)",
@@ -85,6 +108,15 @@ CACHE_ATTRIBUTES = {
     "compute_head_results": "use cache.stack_head_results()",
     "get_full_resid_decomposition": "use vlm.decompose(prompt, at=..., token=...)",
     "get_neuron_results": "use vlm.decompose(prompt, at=..., token=...)",
+    **{name: f"one block's is cache[{name!r}, 3], all blocks' are cache.stack({name!r})"
+       for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v",
+                    "z", "pattern")},
+    "attention": "use cache.stack('pattern'), where names_filter asked for it",
+    "prompt": "what stands at each position is in cache.layouts",
+    "layout": "it is cache.layouts[row]",
+    "logits": "run_with_cache gives them beside the cache",
+    "shape": "each activation has its own: cache.to_dataframe()",
+    "cpu": "use cache.to('cpu')",
     "has_batch_dim": "it always has one",
     "logit_lens": "use LogitLens().run(vlm, prompt)",
     "model": "a cache holds no model: keep the HookedVLM that read it",
@@ -122,15 +154,3 @@ def answers_habits(method: Callable[P, R]) -> Callable[P, R]:
         return method(*args, **kwargs)
 
     return answering
-
-
-def refuse_attribute(owner: type, name: str, answers: Mapping[str, str]) -> NoReturn:
-    """Raises for an attribute that a class does not have.
-
-    Raises:
-        UnknownAttributeError: Always; with what TransformerLens's is here, or near matches.
-    """
-    if name in answers:
-        raise UnknownAttributeError(f"{owner.__name__} has no {name!r}: {answers[name]}.")
-    known = [n for n in dir(owner) if not n.startswith("_")]
-    raise UnknownAttributeError(f"{owner.__name__} has no {name!r}.{near_matches(name, known)}")

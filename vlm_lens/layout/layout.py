@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import normalize
 
-from vlm_lens.errors import PositionError
+from vlm_lens.errors import PositionError, refuse_attribute
 from vlm_lens.integers import is_integer
 from vlm_lens.layout.kinds import PAD, SPECIAL, TEXT, Kind, runs
 from vlm_lens.layout.pictures import (
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 
 _Form = Literal["NFC", "NFKC", "NFD", "NFKD"]
 _FORMS: tuple[_Form, ...] = ("NFC", "NFKC", "NFD", "NFKD")  # in which tokenizers write a text
+
+
+_HABITS = {
+    "tokens": "layout.strings are the texts of tokens, layout.token_ids their ids",
+    "str_tokens": "it is layout.strings",
+    "text": "layout.strings are its tokens; prompt.texts[row] is the whole",
+    "shape": "len(layout) is its number of positions",
+    "length": "len(layout) is its number of positions",
+    "positions": "range(len(layout)) are all; a picture's are layout.image[0].positions",
+    "patches": "layout.image[0].grid has them: rows, cols, positions, patch(row, col)",
+    "n_patches": "it is len(layout.image[0].grid.positions)",
+    "image_positions": "it is layout.image[0].positions",
+    "image_tokens": "it is layout.image[0].positions",
+}  # what users guess
 
 
 @savable
@@ -247,6 +261,11 @@ class Layout:
             }
             for i, (t, k) in enumerate(zip(self.token_ids, self.kinds, strict=True))
         )
+
+    if not TYPE_CHECKING:  # a type checker would take any name for known
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_attribute(type(self), name, _HABITS)
 
     def __repr__(self) -> str:
         parts: list[str] = []

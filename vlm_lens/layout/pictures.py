@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlm_lens.errors import PositionError
+from vlm_lens.errors import PositionError, refuse_attribute
 from vlm_lens.layout.geometry import Box, PatchGrid, as_ranges
 from vlm_lens.serial import savable
 
@@ -139,6 +139,18 @@ class PlacesInText:
         return self.text.pixels(position)
 
 
+_HABITS = {
+    **{name: f"it is image.grid.{name}" for name in ("rows", "cols")},
+    "shape": "image.grid.rows and image.grid.cols count its patches",
+    "patches": "image.positions are their positions, image.patch(row, col) one of them",
+    "n_patches": "it is len(image.grid.positions)",
+    "boxes": "image.pixels(position) is the box of one patch",
+    "size": "image.grid.pixels_of.picture is the size of the picture in pixels",
+    "width": "image.grid.pixels_of.picture is the size of the picture in pixels",
+    "height": "image.grid.pixels_of.picture is the size of the picture in pixels",
+}  # what users guess
+
+
 @savable
 @dataclass(frozen=True)
 class ImageLayout(PlacesInText):
@@ -155,6 +167,11 @@ class ImageLayout(PlacesInText):
     text: ImageSpace
     vision: ImageSpace = ImageSpace()
     projector: ImageSpace = ImageSpace()
+
+    if not TYPE_CHECKING:  # a type checker would take any name for known
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_attribute(type(self), name, _HABITS)
 
     def __repr__(self) -> str:
         spaces = {"text": self.text, "vision": self.vision, "projector": self.projector}

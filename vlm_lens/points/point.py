@@ -100,7 +100,7 @@ def expand_name(name: str | tuple) -> str:
         or not 1 <= len(name) <= 3
         or not isinstance(name[0], str)
     ):
-        raise PointError(f"{name!r} is not a point: write a name, or (short name, layer).")
+        raise PointError(f"{name!r:.60} is not a point: write a name, or (short name, layer).")
     short, layer = name[0], name[1] if len(name) > 1 else None
     *parents, short = short.split(".")
     short = short.removeprefix("hook_")

@@ -6,21 +6,71 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import xarray as xr
 
-from vlm_lens.errors import near_matches
+from vlm_lens.errors import near_matches, refuse_attribute
 from vlm_lens.keywords import Answering
 from vlm_lens.scores.refusal import ScoresError
 from vlm_lens.scores.text import abridged
+
+_HABITS = {
+    **{
+        name: "scores.top(1) is the largest, with where it stands"
+        for name in ("argmax", "idxmax", "nlargest")
+    },
+    **{
+        name: "scores.bottom(1) is the smallest, with where it stands"
+        for name in ("argmin", "idxmin")
+    },
+    **{
+        name: "scores.values is an xarray.DataArray, scores.values.to_numpy() an array"
+        for name in (
+            "numpy",
+            "to_numpy",
+            "cpu",
+            "data",
+            "tensor",
+            "item",
+            "tolist",
+            "std",
+            "var",
+            "T",
+            "isel",
+            "where",
+        )
+    },
+    **{name: "choose by coordinate: scores.sel(layer=4, head=2)" for name in ("iloc", "loc")},
+    **{
+        name: "scores.axes are its axes, scores.values[axis] the coordinates of one"
+        for name in ("dims", "coords", "columns", "layers", "positions")
+    },
+    **{name: "scores.plot() gives the figure" for name in ("show", "heatmap", "imshow", "figure")},
+    "abs": "it is abs(scores)",
+    "sort_values": "scores.top(k) ranks; scores.to_dataframe() is a table",
+    "head": "scores.sel(head=2) chooses a head; scores.top(5) are the largest",
+}  # what users of numpy, pandas, xarray and torch type
 
 
 class Labelled(Answering):
     """Choice by coordinate, reductions over axes, and arithmetic; of a dataclass with `values`."""
 
     values: xr.DataArray
+
+    if not TYPE_CHECKING:  # a type checker would take any name for known
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_attribute(type(self), name, _HABITS)
+
+    def __float__(self) -> float:
+        if self.values.size != 1:
+            raise ScoresError(
+                f"These are {self.values.size} numbers by {list(self.axes)}: choose one with "
+                "sel(), or reduce axes with sum() or mean()."
+            )
+        return float(self.values.squeeze())
 
     @property
     def axes(self) -> tuple[str, ...]:
