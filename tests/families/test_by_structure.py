@@ -199,7 +199,7 @@ def test_the_tower_is_run_once_when_it_is_wrapped():
     assert runs == {"language_model": 1, "vision_tower": 1}
 
 
-@pytest.mark.parametrize("model_type", ["t5gemma2", "cohere2_vision", "perception_lm"])
+@pytest.mark.parametrize("model_type", ["t5gemma2", "lfm2_vl", "perception_lm"])
 def test_what_a_projector_reads_is_as_wide_as_declared(model_type):
     vlm, prompt, _ = trial.read(model_type)
     _, cache = vlm.run_with_cache(prompt, names_filter="projector.hook_in")

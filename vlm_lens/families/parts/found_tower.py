@@ -105,7 +105,7 @@ class FoundTower:
         projector: Path of the projector, if it is one module, and the name of its argument.
         tower_held: How pictures stand in the tower.
         entering: How they stand in what the projector reads.
-        d_entering: The width of what it reads, where that is no map.
+        d_entering: The width of what it reads.
         leaving: How they stand in what it gives.
         deepstack: Whether features are added between the text model's blocks, too.
         embeds: Whether pictures pass through the token embedding.
@@ -265,7 +265,7 @@ def _found(
         times = len(recording.outputs[projector[0]])
         given = call.given[projector[1]].shape
         entering = Held.of(given, pictures, times)
-        d_entering = given[-1] if len(given) <= 3 else None
+        d_entering = given[-1]
         leaving = Held.of(call.gave.shape, pictures, times)
     found = FoundTower(
         None, projector=projector, entering=entering, d_entering=d_entering, leaving=leaving,
