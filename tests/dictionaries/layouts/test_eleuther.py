@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -19,7 +20,9 @@ def test_an_autoencoder_takes_the_bias_off_first(tmp_path, signed):
     assert sae.activation == f"TopK(k=5{', signed by magnitude' if signed else ''})"
     activation = written.largest(written.K, signed, by_magnitude=signed)
     written.check(sae, w, activation, centre=True)
-    again = Dictionary.from_pretrained(sae.save_pretrained(tmp_path / "again"))
+    with pytest.warns(match="SAELens sets to 0") if signed else nullcontext():
+        folder = sae.save_pretrained(tmp_path / "again")
+    again = Dictionary.from_pretrained(folder)
     written.check(again, w, activation, centre=True)
     sae.save(tmp_path / "value")
     assert Dictionary.load(tmp_path / "value") == sae

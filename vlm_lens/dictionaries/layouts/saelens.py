@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ def _rescaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def write(dictionary: DictionaryValue, folder: str | Path, card: str = "") -> Path:
     """Writes a dictionary as SAELens would, and its card as `README.md`.
 
+    SAELens has no TopK that keeps features below 0; where there are some, a warning says so.
+
     Args:
         dictionary: The dictionary.
         folder: The folder.
@@ -129,6 +132,12 @@ def write(dictionary: DictionaryValue, folder: str | Path, card: str = "") -> Pa
         The folder.
     """
     coder, tensors = dictionary.coder, dictionary.coder.tensors
+    if coder.signed is not None:
+        warnings.warn(
+            "This TopK keeps features below 0, which SAELens sets to 0 where it loads the folder; "
+            "Dictionary.from_pretrained reads it as it is.",
+            stacklevel=3,
+        )
     held = {theirs: tensors[ours] for ours, theirs in _NAMES.items()}
     cfg: dict[str, Any] = {
         "architecture": "standard", "d_in": dictionary.d_in, "d_sae": dictionary.n_features,
