@@ -6,7 +6,8 @@ code that forgets where its tensors lie fails on a machine without a GPU. There 
 there are several cards in a machine: a model's layers may be spread over them.
 
 It is torch's PrivateUse1 backend, written in Python (`torch.utils.backend_registration`), with a
-tensor that wraps a plain one. Kernels, their rounding and memory are those of the CPU.
+tensor that wraps a plain one. Kernels and memory are those of the CPU. Sums of float32 are taken in
+float64 and rounded once, so that the last bits are others than the CPU's, as a GPU's are.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _STRICT = {
     "mm", "bmm", "addmm", "cat", "stack", "embedding", "index_select", "gather", "scatter",
     "index_add_", "index_add", "index_copy_", "index_copy", "scatter_add", "scatter_add_",
 }  # fmt: skip
+_SUMMED = {"mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_overrideable", "_softmax",
+           "_log_softmax", "native_layer_norm", "mean", "sum"}  # fmt: skip
 # torch makes them by growing an empty tensor, and a wrapped one does not grow
 _MADE_IN_PLACE = (
     _aten.arange.default, _aten.arange.start, _aten.arange.start_step, _aten.linspace.default,
@@ -218,15 +221,21 @@ def _compute(func: Any, args: tuple, kwargs: dict) -> Any:
     near_args, near_kwargs = tree_map_only(Far, lambda x: x.near, (args, kwargs))
     if asked is not None and goes_far:
         near_kwargs = near_kwargs | {"device": torch.device("cpu")}
-    if name == "histc" and far:  # of whole numbers, which the CPU does not count
-        near_args = (near_args[0].double(), *near_args[1:])
+    # whole numbers, too, which the CPU does not count
+    wide = bool(far) and (name == "histc" or (name in _SUMMED and far[0].dtype == torch.float32))
+    if wide:
+        near_args = tree_map_only(Tensor, lambda x: _as(x, far[0].dtype, torch.float64), near_args)
     out = func(*near_args, **near_kwargs)
-    if name == "histc" and far:
-        out = out.to(far[0].dtype)
+    if wide:
+        out = tree_map_only(Tensor, lambda x: _as(x, torch.float64, far[0].dtype), out)
     if name == "_local_scalar_dense" or not goes_far:
         return out
     own = {id(x.near): x for x in far}  # what an operation in place hands back
     return tree_map_only(Tensor, lambda x: own[id(x)] if id(x) in own else Far(x, index), out)
+
+
+def _as(x: Tensor, of: torch.dtype, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.dtype == of else x
 
 
 def _check(func: Any, name: str, args: tuple, operands: list[Tensor]) -> None:

@@ -69,6 +69,10 @@ near = torch.ones(3)
 assert x.to(there.device).device == (there + near.to(there.device)).device == there.device
 assert torch.zeros_like(there).device == there[there > 0].device == there.device
 assert torch.empty_like(x).copy_(there).tolist() == [[0, 1, 2]] * 2
+plain = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+rounded = (plain.to(device) @ plain.to(device)).cpu()
+assert not torch.equal(rounded, plain @ plain)
+torch.testing.assert_close(rounded, plain @ plain)
 stand_in.waits.clear()
 x.sum().item(), x.cpu(), x[x > 1], (x > 1).nonzero()
 assert stand_in.waits == {"_local_scalar_dense": 1, "to host": 1, "mask": 1, "nonzero": 1}
