@@ -144,3 +144,19 @@ def test_what_the_model_cannot(toy, load):
         InformationFlow(tasks="country-capital", window=99).run(toy)
     with pytest.raises(RecipeError, match="takes no pictures"):
         InformationFlow(tasks="country-capital").run(load("llama"))
+
+
+def test_an_answer_of_two_tokens_is_cut_where_each_is_predicted(toy):
+    recipe = InformationFlow(tasks="country-capital", n_examples=1, window=3, answer_tokens=2)
+    prompt = toy.as_prompt(recipe.prompts(Task.load("country-capital"))[0])
+    groups, answer = positions(prompt.layout, None), [20, 33]
+    rows = recipe.swept(toy, prompt, groups, answer, np.random.default_rng(0))
+    found = next(r["p_cut"] for r in rows if (r["edge"], r["layer"]) == ("input -> last", 2))
+    inputs = dict(prompt.inputs)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([answer[:1]])], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    whole, n = toy.as_prompt(inputs), prompt.length
+    blocks = windows(toy.cfg.n_layers, 3)[2]
+    first = masked_prob(toy, prompt, [n - 1], groups["input"], blocks, answer[0])
+    second = masked_prob(toy, whole, [n - 1, n], groups["input"], blocks, answer[1])
+    assert found == pytest.approx((first * second) ** 0.5, rel=1e-3)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from vlm_lens.interventions import AttentionKnockout
 from vlm_lens.layout.layout import Layout
+from vlm_lens.layout.positions import At, Generated, Position
 from vlm_lens.measures import AnswerProb, Measure, Prob
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.prompts.prompt import Prompt
@@ -54,7 +55,8 @@ class InformationFlow(TaskRecipe):
             query stands alone, and the answer is whatever the model says to that.
         window: How many blocks are cut together.
         rows: How many queries a task.
-        answer_tokens: How many tokens of the answer count; more than one are teacher-forced.
+        answer_tokens: How many tokens of the answer count; more than one are teacher-forced, and
+            edges to the last position are cut where each of them is predicted.
         seed: The seed of examples and of the control.
         split: Whose rows are the queries.
     """
@@ -103,7 +105,7 @@ class InformationFlow(TaskRecipe):
         """The answer's probability for each edge and window, beside that of the plain run."""
         ends = {i for i in (getattr(vlm.tokenizer, "eos_token_id", None),) if i is not None}
         kept = [t for i, t in enumerate(answer) if i == 0 or t not in ends]
-        measure: Measure = Prob(kept[0]) if len(kept) == 1 else AnswerProb(tuple(kept))
+        measure: Measure = Prob(kept[0]) if len(kept) == 1 else AnswerProb((tuple(kept),))
         column = "prob" if len(kept) == 1 else "answer_prob"
         drawn = generator.permutation(len(groups["input"]) + len(groups["question"]))
         before = np.array([*groups["input"], *groups["question"]])
@@ -112,7 +114,10 @@ class InformationFlow(TaskRecipe):
         for keys, queries in CUT_EDGES:
             if not groups[keys] or not groups[queries]:
                 continue
-            edit = AttentionKnockout(queries=groups[queries], keys=groups[keys])
+            looking: Position = At(tuple(groups[queries]))
+            if queries == "last" and len(kept) > 1:
+                looking = looking + Generated()  # where the answer's other tokens are predicted
+            edit = AttentionKnockout(queries=looking, keys=groups[keys])
             variants += [
                 Variant(replace(edit, layers=blocks), {"edge": f"{keys} -> {queries}", "window": w})
                 for w, blocks in enumerate(windows(vlm.cfg.n_layers, self.window))
