@@ -98,8 +98,8 @@ class PromptMaker:
         if not self.family.takes_images and _shows_any(images):
             self.family.placeholder(self.processor)  # raises, and says that it takes none
         texts, rows = _texts_and_pictures(text, images)
-        for written in texts:
-            _check_characters(written)
+        for one in texts:
+            _check_characters(one)
         flat = [picture for row in rows for picture in row]
         clips = clips_of(texts, videos)
         if flat:
