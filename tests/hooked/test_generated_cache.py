@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 from families.every import FAMILIES
-from reach import causal
+from reach import builder, causal
+from reach.inputs import example
 
 from vlm_lens import (
     At,
@@ -179,6 +180,22 @@ def test_positions_where_a_model_keeps_states_and_no_keys(model_type):
             logits = vlm.hf_model(input_ids=whole, use_cache=False).logits
         torch.testing.assert_close(made.scores, logits[:, -NEW:], rtol=1e-4, atol=1e-5)
         assert made.cache["blocks.1.hook_resid_post"].shape[1] == NEW
+
+
+@pytest.mark.parametrize("model_type", ["instructblip", "instructblipvideo"])
+def test_a_model_that_generates_with_its_language_model_alone(model_type):
+    """Its own forward, from which positions were counted, is not called then."""
+    model = builder.build(model_type)
+    vlm = HookedVLM(model)
+    prompt, name = vlm.as_prompt(example(model)), "blocks.1.hook_resid_post"
+    vector = 3 * torch.randn(vlm.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    later = list(range(prompt.length, prompt.length + NEW - 1))
+    for at, places in ((At(0), [0]), (Last() + Generated(), [prompt.length - 1, *later])):
+        edit = Steer("blocks.0.hook_resid_post", at, vector)
+        made = vlm.generate(prompt, names_filter=name, interventions=edit, **GREEDY)
+        same = Steer("blocks.0.hook_resid_post", places, vector)
+        forced = teacher_forced(vlm, prompt, made.tokens, name, interventions=same)
+        check(vlm, prompt, made.cache, forced, [prompt.length - 1])
 
 
 @pytest.mark.parametrize("model_type", ["inkling_text", "modernbert-decoder"])

@@ -142,6 +142,8 @@ class Dispatcher:
         self._rows = 1
         self._generates = False
         self._entry = _entry(points)
+        self._inner = [path for path in _holders(points) if path not in ("", self._entry)]
+        self._running: nn.Module | None = None  # whose forward began this step
         merged = "encoder.hook_merged"
         self._encoder_reads = points[merged].site if merged in points else None
         self._owner = Owner()
@@ -155,6 +157,9 @@ class Dispatcher:
         starts = dict.fromkeys(("", self._entry))
         hooks = [ModuleHook(path, INPUT, self._start_forward) for path in starts]
         hooks += [ModuleHook(path, OUTPUT, self._end_forward) for path in starts]
+        # a model may generate with a part of itself, which is then what each step calls first
+        hooks += [ModuleHook(path, INPUT, self._start_inner) for path in self._inner]
+        hooks += [ModuleHook(path, OUTPUT, self._end_inner) for path in self._inner]
         inputs: dict[str, list[_Action]] = defaultdict(list)
         outputs: dict[str, list[_Action]] = defaultdict(list)
         for action in actions:
@@ -247,6 +252,7 @@ class Dispatcher:
                     "of a generation in themselves: run another model, or copy.deepcopy this one."
                 )
             return
+        self._running = self._running or module
         past = next((x for name in _PAST if (x := kwargs.get(name)) is not None), None)
         self._generates = past is not None
         self._offset = self._positions_in(past)
@@ -272,6 +278,15 @@ class Dispatcher:
         if self._owner.here():
             self._end = max(self._end, self._offset + (self._length or 0))
             self.place(offset=0, length=None, rows=1)
+            self._running = None if module is self._running else self._running
+
+    def _start_inner(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._running is None:
+            self._start_forward(module, args, kwargs)
+
+    def _end_inner(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if module is self._running:
+            self._end_forward(module, args, output)
 
     def _on_input(
         self, actions: Sequence[_Action], module: nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -355,6 +370,14 @@ class Dispatcher:
         known = stages[stage].space == "text" and self._length is not None
         length = offset + self._length if known else x.shape[-1]
         return self._fire(stages[stage], x, queries, length, n_keys)
+
+
+def _holders(points: PointTable) -> list[str]:
+    """Paths of the modules that the text model's blocks stand in, the outermost first."""
+    name = "blocks.0.hook_resid_post"
+    first = points[name].site if name in points else None
+    parts = first.module.split(".")[:-2] if isinstance(first, OutputSite) else []
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _entry(points: PointTable) -> str:
