@@ -51,6 +51,34 @@ WRONG = {
         ("capitals", "3", "'worse'", "None", "[0.0]", "pd.DataFrame({'vector': [1]})"),
     ],
 }  # fmt: skip
+# what a check says of a wrong answer that many give
+TOLD = {
+    "01_first_look": [
+        [("[2, 3, 6, 7, 10, 11, 14, 15]", "position 3"),
+         ("layout.image[0].box(0, 0, flag.width / 2, flag.height)", "left half"),
+         ("layout.image[0].box(flag.width / 2, 0, flag.width, 20)", "missing: [9,")],
+        [("_right * vlm.cfg.n_heads", "sum over heads"), ("_right / 16", "mean over patches")],
+        [("patch(best, read(Task.load('country-capital')))", "vector of capitals"),
+         ("patch(7, read(Task.load('country-currency')))", "Nothing changes")],
+    ],
+    "02_the_papers_finding": [
+        [("alike['text, image'].idxmax()", "most alike"),
+         ("(alike['text, image'] - alike['text, another task']).idxmin()", "smallest")],
+        [("vlm.generate('Q:Greece\\nA:', max_new_tokens=1).text[0]", "without the patch")],
+        [],
+    ],
+    "03_where_it_looks": [
+        [("(3, 0)", "row first"), ("(1, 4)", "from 0"), ("(2, 1)", "b3")],
+        [("AttentionKnockout(Last(), keys=Images(), heads=[2])", "other blocks")],
+        [("flowing.table.set_index('layer')['change'].idxmin()", "costs most; take the rows")],
+    ],
+    "04_why_this_answer": [
+        [("_right[::-1]", "The other way round")],
+        [("vlm.decompose(clean, token=pair.answer).heads().values.sum()", "heads alone")],
+    ],
+    "05_what_a_patch_says": [[], [("_right + 1", "One too many")]],
+    "06_your_own_model": [[("len(vlm.points())", "all points")], [], []],
+}  # fmt: skip
 # right answers in another form: checks are about the answer, not its type
 ALSO = {
     "01_first_look": ["tuple(right)", "looks.tolist()", "currency"],
@@ -170,7 +198,9 @@ def test_outputs_are_those_of_the_present_code_and_checks_tell_right_from_wrong(
     ran = copy.deepcopy(notebook)
     solutions = SOLUTION.findall("\n".join(c.source for c in ran.cells))
     exercises, checks = tagged(ran, "exercise"), tagged(ran, "check")
-    wrong = WRONG[path.stem]
+    told = TOLD[path.stem]
+    wrong = [(*bad, *(answer for answer, _ in known))
+             for bad, known in zip(WRONG[path.stem], told, strict=True)]  # fmt: skip
     assert len(solutions) == len(exercises) == len(checks) == len(wrong) >= 2
     also = ALSO[path.stem]
     for exercise, check, bad, good, form in zip(
@@ -187,12 +217,16 @@ def test_outputs_are_those_of_the_present_code_and_checks_tell_right_from_wrong(
         ]
         # not begun: the check says nothing
         name = exercise.source.partition(" ")[0]
-        exercise.source = "".join([f"{exercise.source}\n{check.source}\n", *tries, good])
+        exercise.source = "".join(
+            [f"{exercise.source}\n{check.source}\n{good}\n_right = {name}\n", *tries, good]
+        )
         check.source += f"\n{name} = {form}\n{check.source}"
     notebooks.run(ran, tmp_path)
-    for cell, bad in zip(exercises, wrong, strict=True):
+    for cell, bad, known in zip(exercises, wrong, told, strict=True):
         before, *said = re.split("^refused: ", printed(cell), flags=re.MULTILINE)
         assert not before and len(said) == len(bad) and all(line.strip() for line in said)
+        for line, (answer, words) in zip(said[len(said) - len(known) :], known, strict=True):
+            assert words in line, (answer, line)
     assert all(printed(cell).startswith("Right") for cell in checks)
     everything = "".join(printed(cell) for cell in ran.cells if cell.cell_type == "code")
     assert all(text in everything for text in RIGHT[path.stem])

@@ -152,7 +152,8 @@ def cases(vlm: Any, folder: Path) -> dict[str, tuple[Callable[[], Any], str]]:
             lambda: explore(vlm, tasks="country-captial"), "Did you mean"),
         "a number for the explorer's tasks": (lambda: explore(vlm, tasks=3), "names of tasks"),
         "the explorer as a text": (lambda: Explorer(()).save(folder / "x.txt"), ".html"),
-        "a trace of a point beyond": (lambda: vlm.trace(one)["blocks.99.x"], "Did you mean"),
+        "a trace of a point beyond": (
+            lambda: vlm.trace(one)["blocks.99.x"], "only while a block runs"),
         "a trace of a number": (lambda: vlm.trace(3).__enter__(), "a text or a list"),
         "a number for a bridge": (
             lambda: v.HookedVLM.from_bridge(3), "TransformerBridge.boot_transformers"),
