@@ -42,6 +42,3 @@ def recording() -> Iterator[None]:
     check_records()
     with torch.enable_grad():
         yield
-
-
-__all__ = ["check_records", "recording"]
