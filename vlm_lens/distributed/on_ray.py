@@ -80,8 +80,7 @@ class Ray:
                 f"The model was loaded with a device_map that names {source.n_gpus} GPUs, and a "
                 f"worker has {gpus:g}: give Ray(num_gpus={source.n_gpus}, load=True)."
             )
-        source = pack(source, "The model")
-        return RayWorkers(vlm, source, self.workers, self.num_cpus, gpus)
+        return RayWorkers(vlm, pack(source, "The model"), self.workers, self.num_cpus, gpus)
 
 
 def connect(address: str | None) -> None:

@@ -121,7 +121,9 @@ def _in_a_worker(options: Mapping[str, Any], vlm: HookedModel) -> dict[str, Any]
         kind = torch.device(vlm.device).type
         found["device"] = kind if kind != "cpu" or options.get("device") is not None else None
     if isinstance(most := options.get("max_memory"), Mapping):
-        found["max_memory"] = {numbers.get(_gpu(k), k): v for k, v in most.items()}
+        found["max_memory"] = {
+            k if (n := _gpu(k)) is None else numbers[n]: v for k, v in most.items()
+        }
     return found
 
 
