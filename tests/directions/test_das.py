@@ -87,6 +87,17 @@ def test_finds_the_task_of_an_organism():
     assert found.accuracy > table["re-initialised model"] + 0.5
 
 
+def test_the_commonest_answer_is_counted_by_token(clip):
+    b = clip.to_first_token("b")
+    pairs = [
+        Counterfactual(f"Q:{i}{group}", "Q:b", answer, group=group)
+        for group in "xy" for i, answer in enumerate((b, "b", "b", "c"))
+    ]  # fmt: skip
+    found = das(clip, pairs, "blocks.0.hook_resid_post", steps=1, holdout=0.5, controls=False,
+                progress=False)  # fmt: skip
+    assert found.about["held out"] == 4 and found.chance == 0.75
+
+
 def test_what_cannot_be_searched_is_refused(clip):
     pairs = [Counterfactual("Q:a", "Q:b", 5), Counterfactual("Q:c", "Q:d", 6)]
     with pytest.raises(VectorError, match="between 1 and 32"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from vlm_lens import RawPrompt
 from vlm_lens.probes import ProbeError, ProbeSet
@@ -15,6 +16,15 @@ def test_sets_that_make_no_probe_are_refused():
         ProbeSet(("a", "b"), ("x", "y"), ("e", "e"))
     with pytest.raises(ProbeError, match="one label and one entity"):
         ProbeSet(("a", "b"), ("x",))
+
+
+def test_equal_prompts_are_one_entity():
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    shown = [RawPrompt("Q:<image>", [picture]) for picture in (red, blue, red.copy(), red)]
+    found = ProbeSet((*shown, "a", "b", "a"), ("x", "y", "x", "x", "x", "y", "x"))
+    assert [found.entities.index(e) for e in found.entities] == [0, 1, 0, 0, 4, 5, 4]
+    with pytest.raises(ProbeError, match="'prompt 0' is 'x' and 'y'.*equal prompts are one"):
+        ProbeSet(("a", "b", "a"), ("x", "x", "y"))
 
 
 def test_sets_of_tasks():

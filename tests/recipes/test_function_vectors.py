@@ -96,6 +96,21 @@ def test_the_planted_block_is_where_the_heads_are(toy):
     assert int(found["layer"][0]) in (3, 4) and found["effect"].is_monotonic_decreasing
 
 
+def test_the_error_is_over_queries_however_many_seeds_ask_them(toy):
+    class Again(FunctionVectors):
+        def corrupted(self, task, seed):
+            return super().corrupted(task, 1)[:3]
+
+    mean = mean_head_outputs(toy, TASK.example_sets("text", seed=1, n=3)[:2])
+    recipe = Again(tasks=TASK, n_examples=3, corruption="mixed")
+    once, twice = (
+        recipe.effects(toy, {(TASK, seed): mean for seed in range(n)}).set_index(["layer", "head"])
+        for n in (1, 2)
+    )
+    assert (once["error"] > 0).any()
+    np.testing.assert_allclose(twice["error"][once.index], once["error"], atol=1e-7)
+
+
 def test_corrupted_prompts(toy):
     shuffled = FunctionVectors(tasks=TASK, trials=6).corrupted(TASK, 1)
     clean = TASK.example_sets("text", seed=1)

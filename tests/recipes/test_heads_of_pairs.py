@@ -120,5 +120,7 @@ def test_what_does_not_fit_is_told(toy):
         AttributionPatching(method="taylor", **OPTIONS).run(toy, progress=False)
     with pytest.raises(RecipeError, match="numbers of edges"):
         CircuitFaithfulness(sizes=(), tasks="country-capital").run(toy, progress=False)
+    with pytest.raises(RecipeError, match="the least is 2"):  # one half would have none
+        CircuitFaithfulness(tasks="country-capital", n_pairs=1).run(toy, progress=False)
     with pytest.raises(RecipeError, match="the least is 1"):
         PairPatching(tasks="country-capital", n_pairs=0).run(toy, progress=False)

@@ -18,6 +18,7 @@ Accuracies that count are those on held-out pairs, whose groups (base entities, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ class DasResult:
     Attributes:
         subspace: The subspace.
         table: A row a condition: `accuracy` on held-out pairs, `fitted` on those that were used.
-        chance: The share of the most frequent answer among held-out pairs.
+        chance: The share of the most frequent answer's token among held-out pairs.
         losses: The loss at each step, `[steps]`.
         about: What was searched.
     """
@@ -208,8 +209,8 @@ def das(
     import pandas as pd
 
     table = pd.DataFrame(rows, index=["accuracy", "fitted"]).T
-    answers = [p.answer for p in test]
-    chance = max(answers.count(a) for a in set(answers)) / len(answers)
+    answers = search.answers(test)
+    chance = max(Counter(answers).values()) / len(answers)
     note = f"learned on {len(train)} pairs in {steps} steps, seed {seed}"
     subspace = Subspace(FrozenTensor(learned), where.name, place, vlm.facts, note)
     about = {"model": vlm.name, "point": where.name, "k": k, "pairs": len(train),
@@ -281,16 +282,20 @@ class _Search:
         logits = self.vlm.run(batch.base, interventions=edits, grad=grad)
         return at_last(logits, batch.base.layouts)[:, -1].float()
 
+    def answers(self, pairs: Sequence[Counterfactual]) -> list[int]:
+        """The token that each pair is to be answered with."""
+        return [
+            self.vlm.to_first_token(p.answer) if isinstance(p.answer, str) else int(p.answer)
+            for p in pairs
+        ]
+
     def _batches(self, pairs: Sequence[Counterfactual]) -> list[_Batch]:
         """Pairs whose bases are of like length together, with the states of their sources."""
         states = read_each(
             self.vlm, [p.source for p in pairs], at=self.at, points=self.point,
             batch_size=self.batch_size,
         )  # fmt: skip
-        ids = [
-            self.vlm.to_first_token(p.answer) if isinstance(p.answer, str) else int(p.answer)
-            for p in pairs
-        ]
+        ids = self.answers(pairs)
         return [
             _Batch(
                 self.vlm.as_prompt(batch.prompts),

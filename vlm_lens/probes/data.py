@@ -27,7 +27,7 @@ class ProbeSet(Answering):
         prompts: Texts or RawPrompts.
         labels: A class of each.
         entities: Whom or what each is about; examples of one entity never stand on both sides of a
-            split. By default each prompt is an entity of its own.
+            split. By default each prompt is an entity of its own, equal ones being the same.
         name: What is read.
     """
 
@@ -47,7 +47,7 @@ class ProbeSet(Answering):
     def __post_init__(self):
         object.__setattr__(self, "prompts", tuple(self.prompts))
         object.__setattr__(self, "labels", tuple(map(str, self.labels)))
-        entities = tuple(map(str, self.entities)) or tuple(map(str, range(len(self.prompts))))
+        entities = tuple(map(str, self.entities)) or _by_content(self.prompts)
         object.__setattr__(self, "entities", entities)
         sizes = {
             "prompts": len(self.prompts),
@@ -63,7 +63,8 @@ class ProbeSet(Answering):
             if of.setdefault(entity, label) != label:
                 raise ProbeError(
                     f"{entity!r} is {of[entity]!r} and {label!r}: an entity has one label, or the "
-                    "control task, which gives each entity a label at random, is no control."
+                    "control task, which gives each entity a label at random, is no control. "
+                    "Without entities= equal prompts are one."
                 )
 
     @classmethod
@@ -116,6 +117,13 @@ class ProbeSet(Answering):
     def shows_pictures(self) -> bool:
         """Whether any prompt has a picture."""
         return any(getattr(p, "images", None) for p in self.prompts)
+
+
+def _by_content(prompts: Sequence[Any]) -> tuple[str, ...]:
+    """Names of prompts, the same for equal text and pictures: a state seen is no state held out."""
+    first: dict[Any, int] = {}
+    keys = [p if isinstance(p, str | RawPrompt) else id(p) for p in prompts]
+    return tuple(f"prompt {first.setdefault(key, i)}" for i, key in enumerate(keys))
 
 
 def as_set(examples: ProbeSet | Task | str | Sequence[Any]) -> ProbeSet:

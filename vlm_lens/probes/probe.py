@@ -159,7 +159,11 @@ def probe(
     if data.shows_pictures:
         rest = {n: p for n, p in places.items() if not isinstance(p, Images)}
         if rest:
-            bare = pooled_states(vlm, data.text_only(), rest, points=points, batch_size=batch_size)
+            texts = data.text_only()
+            distinct = list(dict.fromkeys(texts))  # equal texts get equal states, to the last bit
+            read = pooled_states(vlm, distinct, rest, points=points, batch_size=batch_size)
+            of = [distinct.index(text) for text in texts]
+            bare = {name: states[of] for name, states in read.items()}
             text_only = made(table(bare, labels, parts), list(rest), "text only")
     return ProbeResult(accuracy, control, text_only, data.majority, about)
 

@@ -13,7 +13,7 @@ import pandas as pd
 from vlm_lens.attribution import Circuit, Edges
 from vlm_lens.attribution.attribute import METHODS
 from vlm_lens.model.hooked_vlm import HookedVLM
-from vlm_lens.pairs import Pair
+from vlm_lens.pairs import Pair, Pairs
 from vlm_lens.recipes.base import RecipeError
 from vlm_lens.recipes.heads_of_pairs import PairRecipe
 from vlm_lens.recipes.parts.scoring import bootstrap
@@ -49,7 +49,7 @@ class CircuitFaithfulness(PairRecipe):
         drawn, notes = self.drawn(vlm)
         rows = []
         for name, pairs in self.progress(list(drawn.items()), "circuits"):
-            found, tried = list(pairs)[::2], list(pairs)[1::2] or list(pairs)
+            found, tried = list(pairs)[::2], list(pairs)[1::2]
             edges = mean_edges([pair.edges(vlm, method=self.method) for pair in found])
             generator = np.random.default_rng(self.seed)
             for size in self.sizes:
@@ -61,9 +61,27 @@ class CircuitFaithfulness(PairRecipe):
         columns = ["task", "edges", "kept", "faithfulness", "low", "high", "random edges"]
         return CircuitResult(pd.DataFrame(rows, columns=columns), {}, {}, notes)
 
+    def drawn(self, vlm: HookedVLM) -> tuple[dict[str, Pairs], tuple[str, ...]]:
+        """Pairs of the tasks that have some for each half, and a note on every other task.
+
+        Raises:
+            RecipeError: No task has.
+        """
+        drawn, notes = super().drawn(vlm)
+        lone = [
+            f"{name}: one pair is solved, so that none is left to test its circuit on: raise "
+            "n_pairs=."
+            for name, pairs in drawn.items() if len(pairs) < 2
+        ]  # fmt: skip
+        found = {name: pairs for name, pairs in drawn.items() if len(pairs) > 1}
+        if not found:
+            raise RecipeError(lone[0])
+        return found, (*notes, *lone)
+
     def validate(self) -> None:
         """Checks the fields."""
         super().validate()
+        self.at_least(2, "n_pairs")
         if not self.sizes or min(self.sizes) < 1:
             raise RecipeError(f"{self.named('sizes')} are numbers of edges, not {self.sizes}.")
         if self.method not in METHODS:

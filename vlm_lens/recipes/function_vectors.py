@@ -128,11 +128,12 @@ class FunctionVectors(MethodRecipe):
             vlm: A HookedVLM.
             means: What `mean_head_outputs` gave, by task and seed.
         """
-        every = []
+        every: dict[tuple[str, str], list[Tensor]] = {}
         for task, seed in self.progress(list(means), "indirect effects"):
             for prompt, row in self.corrupted(task, seed):
-                every.append(effect(vlm, prompt, row.output, means[task, seed]))
-        stacked = torch.stack(every)
+                found = effect(vlm, prompt, row.output, means[task, seed])
+                every.setdefault((task.name, row.input), []).append(found)
+        stacked = torch.stack([torch.stack(seeds).mean(0) for seeds in every.values()])
         layers, heads = stacked.shape[1:]
         table = pd.DataFrame(
             {
@@ -261,7 +262,8 @@ class FunctionVectorsResult(MethodResult):
     """Accuracies of function vectors beside those of task vectors.
 
     `tables["heads"]` has the average indirect effect of every head, the strongest first, with its
-    standard error; `tables["vector_layers"]` the validation accuracy by block.
+    standard error over queries, each the mean over seeds; `tables["vector_layers"]` the validation
+    accuracy by block.
     """
 
     def scores(self) -> Scores:

@@ -180,7 +180,7 @@ class HeadsThatLookResult(Result):
 
     `table` has a row for each `task` (and their `mean`) and `heads`: `hit`, how often a head's
     strongest patch belongs to the object, with `low` and `high`, a 95 % interval by resampling
-    pictures and heads; `mass`, the share of its attention on the picture that falls on the object,
+    pictures; `mass`, the share of its attention on the picture that falls on the object,
     and `chance`, that of a head that looks everywhere alike. `tables["scaled"]` has accuracy and
     the right answers' probability `p` by factor, and for tasks of yes and no the share of `yes`
     among the answers, since a model that always says yes is half right. `scores()` gives mass and

@@ -99,10 +99,13 @@ def drawn(generator: np.random.Generator, among: Sequence[int], count: int) -> l
 
 
 def tabulated(rows: pd.DataFrame, by: list[str], value: str, more: dict[str, str]) -> pd.DataFrame:
-    """Means by group, for each task and over tasks, with an interval by resampling rows.
+    """Means by group, for each task and over tasks, with an interval by resampling rows of tasks.
+
+    What is measured several times on one row of a task, at several heads say, is one observation,
+    the mean: measurements on the same picture do not vary independently.
 
     Args:
-        rows: One row a measurement, with a column `task`.
+        rows: One row a measurement, with columns `task` and `row`, the row of the task.
         by: The columns of the groups.
         value: The column whose mean has an interval.
         more: Other columns, and how they are summed up.
@@ -114,8 +117,9 @@ def tabulated(rows: pd.DataFrame, by: list[str], value: str, more: dict[str, str
         if len(tasks) > 1:
             entries[MEAN] = list(tasks.values())
         for name, parts in entries.items():
-            low, high = bootstrap([part[value].to_numpy(dtype=float) for part in parts])
-            mean = float(np.mean([part[value].mean() for part in parts]))
+            by_row = [part.groupby("row")[value].mean().to_numpy(dtype=float) for part in parts]
+            low, high = bootstrap(by_row)
+            mean = float(np.mean([one.mean() for one in by_row]))
             others = {k: float(np.mean([part[k].agg(how) for part in parts]))
                       for k, how in more.items()}  # fmt: skip
             table.append({"task": name, **dict(zip(by, group, strict=True)), value: mean,
