@@ -49,6 +49,14 @@ def test_interval_is_near_scipys_and_near_the_normal_one():
         )
 
 
+def test_intervals_of_few_hold_the_mean_as_often_as_they_say():
+    draw = np.random.default_rng(4)
+    for n, often in ((5, 0.89), (8, 0.925), (30, 0.93)):  # 0.83, 0.89, 0.93 as plain percentiles
+        low, high = bootstrap_interval(draw.normal(1, 1, (n, 1500)))
+        assert often < ((low <= 1) & (high >= 1)).mean() < 0.965
+    assert np.isnan(bootstrap_interval(np.ones((1, 2)))).all()
+
+
 def test_many_cells_in_parts_are_what_they_are_alone():
     wide = np.random.default_rng(3).normal(0, 1, (15, 3000))
     low, high = bootstrap_interval(wide, resamples=50)

@@ -34,7 +34,7 @@ class PairScores(Scores):
         """Mean, interval and p-value of every cell, the largest means first.
 
         Args:
-            level: Of the percentile bootstrap interval over pairs.
+            level: Of the bootstrap interval over pairs.
             resamples: How often pairs are drawn for it.
             permutations: How many choices of signs are drawn where there are more than 12 pairs.
             seed: The seed of both.

@@ -11,7 +11,12 @@ _EXACT = 12  # up to so many repetitions every choice of signs is counted
 def bootstrap_interval(
     values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The percentile interval of the mean over repetitions (Efron 1979).
+    """The expanded percentile interval of the mean over repetitions (Hesterberg 2015).
+
+    The mean of resamples varies less than the mean does, by `(n - 1) / n`, and as if its spread
+    were known: of eight repetitions, the plain 95 % interval (Efron 1979) holds the true mean 89
+    times in 100. So quantiles further out are taken, those of Student's t (arXiv 1411.5279): 94 of
+    eight, 92 of five. Fewer have no resample that lies far enough out: 87 of four, 51 of two.
 
     Args:
         values: `[repetitions, cells]`.
@@ -20,12 +25,17 @@ def bootstrap_interval(
         seed: The seed of the draws, the same for every cell.
 
     Returns:
-        Its lower and its upper end, `[cells]` each.
+        Its lower and its upper end, `[cells]` each; NaN where there is one repetition.
     """
+    from scipy import stats
+
     n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    t = stats.t.ppf((1 + level) / 2, n - 1) * (n / (n - 1)) ** 0.5
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n
     ends = [
-        np.quantile(drawn @ values[:, c : c + _CELLS], [(1 - level) / 2, (1 + level) / 2], axis=0)
+        np.quantile(drawn @ values[:, c : c + _CELLS], stats.norm.cdf([-t, t]), axis=0)
         for c in range(0, values.shape[1], _CELLS)
     ]
     low, high = np.concatenate(ends, axis=1) if ends else np.empty((2, 0))

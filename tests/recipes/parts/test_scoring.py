@@ -89,6 +89,7 @@ def test_bootstrap_bounds_the_mean_and_repeats():
     assert low < mean < high and high - low < 0.2
     assert (low, high) == bootstrap(tasks)
     assert bootstrap([np.ones(9)]) == (1.0, 1.0)
+    assert np.isnan(bootstrap([np.ones(9), np.ones(1)])).all()
 
 
 def test_bootstrap_of_one_task_is_near_the_binomial_interval():

@@ -133,7 +133,7 @@ class OverrideResult(Result):
         wide = wide.loc[methods, groups].round(3)
         mean = self.table[self.table["task"] == MEAN].set_index("method").loc[methods]
         bounds = zip(mean["low"], mean["high"], strict=True)
-        wide["95 %"] = [f"{low:.2f}-{high:.2f}" for low, high in bounds]
+        wide["95 %"] = ["-" if np.isnan(low) else f"{low:.2f}-{high:.2f}" for low, high in bounds]
         wide["strict"] = mean["strict"].round(3)
         return wide.reset_index().rename_axis(columns=None)
 

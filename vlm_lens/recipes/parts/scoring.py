@@ -135,7 +135,8 @@ def bootstrap(
     """An interval for the mean over tasks of accuracies, by resampling queries within each task.
 
     Tasks are resampled independently of each other, also those of a domain, which share queries.
-    With differences of two methods in place of accuracies it is a paired bootstrap.
+    With differences of two methods in place of accuracies it is a paired bootstrap. NaN where a
+    task has one query, which says nothing of how queries vary.
 
     Args:
         correct: For each task, for each query, the share of seeds in which it was right.
@@ -143,6 +144,8 @@ def bootstrap(
         level: How much of the distribution the interval holds.
         seed: The seed of the draws.
     """
+    if min(map(len, correct)) < 2:
+        return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
     means = np.mean(
         [
