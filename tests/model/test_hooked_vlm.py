@@ -262,7 +262,7 @@ def test_a_model_that_is_no_language_model():
 def test_a_model_in_training_mode_is_noticed():
     model = tiny.build("clip-llama", vision={"attention_dropout": 0.1}).train()
     model.add_module("extra", torch.nn.Dropout(0.5))
-    with pytest.warns(UserWarning, match=r"model.eval\(\)"):
+    with pytest.warns(UserWarning, match=r"dropout \(.*call eval\(\)"):
         HookedVLM(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
