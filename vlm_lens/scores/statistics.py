@@ -8,15 +8,33 @@ _CELLS = 2048  # at once, which bounds the memory
 _EXACT = 12  # up to so many repetitions every choice of signs is counted
 
 
-def bootstrap_interval(
-    values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The expanded percentile interval of the mean over repetitions (Hesterberg 2015).
+def tails(level: float, n: int, groups: int = 1) -> np.ndarray:
+    """Which quantiles of resampled means bound an interval (expanded percentiles).
 
     The mean of resamples varies less than the mean does, by `(n - 1) / n`, and as if its spread
     were known: of eight repetitions, the plain 95 % interval (Efron 1979) holds the true mean 89
-    times in 100. So quantiles further out are taken, those of Student's t (arXiv 1411.5279): 94 of
-    eight, 92 of five. Fewer have no resample that lies far enough out: 87 of four, 51 of two.
+    times in 100. So quantiles further out are taken, by Student's t (Hesterberg 2015, arXiv
+    1411.5279): 94 of eight, 92 of five. Fewer have no resample that lies far enough out: 87 of
+    four, 51 of two.
+
+    Args:
+        level: How much of the distribution the interval holds.
+        n: How many repetitions there are, more than groups.
+        groups: In how many groups they are resampled.
+
+    Returns:
+        The lower and the upper, `[2]`.
+    """
+    from scipy import stats
+
+    t = stats.t.ppf((1 + level) / 2, n - groups) * (n / (n - groups)) ** 0.5
+    return stats.norm.cdf([-t, t])
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The expanded percentile interval of the mean over repetitions; see `tails`.
 
     Args:
         values: `[repetitions, cells]`.
@@ -27,15 +45,12 @@ def bootstrap_interval(
     Returns:
         Its lower and its upper end, `[cells]` each; NaN where there is one repetition.
     """
-    from scipy import stats
-
     n = len(values)
     if n < 2:
         return np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
-    t = stats.t.ppf((1 + level) / 2, n - 1) * (n / (n - 1)) ** 0.5
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples) / n
     ends = [
-        np.quantile(drawn @ values[:, c : c + _CELLS], stats.norm.cdf([-t, t]), axis=0)
+        np.quantile(drawn @ values[:, c : c + _CELLS], tails(level, n), axis=0)
         for c in range(0, values.shape[1], _CELLS)
     ]
     low, high = np.concatenate(ends, axis=1) if ends else np.empty((2, 0))

@@ -100,6 +100,16 @@ def test_bootstrap_of_one_task_is_near_the_binomial_interval():
     assert high == pytest.approx(0.3 + half, abs=0.015)
 
 
+def test_intervals_of_few_queries_hold_the_mean_as_often_as_they_say():
+    draw = np.random.default_rng(5)
+    for tasks, n in ((1, 8), (3, 5)):  # 0.89 and 0.88 as plain percentiles
+        held = 0
+        for seed in range(300):
+            low, high = bootstrap(list(draw.normal(1, 1, (tasks, n))), resamples=400, seed=seed)
+            held += low <= 1 <= high
+        assert 0.905 < held / 300 < 0.98
+
+
 def test_balanced_accuracy_gives_each_label_the_same_weight():
     assert balanced([True, True, True, False], ["a", "a", "a", "b"]) == 0.5
     assert balanced([True, False, False], ["a", "b", "b"]) == 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from recipes.plain import small
 from vlm_lens.recipes import CrossModalPatch, RecipeError
@@ -38,7 +39,8 @@ def test_a_difference_is_paired_by_query(result):
         b = (np.arange(10) < 3) / 2 + (np.arange(10) < 4) / 2  # the mean over seeds
         each = (np.arange(10) < 6 + k) - b
         means.append(each[generator.integers(0, 10, (2000, 10))].mean(1))
-    low, high = np.quantile(np.mean(means, 0), [0.025, 0.975])
+    out = stats.t.ppf(0.975, 18) * (20 / 18) ** 0.5  # twenty queries of two tasks
+    low, high = np.quantile(np.mean(means, 0), stats.norm.cdf([-out, out]))
     assert found.mean == pytest.approx((0.25 + 0.35) / 2)
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.mean == pytest.approx(result.accuracy("Patch") - result.accuracy("Prompt"))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlm_lens.model.hooked_vlm import HookedVLM
 from vlm_lens.recipes.parts.predict import first_tokens
+from vlm_lens.scores.statistics import tails
 
 __all__ = [
     "Scores",
@@ -135,7 +136,8 @@ def bootstrap(
     """An interval for the mean over tasks of accuracies, by resampling queries within each task.
 
     Tasks are resampled independently of each other, also those of a domain, which share queries.
-    With differences of two methods in place of accuracies it is a paired bootstrap. NaN where a
+    Of the resampled means `vlm_lens.scores.statistics.tails` are taken. With differences of two
+    methods in place of accuracies it is a paired bootstrap. NaN where a
     task has one query, which says nothing of how queries vary.
 
     Args:
@@ -154,7 +156,7 @@ def bootstrap(
         ],
         axis=0,
     )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, tails(level, sum(map(len, correct)), len(correct)))
     return float(low), float(high)
 
 
