@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
 from torch.testing import assert_close
 
 from vlm_lens import HookedVLM, Images, Pair
+from vlm_lens.attribution.between import bound_to, gradients
 from vlm_lens.errors import ModelError
 from vlm_lens.lenses import JacobianLens, TunedLens
+from vlm_lens.measures import Custom
 
 P = "blocks.1.attn.hook_z"
 
@@ -61,3 +65,28 @@ def test_weights_made_in_inference_mode_are_refused(clip):
     other.run("Q:Greece")
     with pytest.raises(ModelError, match="Load it outside"):
         other.run("Q:Greece", grad=True)
+
+
+def test_a_small_probability_has_its_gradient_in_float16(clip, pair):
+    """Its derivative by the logits is less than the least number of float16."""
+    half = HookedVLM(copy.deepcopy(clip.hf_model).half(), clip.processor)
+    wide = HookedVLM(copy.deepcopy(half.hf_model).float(), clip.processor)
+    token = int(wide.run(pair.clean)[0, -1].argmin())
+    least = Custom(lambda x: 1e-4 * x.float().softmax(-1)[token], differentiable=True)
+    for point in ("projector.hook_out", P):
+        names = [point]
+        found, true = (
+            gradients(vlm, pair.clean, names, bound_to(vlm, pair.clean, least))[0][point]
+            for vlm in (half, wide)
+        )
+        assert float(true.abs().max()) < 6e-8
+        assert float((found - true).norm() / true.norm()) < 0.03
+
+
+def test_a_model_that_records_nothing_is_told(clip, pair):
+    plain = copy.deepcopy(clip.hf_model)
+    plain.forward = torch.no_grad()(plain.forward)
+    vlm = HookedVLM(plain, clip.processor)
+    for ask in (lambda: vlm.attribute(pair.clean), lambda: pair.attribute(vlm, P)):
+        with pytest.raises(ModelError, match="own code keeps them"):
+            ask()

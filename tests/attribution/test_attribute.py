@@ -6,29 +6,27 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from families.every import VLMS
 from induction_case import HERE, THERE, asked, model
 from pairs.pairs_of_cells import cell_pairs
 from patching.pairs_of_prompts import MEASURE, TOKENS, other_lengths, same_shape
 
-from vlm_lens import AnswerProb, HookedVLM, Images, Last, LogitDiff, Pair, Rank, Text, VLMLensError
-from vlm_lens.attribution import Attribution, attribute, rank_correlation
+from vlm_lens import (
+    All,
+    AnswerProb,
+    HookedVLM,
+    Images,
+    Last,
+    LogitDiff,
+    Pair,
+    Rank,
+    Text,
+    VLMLensError,
+)
+from vlm_lens.attribution import Attribution, attribute, attribute_edges, rank_correlation
 from vlm_lens.pairs import task_pairs
 from vlm_lens.patching import Each, patch
 
 Z, PLACES = "blocks.*.attn.hook_z", [Images(), Text(), Last()]
-
-
-@pytest.fixture(scope="module")
-def load_family(tmp_path_factory):
-    made: dict[str, HookedVLM] = {}
-
-    def load(name: str) -> HookedVLM:
-        if name not in made:
-            made[name] = VLMS[name].load(tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return load
 
 
 # ---------------------------------------------------------------------- the known circuit
@@ -176,6 +174,29 @@ def test_the_line_adds_up_through_deep_stack_and_cross_attention(name, load_fami
     )
     gap = float(found.about["the line is off by"].split()[0])
     assert gap < 0.02  # random weights are less smooth than trained ones
+
+
+@pytest.mark.parametrize("name", ["florence2", "t5gemma2"])
+def test_the_line_of_an_encoder_decoder_begins_at_what_its_encoder_reads(name, load_family):
+    vlm = load_family(name)
+    clean, corrupt = (vlm.prompt("<image>Q:A", [tiny.noise_picture(i)]) for i in (0, 1))
+    found = attribute(
+        vlm, clean, corrupt, "encoder.hook_merged", at=[All()], measure=MEASURE, method="ig",
+        steps=64,
+    )  # fmt: skip
+    assert float(found.values.sum()) == pytest.approx(1, abs=0.05)
+
+
+def test_a_line_that_does_not_add_up_warns(load_family):
+    vlm = load_family("mistral3")
+    clean, corrupt = (vlm.prompt("Q:<image>\nA:", [tiny.noise_picture(i)]) for i in (0, 1))
+    options = {"measure": MEASURE, "method": "ig", "steps": 1}
+    for ask in (
+        lambda: attribute(vlm, clean, corrupt, "hook_merged", **options),
+        lambda: attribute_edges(vlm, clean, corrupt, **options),
+    ):
+        with pytest.warns(UserWarning, match="the two prompts, and are off by .* more steps"):
+            ask()
 
 
 @pytest.mark.slow

@@ -6,25 +6,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from families.every import ENCODER_DECODERS, VLMS
 from induction_case import HERE, asked, model
 
 from vlm_lens import All, Scale, VLMLensError
 from vlm_lens.measures import AnswerProb
 
 TOKENS = (10, 20)
-
-
-@pytest.fixture(scope="module")
-def load_family(tmp_path_factory):
-    made = {}
-
-    def load(name):
-        if name not in made:
-            made[name] = (VLMS | ENCODER_DECODERS)[name].load(tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return load
 
 
 def log_probs(vlm, prompt, merged=None, pixels=None) -> torch.Tensor:
@@ -138,13 +125,51 @@ def test_an_answer_is_read_as_it_is_generated(name, load_family):
     answer = (20, 33, 47)
     found = vlm.attribute(prompt, answer=answer, baseline="zero", of="logprob")
 
+    point = found.about["to"]  # what the encoder reads, where there is one
+
     def said(size):
-        edit = Scale("hook_merged", All(), size)
+        edit = Scale(point, All(), size)
         bound = AnswerProb((answer,), normalize=False).bind(vlm, prompt)
         return bound.of_run(edit)[0]["answer_logprob"]
 
     slope = (said(1.003) - said(0.997)) / 0.006
     assert float(found.values.sum()) == pytest.approx(slope, rel=0.03, abs=0.02)
+
+
+def test_pixels_of_a_tower_that_merges_patches_add_up(load_family):
+    """Florence-2's patches are wider than the stride of its first convolution."""
+    vlm = load_family("florence2")
+    prompt = vlm.prompt("<image>Q:A", [tiny.noise_picture(0)])
+    found = vlm.attribute(prompt, answer=45, to="pixels", method="ig", steps=48)
+    assert float(found.about["the line is off by"].split()[0]) < 0.03
+
+
+@pytest.mark.parametrize("name", ["florence2", "t5gemma2"])
+def test_patches_of_an_encoder_decoder_are_those_that_its_encoder_reads(name, load_family):
+    vlm = load_family(name)
+    prompt = vlm.prompt("<image>Q:A", [tiny.noise_picture(0)])
+    found = vlm.attribute(prompt, answer=45, method="ig", steps=48)
+    assert found.about["to"] == "encoder.hook_merged"
+    encoder = prompt.layout.encoder
+    assert len(found.values) == len(encoder)
+    pictured = [p for im in encoder.images for p in im.grid.positions]
+    rest = [p for p in range(len(encoder)) if p not in pictured]
+    assert found.values.sel(position=pictured).any()
+    assert not found.values.sel(position=rest).any()
+
+
+def test_padding_on_the_right_changes_nothing(clip, picture):
+    text = "Q:<image>\nA:"
+    padded = clip.processor(
+        text=text, images=[picture], return_tensors="pt", padding="max_length", max_length=40,
+        padding_side="right",
+    )  # fmt: skip
+    alone, beside = (
+        clip.attribute(p, answer=45).values.to_numpy()
+        for p in (clip.prompt(text, [picture]), clip.as_prompt(padded))
+    )
+    np.testing.assert_allclose(beside[: len(alone)], alone, atol=1e-4)
+    assert not beside[len(alone) :].any()
 
 
 def test_the_patch_that_is_asked_of():

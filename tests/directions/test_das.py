@@ -55,6 +55,7 @@ def test_the_subspace_is_a_value(clip, tmp_path):
              enumerate(zip("abcdefgh", "hgfedcba", strict=True))]  # fmt: skip
     found = das(clip, pairs, "blocks.0.hook_resid_post", k=2, steps=3, controls=False,
                 progress=False)  # fmt: skip
+    assert all(weight.grad is None for weight in clip.hf_model.parameters())
     basis = found.subspace.basis
     torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-5, rtol=0)
     again = Subspace.load(found.subspace.save(tmp_path / "subspace"))

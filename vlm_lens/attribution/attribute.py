@@ -113,7 +113,7 @@ def attribute(
     if n_steps is not None:
         about["steps"] = n_steps
         if found.gap is not None:
-            about["the line is off by"] = f"{found.gap:.1g} of the difference"
+            about["the line is off by"] = found.told()
     made = scores(
         share,
         axes,

@@ -7,12 +7,14 @@ between    x(a) = x' + a (x - x')               ig:        its mean over a in (0
 
 The line is drawn where everything that a model reads has become vectors: `hook_merged`, with
 DeepStack's features and the states that cross-attention reads; token embeddings alone would leave
-pictures out. For points of the tower it begins at pixels and token embeddings. The mean is taken
-by Gauss-Legendre quadrature, which needs fewer steps for the same error than equal ones.
+pictures out. Of an encoder-decoder it is both what the encoder and what the decoder reads. For
+points of the tower it begins at pixels and token embeddings. The mean is taken by Gauss-Legendre
+quadrature, which needs fewer steps for the same error than equal ones.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,13 +23,14 @@ import torch
 from torch import Tensor
 
 from vlm_lens.attribution.refusal import AttributionError
-from vlm_lens.gradients import recording
+from vlm_lens.gradients import gradients_at, recording
 from vlm_lens.hooked.hooked_model import HookedModel
 from vlm_lens.layout.position_map import PositionMap
 from vlm_lens.measures.base import BoundLogits, Measure, at_last
 from vlm_lens.prompts.prompt import Prompt
 
 PIXELS = "pixel_values"
+_MOST_OFF = 0.1  # of the difference, before a user is warned
 AtEach = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -51,7 +54,7 @@ def line_of(vlm: HookedModel, space: str) -> Line:
         AttributionError: The model has no such points.
     """
     points = vlm.architecture.points
-    if space != "text":
+    if space not in ("text", "encoder"):
         if "hook_embed" not in points:
             raise AttributionError(
                 "This model has no hook_embed, so there is no line to points of its tower: "
@@ -59,6 +62,8 @@ def line_of(vlm: HookedModel, space: str) -> Line:
             )
         return Line(("hook_embed",), pixels=True)
     names = ["hook_merged", *(n for n in points if n.startswith("projector.deepstack."))]
+    if "encoder.hook_merged" in points:
+        names.append("encoder.hook_merged")
     if any(p.pictures_only and p.space == "text" for p in points.values()):
         names.append("projector.hook_out")
     return Line(tuple(names))
@@ -104,11 +109,8 @@ def gradients(
         )
         value = bound.values(at_last(logits, prompt.layouts, bound.n_last)).sum()
         points = dict(cache)
-        found = torch.autograd.grad(value, list(points.values()), allow_unused=True)
-    given = {
-        name: torch.zeros_like(x) if g is None else g
-        for (name, x), g in zip(points.items(), found, strict=True)
-    }
+        found = gradients_at(value, list(points.values()), logits)
+    given = dict(zip(points, found, strict=True))
     return given, {name: x.detach() for name, x in points.items()}, float(value.detach())
 
 
@@ -131,6 +133,29 @@ class Between:
     value: float
     other: float
     gap: float | None = None
+
+    def told(self) -> str:
+        """How far the line is off; warns if much."""
+        return off_by(self.gap or 0.0, "the two prompts", "take more steps.", stacklevel=5)
+
+
+def off_by(share: float, whole: str, advice: str, *, stacklevel: int) -> str:
+    """How far a line is off, in words; a warning comes where that is more than a tenth.
+
+    Args:
+        share: Of the difference.
+        whole: Between which two the difference is.
+        advice: What to do.
+        stacklevel: That of the caller's warning.
+    """
+    said = f"{share:.1g} of the difference"
+    if share > _MOST_OFF:
+        warnings.warn(
+            f"Integrated gradients should add up to what lies between {whole}, and are off by "
+            f"{said}: {advice}",
+            stacklevel=stacklevel + 1,
+        )
+    return said
 
 
 def between(
@@ -168,10 +193,11 @@ def between(
         found, here, value = gradients(vlm, base, names, bound)
         return Between(at_each(found, here) if at_each else found, here, there, value, far)
     line = line_of(vlm, space)
-    if not positions.is_whole or len(base.layout) != len(other.layout):
+    lengths = [len(p.layout.encoder or p.layout) for p in (base, other)]
+    if not positions.is_whole or len(base.layout) != len(other.layout) or len(set(lengths)) > 1:
         raise AttributionError(
             "Integrated gradients need a counterpart of every position, and these prompts have "
-            f"{len(base.layout)} and {len(other.layout)} positions: take prompts of one shape, or "
+            f"{lengths[0]} and {lengths[1]} positions: take prompts of one shape, or "
             "method='gradient'."
         )
     if line.pixels and _shape(base) != _shape(other):

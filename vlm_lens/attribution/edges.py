@@ -149,6 +149,8 @@ def attribute_edges(
     }
     if n_steps is not None:
         about["steps"] = n_steps
+        if found.gap is not None:
+            about["the line is off by"] = found.told()
     axes = {"component": names, "receiver": [r.name for r in graph.receivers]}
     made = scores(share, axes, name="share along the edge", layout=clean.layout, about=about)
     return Edges(**vars(made), asked=Counterpart(clean, corrupt, measure))

@@ -254,8 +254,7 @@ class _Search:
                 basis = torch.linalg.qr(raw).Q.T
                 logits = self._logits(batch, basis, grad=True)
                 loss = torch.nn.functional.cross_entropy(logits, batch.answers.to(logits.device))
-                optimizer.zero_grad()
-                loss.backward()
+                (raw.grad,) = torch.autograd.grad(loss, raw)  # and none at the model's own weights
             optimizer.step()
             losses.append(float(loss.detach()))
         return torch.linalg.qr(raw.detach()).Q.T, torch.tensor(losses)
