@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from induction_case import HERE, asked, model
+from PIL import Image
 
 from vlm_lens import All, Scale, VLMLensError
 from vlm_lens.measures import AnswerProb
@@ -156,6 +157,35 @@ def test_patches_of_an_encoder_decoder_are_those_that_its_encoder_reads(name, lo
     rest = [p for p in range(len(encoder)) if p not in pictured]
     assert found.values.sel(position=pictured).any()
     assert not found.values.sel(position=rest).any()
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_packed_pixels_stand_where_their_picture_is(name, load_family):
+    """Also in a tower that reads window after window, and each picture from its own mean."""
+    vlm = load_family(name)
+    pictures = [tiny.noise_picture(i, (96, 64)) for i in range(2)]
+    prompt = vlm.prompt("<image><image>A:", pictures)
+    found = vlm.attribute(prompt, answer=45, to="pixels")
+    pixels = prompt.inputs["pixel_values"].clone().requires_grad_()
+    inputs = {**prompt.inputs, "pixel_values": pixels}
+    logits = vlm.hf_model(**inputs, use_cache=False).logits
+    (gradient,) = torch.autograd.grad(logits[0, -1, 45], pixels)
+    halves = pixels.detach().chunk(2)
+    start = torch.cat([x.mean(0, keepdim=True).expand_as(x) for x in halves])
+    product = (gradient * (pixels.detach() - start)).sum(-1)
+    scale = float(product.abs().max())
+    for number, row, col in ((0, 0, 5), (0, 7, 2), (1, 3, 4), (1, 6, 11)):
+        grid = prompt.layout.images[number].vision.grids[0]
+        left, top, right, bottom = grid.pixels(grid.patch(row, col))
+        changed = np.array(pictures[number])
+        middle = (int(top + bottom) // 2, int(left + right) // 2)
+        changed[middle] = 255 - changed[middle]
+        shown = [*pictures]
+        shown[number] = Image.fromarray(changed)
+        other = vlm.prompt("<image><image>A:", shown).inputs["pixel_values"]
+        here = int((other - pixels.detach()).abs().sum(-1).argmax())
+        mine = float(found.values.sel(position=grid.patch(row, col)))
+        assert mine == pytest.approx(float(product[here]), abs=1e-4 * scale)
 
 
 def test_padding_on_the_right_changes_nothing(clip, picture):

@@ -13,7 +13,6 @@ probability (`of="logprob"`) has hardly a gradient where the model is sure.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vlm_lens.attribution.between import PIXELS, off_by
+from vlm_lens.attribution.pixel_patches import packed, side_of
 from vlm_lens.attribution.refusal import AttributionError
 from vlm_lens.engine.continuing import followed_by
 from vlm_lens.gradients import gradients_at, recording
@@ -304,7 +304,9 @@ class _Pixels:
         if how == "zero":
             return torch.zeros_like(self._pixels)
         if self._frames.dim() == 2:
-            return self._pixels.mean(0, keepdim=True).expand_as(self._pixels)
+            sizes = [len(order) for order in packed(prompt)] or [len(self._pixels)]
+            each = self._pixels.split(sizes)
+            return torch.cat([x.mean(0, keepdim=True).expand_as(x) for x in each])
         return self._pixels.mean((-2, -1), keepdim=True).expand_as(self._pixels)
 
     def gradients(self, start: Tensor, share: float) -> _Sums:
@@ -333,11 +335,14 @@ class _Pixels:
             raise AttributionError("This model's tower has no points: take to='patches'.")
         pairs = sequence(prompt.layout, self.space)
         most = max(p for _, p in pairs) + 1
-        if self._frames.dim() == 2:  # patches one after the other, as the tower reads them
+        if self._frames.dim() == 2:  # patches one after the other
             by_patch = product.sum(-1)[:, None]
+            order = [position for image in packed(prompt) for position in image]
+            if order:  # where the tower reads them
+                by_patch = by_patch.index_copy(2, torch.tensor(order).to(by_patch.device), by_patch)
         else:
             frames = product.reshape(len(product), *self._frames.shape)
-            side = _side(frames.shape[-2:], most - size.n_class_tokens, size.patch_size)
+            side = side_of(frames.shape[-2:], most - size.n_class_tokens, size.patch_size)
             rows, cols = (n // side for n in frames.shape[-2:])
             cut = frames[..., : rows * side, : cols * side]
             cells = cut.unflatten(-1, (cols, side)).unflatten(-3, (rows, side))
@@ -353,14 +358,6 @@ class _Pixels:
             if position >= n_class:
                 found[:, i] = by_patch[:, row, position - n_class]
         return found.numpy()
-
-
-def _side(frame: Sequence[int], n_patches: int, stride: int) -> int:
-    """How many pixels wide a patch is: the stride, or more where a tower merges patches (DaViT)."""
-    whole = math.isqrt(math.prod(frame) // max(n_patches, 1))
-    if any(n % stride for n in frame) and n_patches * whole**2 == math.prod(frame):
-        return whole
-    return stride
 
 
 @dataclass(frozen=True)
