@@ -55,7 +55,7 @@ def test_a_variant_of_several_interventions(clip, monkeypatch):
     assert made.intervention == one + other and expand([made], clip.points()) == [made]
     swept = clip.sweep("Q:", [Variant([]), made, Variant(one + other)], progress=False)
     assert swept.records[0]["prob"] == pytest.approx(swept.baseline[0]["prob"])
-    assert swept.records[1]["prob"] == swept.records[2]["prob"]
+    assert swept.records[1]["prob"] == pytest.approx(swept.records[2]["prob"])  # other rows
     monkeypatch.setattr("vlm_lens.sweep.variants.compose", unchecked(compose))
     with pytest.raises(VLMLensError, match="intervention"):
         Variant([one, 3])
