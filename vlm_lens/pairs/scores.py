@@ -39,12 +39,13 @@ class PairScores(Scores):
             permutations: How many choices of signs are drawn where there are more than 12 pairs.
             seed: The seed of both.
 
-        Shares below 1e-5 are rounding, and count as 0 for p. Cells without scores are left out.
+        Shares below 1e-5 are rounding, and count as 0 for p. Each cell is of the pairs that have a
+        score there, and left out where fewer than two have.
 
         Returns:
             A column for each axis; `mean`, `low` and `high`; `p`, of the sign-flip permutation test
             that the mean is zero, and `p_adjusted`, the same with the rate of false discoveries
-            over all cells controlled (Benjamini and Hochberg 1995); `pairs`, how many there are.
+            over all cells controlled (Benjamini and Hochberg 1995); `pairs`, how many have a score.
 
         Raises:
             ScoresError: There is no axis of pairs, or one pair only.
@@ -53,11 +54,18 @@ class PairScores(Scores):
         from scipy.stats import false_discovery_control
 
         values = self._by_pair()
-        there = ~np.isnan(values).any(0)  # no path leads to a receiver before its sender
+        there = (~np.isnan(values)).sum(0) > 1  # no path leads to a receiver before its sender
         values = values[:, there]
-        low, high = bootstrap_interval(values, level=level, resamples=resamples, seed=seed)
-        real = np.where(np.abs(values) < ROUNDING, 0, values)
-        p = sign_flip_p(real, permutations=permutations, seed=seed)
+        low, high, p = np.empty((3, values.shape[1]))
+        kinds, of = np.unique(np.isnan(values), axis=1, return_inverse=True)
+        for i, lost in enumerate(kinds.T):  # cells that the same pairs have scores of
+            cells = np.flatnonzero(of.reshape(-1) == i)
+            mine = values[np.ix_(~lost, cells)]
+            low[cells], high[cells] = bootstrap_interval(
+                mine, level=level, resamples=resamples, seed=seed
+            )
+            real = np.where(np.abs(mine) < ROUNDING, 0, mine)
+            p[cells] = sign_flip_p(real, permutations=permutations, seed=seed)
         mean = self.mean(PAIR)
         index = np.unravel_index(np.flatnonzero(there), mean.shape) if mean.shape else ()
         columns = {a: mean.values[a].to_numpy()[i] for a, i in zip(mean.axes, index, strict=True)}
@@ -65,8 +73,8 @@ class PairScores(Scores):
             places = [mean.places()[i] for i in index[mean.axes.index("position")]]
             columns["token"] = [place.label for place in places]
         table = pd.DataFrame(
-            {**columns, "mean": values.mean(0), "low": low, "high": high, "p": p,
-             "p_adjusted": false_discovery_control(p), "pairs": len(values)}
+            {**columns, "mean": np.nanmean(values, 0), "low": low, "high": high, "p": p,
+             "p_adjusted": false_discovery_control(p), "pairs": (~np.isnan(values)).sum(0)}
         )  # fmt: skip
         order = np.argsort(-np.abs(table["mean"].to_numpy()), kind="stable")
         return table.iloc[order].reset_index(drop=True)
