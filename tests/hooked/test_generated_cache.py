@@ -78,11 +78,12 @@ def prompts(vlm):
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_rows_are_those_of_one_teacher_forced_run(vlm, cached):
+    names = [*NAMES, "blocks.*.attn.hook_attn_scores"]  # also of keys that come later
     for prompt in prompts(vlm):
-        made = vlm.generate(prompt, names_filter=NAMES, scores=True, use_cache=cached, **GREEDY)
+        made = vlm.generate(prompt, names_filter=names, scores=True, use_cache=cached, **GREEDY)
         plain = vlm.generate(prompt, **GREEDY)
         assert torch.equal(made.tokens, plain.tokens) and plain.cache is plain.scores is None
-        forced = teacher_forced(vlm, prompt, made.tokens, NAMES)
+        forced = teacher_forced(vlm, prompt, made.tokens, names)
         check(vlm, prompt, made.cache, forced, [prompt.length - 1])
         assert torch.equal(made.scores, made.cache["hook_logits"])
         assert torch.equal(made.scores.argmax(-1), made.tokens)

@@ -114,7 +114,7 @@ class GenerationReader:
             return value
         value = value[..., :length]
         missing = length - value.shape[-1]
-        return torch.nn.functional.pad(value, (missing, 0), value=_unseen(point))
+        return torch.nn.functional.pad(value, (missing, 0), value=_unseen(point, value.dtype))
 
     def values(self) -> dict[str, Tensor]:
         """What was read: `[batch, rows, ...]`, patterns `[batch, head, rows, key]`.
@@ -131,7 +131,7 @@ class GenerationReader:
                     "Last() + Generated(), or eos_token_id=None."
                 )
             if "query" in point.axes:
-                width, fill = max(k.shape[-1] for k in kept), _unseen(point)
+                width, fill = max(k.shape[-1] for k in kept), _unseen(point, kept[0].dtype)
                 kept = [
                     torch.nn.functional.pad(k, (0, width - k.shape[-1]), value=fill) for k in kept
                 ]
@@ -143,6 +143,6 @@ class GenerationReader:
         return found
 
 
-def _unseen(point: Point) -> float:
-    """What a key is to a query that it comes after."""
-    return -torch.inf if point.name.endswith("hook_attn_scores") else 0.0
+def _unseen(point: Point, dtype: torch.dtype) -> float:
+    """What a key is to a query that it comes after: what a model's mask makes of it."""
+    return torch.finfo(dtype).min if point.name.endswith("hook_attn_scores") else 0.0
