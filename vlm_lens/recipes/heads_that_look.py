@@ -95,7 +95,7 @@ class HeadsThatLook(VisualRecipe):
             look = attention(vlm, vlm.as_prompt(self.query(task, row)))
             mass.append(look.of_kind(_ON_PICTURE).sum("position").values.to_numpy())
             spread.append(entropy(look, within=_ON_PICTURE).values.to_numpy())
-        on_picture, over_patches = np.mean(mass, 0), np.mean(spread, 0)
+        on_picture, over_patches = (np.mean(one, 0, dtype=float) for one in (mass, spread))
         chosen = localization_heads(on_picture, over_patches, self.heads)
         layers = look.values["layer"].to_numpy().tolist()  # of blocks that attend to positions
         return pd.DataFrame(
