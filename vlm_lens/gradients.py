@@ -71,7 +71,7 @@ def gradients_at(
     half = any(x.dtype == torch.float16 for x in at)
     scale = _scale(value, logits) if half else 1.0
     found = torch.autograd.grad(
-        value, at, value.new_tensor(scale), retain_graph=again, allow_unused=True
+        value, at, torch.full_like(value, scale), retain_graph=again, allow_unused=True
     )
     return [
         torch.zeros_like(x) if g is None else g.float() / scale if half else g
@@ -84,7 +84,7 @@ def _scale(value: Tensor, logits: Tensor) -> float:
     scale = 1.0
     while scale < 2.0**100:
         (found,) = torch.autograd.grad(
-            value, logits, value.new_tensor(scale), retain_graph=True, allow_unused=True
+            value, logits, torch.full_like(value, scale), retain_graph=True, allow_unused=True
         )
         largest = 0.0 if found is None else float(found.abs().max())
         if not largest < 2.0**-8:
