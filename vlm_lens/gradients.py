@@ -1,4 +1,4 @@
-"""Where gradients are recorded: refused in words where torch could not."""
+"""Gradients: recorded where torch can, refused in words where not, taken without underflow."""
 
 from __future__ import annotations
 
